@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The core as a whole, and its domain groups. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "barrier.h"
+#include "parts.h"
+
+#define SEGMENT_BYTES_DEFAULT (1u << 20)
+#define WINDOW_BYTES_DEFAULT (4u << 20)
+
+int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out,
+                  struct tfd_error *error)
+{
+	struct tfd_core *core;
+	int rc;
+
+	if (!options->max_sessions || options->max_sessions >= TFD_NAME_SPACES)
+		return tfd_fail(error, -EINVAL, "max_sessions is %u; it must be 1 to %u",
+		                options->max_sessions, TFD_NAME_SPACES - 1);
+	core = calloc(1, sizeof(*core));
+	if (!core)
+		return tfd_fail(error, -ENOMEM, "no memory for the core");
+	core->options = *options;
+	(void)pthread_mutex_init(&core->lock, NULL);
+	(void)pthread_cond_init(&core->refs_changed, NULL);
+	rc = tfd_guard_install();
+	if (rc)
+		goto err_free;
+	rc = tfd_events_open(core);
+	if (rc)
+		goto err_free;
+	rc = tfd_waker_open(core);
+	if (rc)
+		goto err_events;
+	*out = core;
+	return 0;
+
+err_events:
+	tfd_waker_close(core);
+	tfd_events_close(core);
+err_free:
+	free(core);
+	return tfd_fail(error, rc, "the core cannot start: %s", strerror(-rc));
+}
+
+static void group_close(struct tfd_group *group)
+{
+	for (uint32_t i = 0; i < group->rail_count; i++)
+		group->ops->domain_close(group->rails[i].domain);
+	free(group);
+}
+
+void tfd_core_close(struct tfd_core *core)
+{
+	if (!core)
+		return;
+	tfd_heartbeat_close(core);
+	for (uint32_t i = 0; i < core->conns.capacity; i++) {
+		struct tfd_conn *conn = core->conns.items ? core->conns.items[i] : NULL;
+
+		if (conn)
+			(void)tfd_conn_close(core, conn->handle, TFD_DETAIL_SESSION_ENDED);
+	}
+	for (uint32_t i = 0; i < core->group_count; i++)
+		tfd_worker_close(core->groups[i]->worker);
+	tfd_sessions_close_all(core);
+	tfd_waker_close(core);
+	for (uint32_t i = 0; i < core->group_count; i++)
+		group_close(core->groups[i]);
+	tfd_events_close(core);
+	tfd_table_fini(&core->sessions);
+	tfd_table_fini(&core->conns);
+	(void)pthread_cond_destroy(&core->refs_changed);
+	(void)pthread_mutex_destroy(&core->lock);
+	free(core);
+}
+
+/* ---- domain groups ---- */
+
+static const struct tfd_provider_ops *const providers[] = {
+	&tfd_libfabric_ops,
+};
+
+const struct tfd_provider_ops *tfd_provider_find(const char *name)
+{
+	for (size_t i = 0; i < sizeof(providers) / sizeof(providers[0]); i++) {
+		if (strcmp(providers[i]->name, name) == 0)
+			return providers[i];
+	}
+	return NULL;
+}
+
+static int rails_open(struct tfd_group *group, const struct tfd_group_options *options,
+                      struct tfd_error *error)
+{
+	for (uint32_t i = 0; i < options->rail_count; i++) {
+		struct tfd_rail *rail = &group->rails[i];
+		int rc;
+
+		rail->index = i;
+		rail->wait_fd = -1;
+		rc = group->ops->domain_open(options, options->rails[i], &rail->info, &rail->domain, error);
+		if (rc)
+			return rc;
+		rail->info.state = 1;
+		if (rail->info.max_message_bytes < group->segment_bytes)
+			group->segment_bytes = rail->info.max_message_bytes;
+		group->rail_count++;
+	}
+	return 0;
+}
+
+int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *options, uint32_t *index,
+                   struct tfd_error *error)
+{
+	const struct tfd_provider_ops *ops = tfd_provider_find(options->provider);
+	struct tfd_group *group;
+	int rc;
+
+	if (!ops)
+		return tfd_fail(error, -ENOENT, "there is no provider \"%s\"; this build has: libfabric",
+		                options->provider);
+	if (!options->rail_count || options->rail_count > TFD_MAX_RAILS)
+		return tfd_fail(error, -EINVAL, "%u rails; a domain group has 1 to %u",
+		                options->rail_count, TFD_MAX_RAILS);
+	if (core->group_count == TFD_MAX_RAILS)
+		return tfd_fail(error, -ENOSPC, "the daemon has all its %u domain groups", TFD_MAX_RAILS);
+	group = calloc(1, sizeof(*group));
+	if (!group)
+		return tfd_fail(error, -ENOMEM, "no memory for a domain group");
+	group->core = core;
+	group->ops = ops;
+	group->index = core->group_count;
+	group->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
+	group->window_bytes = options->window_bytes ? options->window_bytes : WINDOW_BYTES_DEFAULT;
+	rc = rails_open(group, options, error);
+	if (!rc)
+		rc = tfd_worker_open(core, group, error);
+	if (rc) {
+		group_close(group);
+		return rc;
+	}
+	core->groups[core->group_count++] = group;
+	*index = group->index;
+	return 0;
+}
+
+int tfd_group_rail_count(struct tfd_core *core, uint32_t group, uint32_t *count)
+{
+	if (group >= core->group_count)
+		return -ENOENT;
+	*count = core->groups[group]->rail_count;
+	return 0;
+}
+
+int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct tfd_rail_info *out)
+{
+	const struct tfd_rail_info *info;
+
+	if (group >= core->group_count || rail >= core->groups[group]->rail_count)
+		return -ENOENT;
+	info = &core->groups[group]->rails[rail].info;
+	memcpy(out->name, info->name, sizeof(out->name));
+	memcpy(out->provider, info->provider, sizeof(out->provider));
+	memcpy(out->protocol, info->protocol, sizeof(out->protocol));
+	out->max_message_bytes = info->max_message_bytes;
+	out->ordered = info->ordered;
+	out->state = info->state;
+	out->bytes_sent = tfd_load_relaxed(&info->bytes_sent);
+	out->writes_sent = tfd_load_relaxed(&info->writes_sent);
+	out->imms_received = tfd_load_relaxed(&info->imms_received);
+	out->errors = tfd_load_relaxed(&info->errors);
+	return 0;
+}

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ImmCounters. The worker counts in private eighths; the segment gets whole writes. value, gate, faults and
+ * lost in the segment are copies that a client may scribble over without any effect on what is published next.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "barrier.h"
+#include "parts.h"
+
+/* Wire weight to eighths of a write: 1/8 1/4 1/2 1 8 64 512 4096 */
+static const uint32_t weight_eighths[8] = { 1, 2, 4, 8, 64, 512, 4096, 32768 };
+
+static void counter_publish(struct tfd_session *session, uint32_t slot)
+{
+	struct tfd_count *count = &session->counts[slot];
+	struct tfd_counter *shared = &session->counters[slot];
+	uint64_t value = count->eighths >> 3;
+
+	/* Seq stores, before the waker's look at `waiters`; pairs with tfd_client_counter_wait. */
+	tfd_store_relaxed(&shared->lost, count->lost);
+	tfd_store_release(&shared->acknowledged, count->acknowledged);
+	tfd_store_seq(&shared->faults, count->faults);
+	tfd_store_seq(&shared->value, value);
+	tfd_store_release(&shared->gate,
+	                  value + (count->faults - count->acknowledged) * TFD_GATE_FAULT);
+	tfd_wake_counter(session, slot);
+}
+
+void tfd_imm_arrived(struct tfd_worker *worker, uint32_t wire)
+{
+	uint32_t imm = wire & (TFD_IMM_COUNT - 1);
+	struct tfd_session *session = worker->name_spaces[(wire >> TFD_IMM_BITS) & (TFD_NAME_SPACES - 1)];
+	uint32_t slot = session ? tfd_counter_find(session, imm) : TFD_NO_SLOT;
+	struct tfd_count *count;
+	uint64_t old;
+
+	if (slot == TFD_NO_SLOT) {
+		worker->dropped_imms++;
+		return;
+	}
+	count = &session->counts[slot];
+	old = count->eighths;
+	count->eighths += weight_eighths[wire >> 29];
+	if (count->eighths >> 3 == old >> 3)
+		return;
+	tfd_store_relaxed(&session->stat.imms_received,
+	                  session->stat.imms_received + (count->eighths >> 3) - (old >> 3));
+	counter_publish(session, slot);
+}
+
+uint32_t tfd_counter_find(const struct tfd_session *session, uint32_t imm)
+{
+	const uint32_t *page = session->imm_pages[imm / TFD_IMM_PAGE];
+
+	return page ? page[imm % TFD_IMM_PAGE] : TFD_NO_SLOT;
+}
+
+int tfd_counter_give(struct tfd_session *session, uint32_t imm, uint32_t *slot)
+{
+	uint32_t **page = &session->imm_pages[imm / TFD_IMM_PAGE];
+	struct tfd_counter *shared;
+
+	*slot = tfd_counter_find(session, imm);
+	if (*slot != TFD_NO_SLOT)
+		return 0;
+	if (session->counters_used == session->counter_count)
+		return -ENOSPC;
+	if (!*page) {
+		*page = malloc(TFD_IMM_PAGE * sizeof(**page));
+		if (!*page)
+			return -ENOMEM;
+		for (uint32_t i = 0; i < TFD_IMM_PAGE; i++)
+			(*page)[i] = TFD_NO_SLOT;
+	}
+	*slot = session->counters_used++;
+	session->counts[*slot].imm = imm;
+	session->counts[*slot].in_use = true;
+	shared = &session->counters[*slot];
+	shared->imm = imm;
+	tfd_store_release(&shared->in_use, 1); /* pairs with readers that look for their imm's slot */
+	(*page)[imm % TFD_IMM_PAGE] = *slot;
+	return 0;
+}
+
+void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost)
+{
+	session->counts[slot].faults++;
+	session->counts[slot].lost += lost;
+	counter_publish(session, slot);
+}
+
+void tfd_counter_acknowledge(struct tfd_session *session, uint32_t slot)
+{
+	session->counts[slot].acknowledged = session->counts[slot].faults;
+	counter_publish(session, slot);
+}
+
+/* ---- control's calls ---- */
+
+struct counters_call {
+	struct tfd_session *session;
+	uint32_t first;
+	uint32_t count;
+	uint64_t lost;
+	uint32_t *slots;
+	struct tfd_counter_state *state;
+};
+
+static int add_command(struct tfd_worker *worker, void *argument)
+{
+	struct counters_call *call = argument;
+	struct tfd_session *session = call->session;
+	uint32_t missing = 0;
+	int rc = 0;
+
+	(void)worker;
+	for (uint32_t i = 0; i < call->count; i++)
+		missing += tfd_counter_find(session, call->first + i) == TFD_NO_SLOT;
+	if (missing > session->counter_count - session->counters_used)
+		return -ENOSPC;
+	for (uint32_t i = 0; !rc && i < call->count; i++)
+		rc = tfd_counter_give(session, call->first + i, &call->slots[i]);
+	return rc;
+}
+
+static int fault_command(struct tfd_worker *worker, void *argument)
+{
+	struct counters_call *call = argument;
+
+	(void)worker;
+	for (uint32_t i = 0; i < call->count; i++) {
+		uint32_t slot = tfd_counter_find(call->session, call->first + i);
+
+		if (slot != TFD_NO_SLOT)
+			tfd_counter_fault(call->session, slot, call->lost);
+	}
+	return 0;
+}
+
+static int read_command(struct tfd_worker *worker, void *argument)
+{
+	struct counters_call *call = argument;
+	uint32_t slot = tfd_counter_find(call->session, call->first);
+	const struct tfd_count *count;
+
+	(void)worker;
+	if (slot == TFD_NO_SLOT)
+		return -ENOENT;
+	count = &call->session->counts[slot];
+	if (call->slots)
+		*call->slots = slot;
+	if (call->state)
+		*call->state = (struct tfd_counter_state){ .value = count->eighths >> 3,
+			                                   .faults = count->faults,
+			                                   .lost = count->lost,
+			                                   .acknowledged = count->acknowledged };
+	return 0;
+}
+
+static int counters_call(struct tfd_core *core, uint64_t handle, struct counters_call *call,
+                         int (*run)(struct tfd_worker *, void *))
+{
+	int rc;
+
+	if (call->count > TFD_IMM_COUNT || call->first > TFD_IMM_COUNT - call->count)
+		return -ERANGE;
+	call->session = tfd_session_get(core, handle);
+	if (!call->session)
+		return -ENOENT;
+	rc = tfd_command_run(call->session->group->worker, run, call);
+	tfd_session_put(call->session);
+	return rc;
+}
+
+int tfd_counters_add(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
+                     uint32_t *slots)
+{
+	struct counters_call call = { .first = first, .count = count, .slots = slots };
+
+	return counters_call(core, session, &call, add_command);
+}
+
+int tfd_counter_slot(struct tfd_core *core, uint64_t session, uint32_t imm, uint32_t *slot)
+{
+	struct counters_call call = { .first = imm, .count = 1, .slots = slot };
+
+	return counters_call(core, session, &call, read_command);
+}
+
+int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
+                       uint64_t lost)
+{
+	struct counters_call call = { .first = first, .count = count, .lost = lost };
+
+	return counters_call(core, session, &call, fault_command);
+}
+
+int tfd_counter_read(struct tfd_core *core, uint64_t session, uint32_t imm,
+                     struct tfd_counter_state *out)
+{
+	struct counters_call call = { .first = imm, .count = 1, .state = out };
+
+	return counters_call(core, session, &call, read_command);
+}

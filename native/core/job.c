@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The life of a job: PENDING, perhaps failing (its status set, nothing more is posted), ended once every posted
+ * piece is back. It ends exactly once: tfd_job_finish_if_quiet is the only way out.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "barrier.h"
+#include "parts.h"
+
+
+/* Jobs come from a free list; growing it is the one allocation a submit may cause, and it is never given back. */
+struct tfd_job *tfd_job_alloc(struct tfd_worker *worker)
+{
+	struct tfd_job *job = worker->job_free;
+
+	if (!job) {
+		job = malloc(sizeof(*job));
+		if (!job)
+			return NULL;
+	} else {
+		worker->job_free = job->link.next ?
+		                           tfd_container(job->link.next, struct tfd_job, link) :
+		                           NULL;
+	}
+	memset(job, 0, offsetof(struct tfd_job, shards));
+	tfd_list_init(&job->link);
+	tfd_list_init(&job->open_link);
+	tfd_list_init(&job->deadline_link);
+	return job;
+}
+
+static void job_release(struct tfd_worker *worker, struct tfd_job *job)
+{
+	job->link.next = worker->job_free ? &worker->job_free->link : NULL;
+	worker->job_free = job;
+}
+
+void tfd_job_start(struct tfd_job *job)
+{
+	struct tfd_session *session = job->session;
+
+	job->status = TFD_JOB_PENDING;
+	job->source->in_flight[job->record] = job;
+	tfd_list_push(&session->jobs, &job->link);
+	tfd_list_push(&job->open->job_list, &job->open_link);
+	session->job_count++;
+	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
+	job->open->jobs++;
+	if (job->region)
+		job->region->jobs++;
+	if (job->deadline_ns)
+		tfd_list_push(&session->group->worker->deadlines, &job->deadline_link);
+	tfd_shards_cut(job);
+	tfd_job_finish_if_quiet(job);
+}
+
+void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail)
+{
+	if (job->status != TFD_JOB_PENDING)
+		return;
+	job->status = (uint8_t)status;
+	job->detail = detail;
+	for (uint32_t i = 0; i < job->shard_count; i++)
+		tfd_shard_unqueue(&job->shards[i]);
+}
+
+/* What the receiver has to be told of a job that failed. */
+static void tell_loss(struct tfd_job *job)
+{
+	struct tfd_event event = { .type = TFD_EVENT_LOST, .detail = job->detail, .id = job->open->handle };
+	bool all = true;
+	bool unposted = false;
+
+	for (uint32_t i = 0; i < job->shard_count; i++) {
+		all = all && job->shards[i].imm_acked;
+		unposted = unposted || !job->shards[i].imm_posted;
+	}
+	if (all)
+		return;
+	event.imm = job->imm & (TFD_IMM_COUNT - 1);
+	event.count = unposted ? 1 : 0; /* posted but not acknowledged: nobody knows */
+	tfd_event_post(job->session->group->worker, &event);
+}
+
+void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint32_t record,
+                    const struct tfd_record *end)
+{
+	struct tfd_record *shared = &source->records[record];
+
+	shared->status = end->status;
+	shared->detail = end->detail;
+	shared->bytes = end->bytes;
+	shared->accepted_ns = end->accepted_ns;
+	shared->posted_ns = end->posted_ns;
+	shared->ended_ns = end->ended_ns;
+	shared->path = end->path;
+	/* Seq, before the waker's look at `waiters`; pairs with tfd_client_job_poll and tfd_job_result. */
+	tfd_store_seq(&shared->done_id, end->done_id);
+	tfd_wake_record(session, source, record);
+}
+
+static uint32_t job_path(const struct tfd_job *job)
+{
+	uint64_t rails = 0;
+
+	for (uint32_t i = 0; i < job->shard_count; i++)
+		rails |= 1ull << job->open->paths[job->shards[i].path].conn->rail->index;
+	return job->session->group->ops->path_id |
+	       (uint32_t)__builtin_popcountll(rails) << TFD_PATH_RAILS_SHIFT;
+}
+
+static void job_unlink(struct tfd_job *job)
+{
+	struct tfd_session *session = job->session;
+
+	job->source->in_flight[job->record] = NULL;
+	tfd_list_remove(&job->link);
+	tfd_list_remove(&job->open_link);
+	tfd_list_remove(&job->deadline_link);
+	session->job_count--;
+	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
+	job->open->jobs--;
+	if (job->region)
+		job->region->jobs--;
+}
+
+static void open_quiet_if_revoked(struct tfd_open *open)
+{
+	struct tfd_event event = { .type = TFD_EVENT_OPEN_QUIET, .id = open->handle };
+
+	if (open->refused && !open->jobs)
+		tfd_event_post(open->session->group->worker, &event);
+}
+
+void tfd_job_finish_if_quiet(struct tfd_job *job)
+{
+	struct tfd_session *session = job->session;
+	struct tfd_worker *worker = session->group->worker;
+	struct tfd_open *open = job->open;
+	struct tfd_record end;
+
+	if (job->inflight || (job->status == TFD_JOB_PENDING && job->shards_left))
+		return;
+	if (!job->shards_left) /* everything was acknowledged before the failure could matter */
+		job->status = TFD_JOB_OK;
+	if (job->status != TFD_JOB_OK) {
+		tell_loss(job);
+		tfd_store_relaxed(&session->stat.jobs_failed, session->stat.jobs_failed + 1);
+	}
+	tfd_store_relaxed(&session->stat.jobs_ended, session->stat.jobs_ended + 1);
+	end = (struct tfd_record){ .done_id = job->job_id,
+		                   .status = job->status,
+		                   .detail = job->status == TFD_JOB_OK ? TFD_DETAIL_NONE : job->detail,
+		                   .bytes = job->acked,
+		                   .accepted_ns = job->accepted_ns,
+		                   .posted_ns = job->posted_ns,
+		                   .ended_ns = tfd_now_ns(),
+		                   .path = job_path(job) };
+	job_unlink(job); /* the record may be used again as soon as done_id is seen */
+	tfd_record_end(session, job->source, job->record, &end);
+	job_release(worker, job);
+	open_quiet_if_revoked(open);
+	tfd_session_quiet_if_idle(session);
+}
+
+void tfd_jobs_check_deadlines(struct tfd_worker *worker)
+{
+	struct tfd_list *link;
+	struct tfd_list *next;
+
+	for (link = worker->deadlines.next; link != &worker->deadlines; link = next) {
+		struct tfd_job *job = tfd_container(link, struct tfd_job, deadline_link);
+
+		next = link->next;
+		if (worker->now_ns < job->deadline_ns)
+			continue;
+		tfd_job_fail(job, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
+		tfd_job_finish_if_quiet(job);
+	}
+}
+
+/* ---- control's calls ---- */
+
+struct list_call {
+	struct tfd_session *session;
+	struct tfd_job_info *jobs;
+	uint32_t max;
+	uint32_t count;
+};
+
+static int list_command(struct tfd_worker *worker, void *argument)
+{
+	struct list_call *call = argument;
+	struct tfd_list *link;
+
+	for (link = call->session->jobs.next; link != &call->session->jobs; link = link->next) {
+		struct tfd_job *job = tfd_container(link, struct tfd_job, link);
+
+		if (call->count == call->max)
+			break;
+		call->jobs[call->count++] = (struct tfd_job_info){
+			.session = job->session->handle,
+			.job_id = job->job_id,
+			.open = job->open->handle,
+			.length = job->length,
+			.acknowledged = job->acked,
+			.age_ns = worker->now_ns - job->accepted_ns,
+			.op = job->op,
+			.imm = job->imm & (TFD_IMM_COUNT - 1),
+			.status = job->status,
+			.priority = job->priority,
+		};
+	}
+	return 0;
+}
+
+int tfd_jobs_list(struct tfd_core *core, uint64_t session, struct tfd_job_info *jobs, uint32_t max,
+                  uint32_t *count)
+{
+	struct list_call call = { .jobs = jobs, .max = max };
+
+	call.session = tfd_session_get(core, session);
+	if (!call.session)
+		return -ENOENT;
+	(void)tfd_command_run(call.session->group->worker, list_command, &call);
+	tfd_session_put(call.session);
+	*count = call.count;
+	return 0;
+}
+
+int tfd_job_result(struct tfd_core *core, uint64_t session, uint64_t job_id, struct tfd_job_end *out)
+{
+	struct tfd_session *s = tfd_session_get(core, session);
+	struct tfd_record *record;
+	uint64_t last;
+	int rc = -ENOENT;
+
+	if (!s)
+		return -ENOENT;
+	last = tfd_load_relaxed(&s->next_control_job);
+	if (job_id && job_id <= last && last - job_id < TFD_CONTROL_ENDS) {
+		record = &s->sources[1].records[job_id % TFD_CONTROL_ENDS];
+		rc = -EAGAIN;
+		if (tfd_load_acquire(&record->done_id) == job_id) { /* pairs with tfd_record_end */
+			*out = (struct tfd_job_end){ .job_id = job_id,
+				                     .status = record->status,
+				                     .detail = record->detail,
+				                     .bytes = record->bytes,
+				                     .accepted_ns = record->accepted_ns,
+				                     .posted_ns = record->posted_ns,
+				                     .ended_ns = record->ended_ns,
+				                     .path = record->path };
+			rc = 0;
+		}
+	}
+	tfd_session_put(s);
+	return rc;
+}

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the core is made of. Every field has one owner: "worker" (the group's worker thread), "control"
+ * (any control thread under core->lock), "constant" (set before anyone else sees it) or "shared" (atomic,
+ * by barrier.h). Control changes what a worker owns only by commands that the worker runs itself.
+ */
+#ifndef TFD_MODEL_H
+#define TFD_MODEL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../providers/provider.h"
+#include "table.h"
+#include "transferd/core.h"
+
+#define TFD_NAME_SPACES 512u
+#define TFD_WRS_PER_WORKER 4096u
+#define TFD_CONTROL_ENDS 4096u /* ends of control jobs that are kept */
+#define TFD_IMM_PAGE 1024u     /* immediates per page of the imm map */
+#define TFD_NO_SLOT UINT32_MAX
+
+struct tfd_list {
+	struct tfd_list *next;
+	struct tfd_list *prev;
+};
+
+/* A mapped and registered region. Owner: control makes and frees it; the worker reads it while it is in its table. */
+struct tfd_region {
+	uint64_t handle;
+	struct tfd_session *session;
+	uint8_t *base;
+	uint64_t length;
+	int fd; /* own duplicate: tells after an error whether the file still has its pages */
+	uint64_t file_end;
+	bool writable;
+	uint32_t broken; /* shared; set by the SIGBUS guard */
+	uint32_t broken_told; /* worker */
+	uint32_t jobs;        /* worker; jobs in flight that read it */
+	int guard;            /* index in the guard's table */
+	uint32_t rail_count;
+	struct tfd_mr *mrs[TFD_MAX_RAILS];
+	struct tfd_region_key keys[TFD_MAX_RAILS];
+};
+
+/* One half of a connection. Owner: worker. Kept while opens refer to it, even when closed. */
+struct tfd_conn {
+	uint64_t handle; /* constant */
+	struct tfd_group *group;
+	struct tfd_rail *rail;
+	struct tfd_half *half; /* NULL once closed */
+	bool outgoing;
+	bool started;
+	bool broken; /* no more posts; CONN_LOST was told */
+	uint32_t refs;
+	uint64_t inflight_bytes;
+	uint32_t inflight_wrs;
+	uint64_t stalled_ns; /* since when nothing can be posted though nothing is in flight; 0: not so */
+	struct tfd_list queue[2];     /* shards with something to post, by priority */
+	struct tfd_wr *outstanding;   /* doubly linked */
+	struct tfd_list busy_link;    /* on worker->busy while a queue is not empty */
+};
+
+struct tfd_path {
+	struct tfd_conn *conn; /* shared (refcount) */
+	uint64_t key;
+	uint64_t address;
+};
+
+/* A grant of another session, opened for this one. Owner: worker. */
+struct tfd_open {
+	uint64_t handle;
+	struct tfd_session *session;
+	struct tfd_path paths[TFD_MAX_PATHS];
+	uint32_t path_count;
+	uint32_t rights;
+	uint64_t length;
+	uint32_t imm_first;
+	uint32_t imm_count;
+	uint32_t name_space;
+	uint64_t expires_ns;
+	uint32_t refused; /* enum tfd_detail of new jobs once it is revoked */
+	uint32_t jobs;    /* in flight */
+	struct tfd_list job_list;
+};
+
+enum tfd_shard_state {
+	TFD_SHARD_DATA = 0,     /* pieces to post */
+	TFD_SHARD_DRAIN = 1,    /* all pieces posted, acknowledgements to come */
+	TFD_SHARD_TRAILING = 2, /* unordered rail: data acknowledged, immediate to post */
+};
+
+/* The part of a job that travels on one path. Owner: worker. */
+struct tfd_shard {
+	struct tfd_list link; /* in its conn's queue */
+	struct tfd_job *job;
+	bool queued;
+	bool imm_posted;
+	bool imm_acked;
+	uint8_t state; /* enum tfd_shard_state */
+	uint8_t path;
+	uint64_t offset; /* into the job */
+	uint64_t length;
+	uint64_t posted;
+	uint32_t inflight;
+};
+
+/* A job in flight. Owner: worker. */
+struct tfd_job {
+	struct tfd_list link;      /* session->jobs, oldest first; free list afterwards */
+	struct tfd_list open_link; /* open->job_list */
+	struct tfd_list deadline_link;
+	struct tfd_session *session;
+	struct tfd_source *source;
+	struct tfd_open *open;
+	struct tfd_region *region; /* NULL for an imm */
+	uint64_t job_id;
+	uint32_t record;
+	uint8_t op;
+	uint8_t priority;
+	uint8_t shard_count;
+	uint8_t status; /* enum tfd_job_status: PENDING, or how it ends once it is quiet */
+	uint32_t detail;
+	uint32_t imm; /* the wire immediate without its weight */
+	uint32_t inflight; /* posted pieces not back yet */
+	uint32_t shards_left;
+	uint64_t src_offset;
+	uint64_t dst_offset;
+	uint64_t length;
+	uint64_t acked;
+	uint64_t deadline_ns;
+	uint64_t accepted_ns;
+	uint64_t posted_ns;
+	struct tfd_shard shards[TFD_MAX_PATHS];
+};
+
+/* A submit ring with its completion records: the client's in the segment, or control's in private memory. */
+struct tfd_source {
+	struct tfd_ring *ring;       /* untrusted when it is the client's */
+	struct tfd_entry *entries;
+	struct tfd_record *records;  /* write only */
+	struct tfd_job **in_flight;  /* by record; worker */
+	uint32_t entry_mask;
+	uint32_t record_count;
+	uint32_t head; /* worker; the ring's is a copy for the client */
+	bool control;  /* control's own */
+};
+
+/* What the worker knows of a counter; the segment holds copies. Owner: worker. */
+struct tfd_count {
+	uint64_t eighths;
+	uint64_t faults;
+	uint64_t lost;
+	uint64_t acknowledged;
+	uint32_t imm;
+	bool in_use;
+};
+
+enum tfd_session_state {
+	TFD_STATE_OPEN = 0,
+	TFD_STATE_BROKEN = 1, /* told to control, rings not read */
+	TFD_STATE_ENDING = 2, /* jobs cancelled, waits for quiet */
+	TFD_STATE_QUIET = 3,
+};
+
+struct tfd_session {
+	/* constant */
+	uint64_t handle;
+	struct tfd_core *core;
+	struct tfd_group *group;
+	uint32_t name_space;
+	uint32_t counter_count;
+	int segment_fd;
+	int doorbell_fd;
+	int event_fd;
+	int control_fd;
+	uint8_t *segment;
+	uint64_t segment_bytes;
+	struct tfd_segment_header *header;
+	struct tfd_counter *counters; /* in the segment; write only */
+
+	/* control */
+	uint32_t refs;
+	bool closing;
+	uint64_t next_control_job; /* written under core->lock, read relaxed */
+	uint32_t control_ready;    /* shared: sources[1] is there */
+
+	/* worker */
+	struct tfd_source sources[2]; /* client's, control's (ring NULL until first used) */
+	struct tfd_count *counts;     /* [counter_count] */
+	uint32_t *imm_pages[TFD_IMM_COUNT / TFD_IMM_PAGE];
+	uint32_t counters_used;
+	struct tfd_table regions;
+	struct tfd_table opens;
+	struct tfd_list jobs;
+	uint32_t job_count;
+	struct tfd_list link;  /* worker->sessions */
+	uint8_t state;         /* enum tfd_session_state */
+	bool control_watch;    /* control wants control_fd signalled */
+
+	/* shared */
+	uint64_t *wake_counters; /* bitmaps: which futex words to wake */
+	uint64_t *wake_records;
+	uint32_t wake_pending;
+	uint32_t wake_control; /* control_fd is due */
+	uint32_t wake_event;   /* event_fd is due */
+	struct tfd_session *wake_next;
+	struct tfd_session_info stat; /* worker writes, anyone reads, relaxed */
+};
+
+struct tfd_rail {
+	struct tfd_domain *domain;
+	struct tfd_rail_info info; /* counters: worker writes, anyone reads, relaxed */
+	uint32_t index;
+	int wait_fd;
+};
+
+/* A domain group: the rails of one worker. Constant after opening. */
+struct tfd_group {
+	struct tfd_core *core;
+	const struct tfd_provider_ops *ops;
+	struct tfd_rail rails[TFD_MAX_RAILS];
+	uint32_t rail_count;
+	uint32_t index;
+	uint64_t segment_bytes;
+	uint64_t window_bytes;
+	struct tfd_worker *worker;
+};
+
+struct tfd_command {
+	struct tfd_command *next;
+	int (*run)(struct tfd_worker *worker, void *argument);
+	void *argument;
+	int rc;
+	uint32_t done; /* futex */
+};
+
+#define TFD_PENDING_EVENTS 1024u
+
+struct tfd_worker {
+	struct tfd_core *core; /* constant */
+	struct tfd_group *group;
+	pthread_t thread;
+	int epoll_fd;
+	int wake_fd;
+
+	struct tfd_command *inbox; /* shared: stack of commands */
+	uint32_t sleeping;         /* shared */
+
+	/* worker */
+	bool stop;
+	struct tfd_list sessions;
+	struct tfd_session *name_spaces[TFD_NAME_SPACES];
+	struct tfd_list conns_busy;
+	struct tfd_list deadlines;
+	struct tfd_wr *wr_pool;
+	struct tfd_wr *wr_free;
+	struct tfd_job *job_free; /* by link.next */
+	struct tfd_event events[TFD_PENDING_EVENTS]; /* on their way to the core's queue */
+	uint32_t event_count;
+	uint64_t now_ns;
+	uint64_t active_ns;
+	uint64_t deadline_check_ns;
+	uint64_t dropped_imms; /* outside every grant */
+};
+
+struct tfd_waker {
+	pthread_t thread;
+	bool running;
+	pthread_mutex_t lock;        /* held while words are woken; taken by session close */
+	struct tfd_session *stack;   /* shared */
+	uint32_t sleeping;           /* shared; futex */
+	uint32_t stop;               /* shared */
+};
+
+struct tfd_core {
+	struct tfd_core_options options;
+	pthread_mutex_t lock; /* guards the tables below and session->refs */
+	pthread_cond_t refs_changed;
+	struct tfd_table sessions;
+	struct tfd_table conns;
+	struct tfd_group *groups[TFD_MAX_RAILS];
+	uint32_t group_count;
+	uint8_t name_space_used[TFD_NAME_SPACES];
+	uint32_t name_space_next;
+
+	pthread_mutex_t event_lock; /* guards the queue */
+	struct tfd_event *queue;
+	uint32_t queue_head;
+	uint32_t queue_count;
+	uint32_t queue_capacity;
+	int event_fd;
+
+	struct tfd_waker waker;
+	struct tfd_heartbeat *heartbeat;
+};
+
+#endif

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Grants of others that a session may use. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "parts.h"
+
+void tfd_open_destroy(struct tfd_open *open)
+{
+	for (uint32_t i = 0; i < open->path_count; i++)
+		tfd_conn_put(open->paths[i].conn);
+	free(open);
+}
+
+struct open_call {
+	struct tfd_session *session;
+	struct tfd_open *open;
+	uint64_t handle;
+	uint32_t detail;
+};
+
+static int add_command(struct tfd_worker *worker, void *argument)
+{
+	struct open_call *call = argument;
+	struct tfd_open *open = call->open;
+	int rc = tfd_table_add(&call->session->opens, open, &open->handle);
+
+	(void)worker;
+	if (rc)
+		return rc;
+	for (uint32_t i = 0; i < open->path_count; i++)
+		open->paths[i].conn->refs++;
+	call->handle = open->handle;
+	return 0;
+}
+
+static int revoke_command(struct tfd_worker *worker, void *argument)
+{
+	struct open_call *call = argument;
+	struct tfd_open *open = tfd_table_get(&call->session->opens, call->handle);
+	struct tfd_event quiet = { .type = TFD_EVENT_OPEN_QUIET, .id = call->handle };
+	struct tfd_list *link;
+	struct tfd_list *next;
+
+	if (!open)
+		return -ENOENT;
+	open->refused = call->detail;
+	if (!open->jobs) {
+		tfd_event_post(worker, &quiet);
+		return 0;
+	}
+	for (link = open->job_list.next; link != &open->job_list; link = next) {
+		struct tfd_job *job = tfd_container(link, struct tfd_job, open_link);
+
+		next = link->next;
+		tfd_job_fail(job, TFD_JOB_CANCELLED, call->detail);
+		tfd_job_finish_if_quiet(job); /* the last one tells */
+	}
+	return 0;
+}
+
+static int remove_command(struct tfd_worker *worker, void *argument)
+{
+	struct open_call *call = argument;
+	struct tfd_open *open = tfd_table_get(&call->session->opens, call->handle);
+
+	(void)worker;
+	if (!open)
+		return -ENOENT;
+	if (!open->refused || open->jobs)
+		return -EBUSY;
+	(void)tfd_table_remove(&call->session->opens, call->handle);
+	tfd_open_destroy(open);
+	return 0;
+}
+
+static int open_call(struct tfd_core *core, uint64_t session, struct open_call *call,
+                     int (*run)(struct tfd_worker *, void *))
+{
+	int rc;
+
+	call->session = tfd_session_get(core, session);
+	if (!call->session)
+		return -ENOENT;
+	rc = tfd_command_run(call->session->group->worker, run, call);
+	tfd_session_put(call->session);
+	return rc;
+}
+
+/* The conns must not be closed meanwhile: control opens and closes them one after the other. */
+static int fill_paths(struct tfd_core *core, struct tfd_open *open,
+                      const struct tfd_open_options *options)
+{
+	int rc = 0;
+
+	(void)pthread_mutex_lock(&core->lock);
+	for (uint32_t i = 0; !rc && i < options->path_count; i++) {
+		struct tfd_conn *conn = tfd_table_get(&core->conns, options->paths[i].conn);
+
+		open->paths[i] = (struct tfd_path){ .conn = conn,
+			                            .key = options->paths[i].key,
+			                            .address = options->paths[i].address };
+		if (!conn || !conn->outgoing)
+			rc = -ENOTCONN;
+	}
+	(void)pthread_mutex_unlock(&core->lock);
+	return rc;
+}
+
+int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_options *options,
+                 uint64_t *handle)
+{
+	struct open_call call = { 0 };
+	struct tfd_open *open;
+	int rc;
+
+	if (!options->path_count || options->path_count > TFD_MAX_PATHS ||
+	    options->name_space >= TFD_NAME_SPACES || options->imm_count > TFD_IMM_COUNT ||
+	    options->imm_first > TFD_IMM_COUNT - options->imm_count)
+		return -EINVAL;
+	open = calloc(1, sizeof(*open));
+	if (!open)
+		return -ENOMEM;
+	open->path_count = options->path_count;
+	open->rights = options->rights;
+	open->length = options->length;
+	open->imm_first = options->imm_first;
+	open->imm_count = options->imm_count;
+	open->name_space = options->name_space;
+	open->expires_ns = options->expires_ns;
+	tfd_list_init(&open->job_list);
+	call.open = open;
+	rc = fill_paths(core, open, options);
+	call.session = rc ? NULL : tfd_session_get(core, session);
+	if (!rc && !call.session)
+		rc = -ENOENT;
+	if (!rc) {
+		open->session = call.session;
+		rc = tfd_command_run(call.session->group->worker, add_command, &call);
+		tfd_session_put(call.session);
+	}
+	if (rc) {
+		free(open);
+		return rc;
+	}
+	*handle = call.handle;
+	return 0;
+}
+
+int tfd_open_revoke(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t detail)
+{
+	struct open_call call = { .handle = open, .detail = detail ? detail : TFD_DETAIL_REVOKED };
+
+	return open_call(core, session, &call, revoke_command);
+}
+
+int tfd_open_remove(struct tfd_core *core, uint64_t session, uint64_t open)
+{
+	struct open_call call = { .handle = open };
+
+	return open_call(core, session, &call, remove_command);
+}

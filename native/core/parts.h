@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of the core call of each other. "worker" functions run on the worker thread only. */
+#ifndef TFD_PARTS_H
+#define TFD_PARTS_H
+
+#include "list.h"
+#include "model.h"
+
+/* error.c */
+int tfd_fail(struct tfd_error *error, int rc, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+
+/* clock.c */
+uint64_t tfd_now_ns(void);
+
+/* event.c */
+int tfd_events_open(struct tfd_core *core);
+void tfd_events_close(struct tfd_core *core);
+void tfd_event_push(struct tfd_core *core, const struct tfd_event *event); /* control, heartbeat */
+void tfd_event_post(struct tfd_worker *worker, const struct tfd_event *event); /* worker */
+void tfd_events_flush(struct tfd_worker *worker);                              /* worker */
+
+/* command.c */
+int tfd_command_run(struct tfd_worker *worker, int (*run)(struct tfd_worker *, void *), void *argument);
+bool tfd_commands_take(struct tfd_worker *worker); /* worker; whether there were any */
+
+/* waker.c */
+int tfd_waker_open(struct tfd_core *core);
+void tfd_waker_close(struct tfd_core *core);
+void tfd_waker_drain(struct tfd_core *core); /* control: after it, no session detached before is touched */
+void tfd_wake_counter(struct tfd_session *session, uint32_t slot);
+void tfd_wake_record(struct tfd_session *session, struct tfd_source *source, uint32_t record);
+
+/* worker.c */
+int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_error *error);
+void tfd_worker_close(struct tfd_worker *worker);
+int tfd_worker_watch(struct tfd_worker *worker, int fd);
+void tfd_worker_unwatch(struct tfd_worker *worker, int fd);
+
+/* ring.c */
+uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session,
+                        struct tfd_source *source);
+void tfd_session_break(struct tfd_session *session, uint32_t detail);
+
+/* job.c */
+struct tfd_job *tfd_job_alloc(struct tfd_worker *worker);
+void tfd_job_start(struct tfd_job *job);
+void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail);
+void tfd_job_finish_if_quiet(struct tfd_job *job);
+void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint32_t record,
+                    const struct tfd_record *end);
+void tfd_jobs_check_deadlines(struct tfd_worker *worker);
+
+/* shard.c */
+void tfd_shards_cut(struct tfd_job *job);
+void tfd_shard_unqueue(struct tfd_shard *shard);
+uint32_t tfd_conns_post(struct tfd_worker *worker);
+void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
+/* As tfd_wr_done, but the provider may still name wr in a late completion: it is not used again before that. */
+void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc);
+
+/* counter.c */
+void tfd_imm_arrived(struct tfd_worker *worker, uint32_t wire);
+uint32_t tfd_counter_find(const struct tfd_session *session, uint32_t imm);
+int tfd_counter_give(struct tfd_session *session, uint32_t imm, uint32_t *slot);
+void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost);
+void tfd_counter_acknowledge(struct tfd_session *session, uint32_t slot);
+
+/* conn.c */
+void tfd_conn_put(struct tfd_conn *conn);
+void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
+
+/* open.c */
+void tfd_open_destroy(struct tfd_open *open);
+
+/* region.c */
+void tfd_region_destroy(struct tfd_region *region);
+bool tfd_region_probe(struct tfd_region *region); /* worker, after an error: whether its pages are gone */
+
+/* guard.c */
+int tfd_guard_install(void);
+int tfd_guard_add(struct tfd_region *region);
+void tfd_guard_remove(struct tfd_region *region);
+
+/* session.c */
+struct tfd_session *tfd_session_get(struct tfd_core *core, uint64_t handle);
+void tfd_session_put(struct tfd_session *session);
+void tfd_session_quiet_if_idle(struct tfd_session *session);
+void tfd_sessions_close_all(struct tfd_core *core);
+
+/* heartbeat.c */
+void tfd_heartbeat_close(struct tfd_core *core);
+void tfd_heartbeat_touch(struct tfd_core *core);
+
+/* wire immediate: [3: weight][9: name space][20: imm] */
+#define TFD_WIRE_WEIGHT_ONE 3u
+static inline uint32_t tfd_wire_imm(uint32_t name_space, uint32_t imm)
+{
+	return name_space << TFD_IMM_BITS | imm;
+}
+
+#endif

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Regions: a client's file mapped and registered on every rail of its group. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "barrier.h"
+#include "parts.h"
+
+void tfd_region_destroy(struct tfd_region *region)
+{
+	struct tfd_group *group = region->session->group;
+
+	for (uint32_t i = 0; i < region->rail_count; i++)
+		group->ops->mr_close(group->rails[i].domain, region->mrs[i]);
+	tfd_guard_remove(region);
+	(void)munmap(region->base, region->length);
+	(void)close(region->fd);
+	free(region);
+}
+
+bool tfd_region_probe(struct tfd_region *region)
+{
+	struct tfd_event event = { .type = TFD_EVENT_REGION_BROKEN, .id = region->handle };
+	struct stat file;
+
+	if (fstat(region->fd, &file) != 0 || (uint64_t)file.st_size < region->file_end)
+		tfd_store_relaxed(&region->broken, 1);
+	if (!tfd_load_relaxed(&region->broken))
+		return false;
+	if (!region->broken_told) {
+		region->broken_told = 1;
+		tfd_event_post(region->session->group->worker, &event);
+	}
+	return true;
+}
+
+struct region_call {
+	struct tfd_session *session;
+	struct tfd_region *region;
+	uint64_t handle;
+	struct tfd_region_key *keys;
+	uint32_t max;
+};
+
+static int add_command(struct tfd_worker *worker, void *argument)
+{
+	struct region_call *call = argument;
+
+	(void)worker;
+	if (call->session->state >= TFD_STATE_ENDING)
+		return -ESHUTDOWN;
+	return tfd_table_add(&call->session->regions, call->region, &call->region->handle);
+}
+
+static int remove_command(struct tfd_worker *worker, void *argument)
+{
+	struct region_call *call = argument;
+	struct tfd_region *region = tfd_table_get(&call->session->regions, call->handle);
+
+	(void)worker;
+	if (!region)
+		return -ENOENT;
+	if (region->jobs)
+		return -EBUSY;
+	call->region = tfd_table_remove(&call->session->regions, call->handle);
+	return 0;
+}
+
+static int keys_command(struct tfd_worker *worker, void *argument)
+{
+	struct region_call *call = argument;
+	struct tfd_region *region = tfd_table_get(&call->session->regions, call->handle);
+
+	(void)worker;
+	if (!region)
+		return -ENOENT;
+	if (call->max < region->rail_count)
+		return -EINVAL;
+	memcpy(call->keys, region->keys, region->rail_count * sizeof(*region->keys));
+	return 0;
+}
+
+static int region_map(struct tfd_region *region, const struct tfd_region_options *options,
+                      struct tfd_error *error)
+{
+	int protection = options->writable ? PROT_READ | PROT_WRITE : PROT_READ;
+	struct stat file;
+	void *base;
+
+	if (fstat(options->fd, &file) != 0)
+		return tfd_fail(error, -errno, "the memory's fd cannot be examined: %s", strerror(errno));
+	if (!options->length || options->offset > (uint64_t)file.st_size ||
+	    options->length > (uint64_t)file.st_size - options->offset)
+		return tfd_fail(error, -EINVAL,
+		                "offset %llu and length %llu leave the memory's %llu bytes",
+		                (unsigned long long)options->offset, (unsigned long long)options->length,
+		                (unsigned long long)file.st_size);
+	base = mmap(NULL, options->length, protection, MAP_SHARED, options->fd, (off_t)options->offset);
+	if (base == MAP_FAILED)
+		return tfd_fail(error, -errno, "mapping %llu bytes failed: %s",
+		                (unsigned long long)options->length, strerror(errno));
+	region->fd = fcntl(options->fd, F_DUPFD_CLOEXEC, 0);
+	if (region->fd < 0) {
+		int rc = -errno;
+
+		(void)munmap(base, options->length);
+		return tfd_fail(error, rc, "no file descriptor is left: %s", strerror(-rc));
+	}
+	region->base = base;
+	region->length = options->length;
+	region->file_end = options->offset + options->length;
+	region->writable = options->writable != 0;
+	return 0;
+}
+
+static int region_register(struct tfd_region *region, struct tfd_error *error)
+{
+	struct tfd_group *group = region->session->group;
+
+	for (uint32_t i = 0; i < group->rail_count; i++) {
+		int rc = group->ops->mr_open(group->rails[i].domain, region->base, region->length,
+		                             region->writable, &region->mrs[i], &region->keys[i], error);
+
+		if (rc)
+			return rc;
+		region->rail_count++;
+	}
+	return 0;
+}
+
+int tfd_region_add(struct tfd_core *core, uint64_t session, const struct tfd_region_options *options,
+                   uint64_t *handle, struct tfd_error *error)
+{
+	struct region_call call = { 0 };
+	struct tfd_region *region;
+	int rc;
+
+	call.session = tfd_session_get(core, session);
+	if (!call.session)
+		return tfd_fail(error, -ENOENT, "the session has ended");
+	region = calloc(1, sizeof(*region));
+	rc = region ? 0 : tfd_fail(error, -ENOMEM, "no memory for a region");
+	if (rc)
+		goto out;
+	region->session = call.session;
+	call.region = region;
+	rc = region_map(region, options, error);
+	if (rc)
+		goto err_free;
+	rc = tfd_guard_add(region);
+	if (rc) {
+		rc = tfd_fail(error, rc, "the daemon holds too many regions");
+		goto err_unmap;
+	}
+	rc = region_register(region, error);
+	if (rc)
+		goto err_destroy;
+	rc = tfd_command_run(call.session->group->worker, add_command, &call);
+	if (rc) {
+		rc = tfd_fail(error, rc, "the session has ended or has no room: %s", strerror(-rc));
+		goto err_destroy;
+	}
+	*handle = region->handle;
+	goto out;
+
+err_destroy:
+	tfd_region_destroy(region);
+	goto out;
+err_unmap:
+	(void)munmap(region->base, region->length);
+	(void)close(region->fd);
+err_free:
+	free(region);
+out:
+	tfd_session_put(call.session);
+	return rc;
+}
+
+int tfd_region_remove(struct tfd_core *core, uint64_t session, uint64_t region)
+{
+	struct region_call call = { .handle = region };
+	int rc;
+
+	call.session = tfd_session_get(core, session);
+	if (!call.session)
+		return -ENOENT;
+	rc = tfd_command_run(call.session->group->worker, remove_command, &call);
+	if (!rc)
+		tfd_region_destroy(call.region);
+	tfd_session_put(call.session);
+	return rc;
+}
+
+int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region,
+                    struct tfd_region_key *keys, uint32_t max)
+{
+	struct region_call call = { .handle = region, .keys = keys, .max = max };
+	int rc;
+
+	call.session = tfd_session_get(core, session);
+	if (!call.session)
+		return -ENOENT;
+	rc = tfd_command_run(call.session->group->worker, keys_command, &call);
+	tfd_session_put(call.session);
+	return rc;
+}

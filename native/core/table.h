@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Handles to pointers. A handle is generation << 32 | index + 1 and is never used twice. Its owner locks. */
+#ifndef TFD_TABLE_H
+#define TFD_TABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct tfd_table {
+	void **items;          /* borrowed */
+	uint32_t *generations;
+	uint32_t capacity;
+	uint32_t count;
+};
+
+void tfd_table_fini(struct tfd_table *table);
+int tfd_table_add(struct tfd_table *table, void *item, uint64_t *handle); /* -ENOMEM */
+void *tfd_table_remove(struct tfd_table *table, uint64_t handle);         /* NULL: not there */
+
+static inline void *tfd_table_get(const struct tfd_table *table, uint64_t handle)
+{
+	uint32_t index = (uint32_t)handle - 1;
+
+	if (index >= table->capacity || table->generations[index] != (uint32_t)(handle >> 32))
+		return NULL;
+	return table->items[index];
+}
+
+#endif

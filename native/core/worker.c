@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The worker: drains rings, posts, polls completions, counts. While there is work it spins; after spin_us
+ * without any it announces that it sleeps, looks once more, and waits on its doorbells and the provider's fds.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "barrier.h"
+#include "parts.h"
+
+#define POLL_BATCH 64
+#define DEADLINE_TICK_NS 1000000u
+#define SLEEP_MAX_MS 1000 /* nothing depends on it: a net under a lost wake-up */
+#define BUSY_SLEEP_MAX_MS 10 /* with something to post: a connection that comes up need not tell */
+#define EPOLL_BATCH 32
+
+static void handle_completion(struct tfd_worker *worker, struct tfd_rail *rail,
+                              const struct tfd_wc *wc)
+{
+	switch (wc->type) {
+	case TFD_WC_IMM:
+		tfd_store_relaxed(&rail->info.imms_received, rail->info.imms_received + 1);
+		tfd_imm_arrived(worker, wc->imm);
+		break;
+	case TFD_WC_ERROR:
+		tfd_store_relaxed(&rail->info.errors, rail->info.errors + 1);
+		if (wc->wr)
+			tfd_wr_done(worker, wc->wr, wc);
+		break;
+	default:
+		tfd_wr_done(worker, wc->wr, wc);
+		break;
+	}
+}
+
+static uint32_t poll_rail(struct tfd_worker *worker, struct tfd_rail *rail)
+{
+	struct tfd_wc wc[POLL_BATCH];
+	int count = worker->group->ops->poll(rail->domain, wc, POLL_BATCH);
+
+	for (int i = 0; i < count; i++)
+		handle_completion(worker, rail, &wc[i]);
+	return (uint32_t)count;
+}
+
+static uint32_t drain_rings(struct tfd_worker *worker)
+{
+	uint32_t did = 0;
+	struct tfd_list *link;
+	struct tfd_list *next;
+
+	for (link = worker->sessions.next; link != &worker->sessions; link = next) {
+		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
+
+		next = link->next;
+		if (session->state != TFD_STATE_OPEN)
+			continue;
+		did += tfd_ring_drain(worker, session, &session->sources[0]);
+		if (session->sources[1].ring && session->state == TFD_STATE_OPEN)
+			did += tfd_ring_drain(worker, session, &session->sources[1]);
+	}
+	return did;
+}
+
+uint32_t tfd_worker_poll_hot(struct tfd_worker *worker);
+
+/* One pass; whether anything was done. */
+uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
+{
+	uint32_t did = drain_rings(worker);
+
+	did += tfd_conns_post(worker);
+	for (uint32_t i = 0; i < worker->group->rail_count; i++)
+		did += poll_rail(worker, &worker->group->rails[i]);
+	if (!tfd_list_empty(&worker->deadlines) &&
+	    worker->now_ns - worker->deadline_check_ns > DEADLINE_TICK_NS) {
+		worker->deadline_check_ns = worker->now_ns;
+		tfd_jobs_check_deadlines(worker);
+	}
+	tfd_events_flush(worker);
+	return did;
+}
+
+static void announce_sleep(struct tfd_worker *worker, uint32_t sleeping)
+{
+	struct tfd_list *link;
+
+	for (link = worker->sessions.next; link != &worker->sessions; link = link->next) {
+		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
+
+		/* pairs with tfd_client_submit: it stores tail, then looks at need_wakeup */
+		tfd_store_seq(&session->sources[0].ring->need_wakeup, sleeping);
+	}
+	tfd_store_seq(&worker->sleeping, sleeping); /* pairs with tfd_command_run, tfd_jobs_submit */
+}
+
+static bool source_has_work(const struct tfd_source *source)
+{
+	return source->ring && tfd_load_seq(&source->ring->tail) != source->head;
+}
+
+static bool work_waits(struct tfd_worker *worker)
+{
+	struct tfd_list *link;
+
+	if (tfd_load_seq(&worker->inbox) || worker->event_count)
+		return true;
+	for (link = worker->sessions.next; link != &worker->sessions; link = link->next) {
+		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
+
+		if (session->state == TFD_STATE_OPEN &&
+		    (source_has_work(&session->sources[0]) || source_has_work(&session->sources[1])))
+			return true;
+	}
+	return false;
+}
+
+static bool arm_rails(struct tfd_worker *worker)
+{
+	for (uint32_t i = 0; i < worker->group->rail_count; i++) {
+		if (worker->group->ops->arm(worker->group->rails[i].domain) != 0)
+			return false;
+	}
+	return true;
+}
+
+static int sleep_bound_ms(const struct tfd_worker *worker)
+{
+	if (!tfd_list_empty((struct tfd_list *)&worker->deadlines))
+		return 1;
+	for (uint32_t i = 0; i < worker->group->rail_count; i++) {
+		if (worker->group->rails[i].wait_fd < 0)
+			return 1; /* such a rail must be polled */
+	}
+	if (!tfd_list_empty((struct tfd_list *)&worker->conns_busy))
+		return BUSY_SLEEP_MAX_MS;
+	return SLEEP_MAX_MS;
+}
+
+static void worker_sleep(struct tfd_worker *worker)
+{
+	struct epoll_event events[EPOLL_BATCH];
+	uint64_t ignored;
+	int count = 0;
+
+	announce_sleep(worker, 1);
+	if (!work_waits(worker) && arm_rails(worker))
+		count = epoll_wait(worker->epoll_fd, events, EPOLL_BATCH, sleep_bound_ms(worker));
+	announce_sleep(worker, 0);
+	for (int i = 0; i < count; i++) {
+		if (events[i].data.u64 >> 32) /* a doorbell of ours or a session's, non-blocking */
+			(void)!read((int)(uint32_t)events[i].data.u64, &ignored, sizeof(ignored));
+	}
+}
+
+static void *worker_run(void *argument)
+{
+	struct tfd_worker *worker = argument;
+	uint64_t spin_ns = (uint64_t)worker->core->options.spin_us * 1000;
+
+	while (!worker->stop) {
+		bool did;
+
+		worker->now_ns = tfd_now_ns();
+		did = tfd_commands_take(worker);
+		did = tfd_worker_poll_hot(worker) || did;
+		if (did)
+			worker->active_ns = worker->now_ns;
+		else if (worker->core->options.busy || worker->now_ns - worker->active_ns < spin_ns)
+			(void)sched_yield(); /* the peer of this exchange may need this very core */
+		else
+			worker_sleep(worker);
+	}
+	return NULL;
+}
+
+static int watch(struct tfd_worker *worker, int fd, bool doorbell)
+{
+	struct epoll_event event = { .events = EPOLLIN,
+		                     .data.u64 = (uint64_t)doorbell << 32 | (uint32_t)fd };
+
+	return epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+int tfd_worker_watch(struct tfd_worker *worker, int fd)
+{
+	return watch(worker, fd, true);
+}
+
+void tfd_worker_unwatch(struct tfd_worker *worker, int fd)
+{
+	(void)epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
+static int pools_open(struct tfd_worker *worker)
+{
+	worker->wr_pool = calloc(TFD_WRS_PER_WORKER, sizeof(*worker->wr_pool));
+	if (!worker->wr_pool)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < TFD_WRS_PER_WORKER; i++) {
+		worker->wr_pool[i].next = worker->wr_free;
+		worker->wr_free = &worker->wr_pool[i];
+	}
+	return 0;
+}
+
+static void pools_close(struct tfd_worker *worker)
+{
+	while (worker->job_free) {
+		struct tfd_job *job = worker->job_free;
+
+		worker->job_free = job->link.next ? tfd_container(job->link.next, struct tfd_job, link) :
+		                                    NULL;
+		free(job);
+	}
+	free(worker->wr_pool);
+}
+
+static int fds_open(struct tfd_worker *worker)
+{
+	int rc;
+
+	worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (worker->epoll_fd < 0)
+		return -errno;
+	worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (worker->wake_fd < 0)
+		return -errno;
+	rc = watch(worker, worker->wake_fd, true);
+	for (uint32_t i = 0; !rc && i < worker->group->rail_count; i++) {
+		struct tfd_rail *rail = &worker->group->rails[i];
+
+		rail->wait_fd = worker->group->ops->wait_fd(rail->domain);
+		if (rail->wait_fd >= 0)
+			rc = watch(worker, rail->wait_fd, false);
+	}
+	return rc;
+}
+
+static void worker_free(struct tfd_worker *worker)
+{
+	if (worker->epoll_fd >= 0)
+		(void)close(worker->epoll_fd);
+	if (worker->wake_fd >= 0)
+		(void)close(worker->wake_fd);
+	pools_close(worker);
+	free(worker);
+}
+
+int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_error *error)
+{
+	struct tfd_worker *worker = calloc(1, sizeof(*worker));
+	int rc;
+
+	if (!worker)
+		return tfd_fail(error, -ENOMEM, "no memory for a worker");
+	*worker = (struct tfd_worker){ .core = core, .group = group, .epoll_fd = -1, .wake_fd = -1 };
+	tfd_list_init(&worker->sessions);
+	tfd_list_init(&worker->conns_busy);
+	tfd_list_init(&worker->deadlines);
+	rc = pools_open(worker);
+	if (!rc)
+		rc = fds_open(worker);
+	if (!rc)
+		rc = -pthread_create(&worker->thread, NULL, worker_run, worker);
+	if (rc) {
+		worker_free(worker);
+		return tfd_fail(error, rc, "the worker cannot start: %s", strerror(-rc));
+	}
+	(void)pthread_setname_np(worker->thread, "tfd-worker");
+	group->worker = worker;
+	return 0;
+}
+
+static int stop_command(struct tfd_worker *worker, void *argument)
+{
+	(void)argument;
+	worker->stop = true;
+	return 0;
+}
+
+void tfd_worker_close(struct tfd_worker *worker)
+{
+	if (!worker)
+		return;
+	(void)tfd_command_run(worker, stop_command, NULL);
+	(void)pthread_join(worker->thread, NULL);
+	worker_free(worker);
+}

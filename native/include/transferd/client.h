@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The client's half of a session: submit, wait, read counters. Everything here works on the mapped
+ * segment (abi.h); no provider code is loaded. Any thread may call any function, but for
+ * tfd_client_close. Returns 0 or -errno; out-parameters are untouched on failure.
+ */
+#ifndef TRANSFERD_CLIENT_H
+#define TRANSFERD_CLIENT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "transferd/abi.h"
+
+struct tfd_client; /* one attached session */
+
+/* A finished job, copied out of its completion record. */
+struct tfd_result {
+	uint32_t status; /* enum tfd_job_status */
+	uint32_t detail; /* enum tfd_detail */
+	uint64_t bytes;
+	uint64_t submitted_ns; /* CLOCK_MONOTONIC, when the client published it */
+	uint64_t accepted_ns;
+	uint64_t posted_ns;
+	uint64_t ended_ns;
+	uint32_t path;
+};
+
+struct tfd_counter_view {
+	uint64_t value;
+	uint64_t faults;
+	uint64_t lost;
+	uint64_t acknowledged;
+};
+
+/*
+ * Maps the segment behind `segment_fd` and checks its header. The fds stay the caller's; `doorbell_fd`
+ * has one eventfd per ring and, like `event_fd`, must outlive the client.
+ * -EPROTO: not a segment of this ABI; -ENOMEM, or what mmap says.
+ */
+int tfd_client_open(int segment_fd, const int *doorbell_fds, uint32_t doorbell_count,
+                    struct tfd_client **out);
+void tfd_client_close(struct tfd_client *client); /* idempotent on NULL; no other call may run */
+
+const struct tfd_segment_header *tfd_client_header(const struct tfd_client *client);
+
+/*
+ * Publishes entries[0..count) on ring `ring` in one go: all or none. Fills `record` and `job_id` of each entry.
+ * -EAGAIN: the ring or the completion records are full, wait for a job to end; -E2BIG: more than either
+ * can ever hold; -EPIPE: the session ended; -EINVAL: no such ring.
+ */
+int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
+                      uint32_t count);
+
+/*
+ * As submit, but waits for room. timeout_ns < 0: no bound. Adds -ETIMEDOUT (with 0, -EAGAIN stays) and -EINTR (a
+ * signal came, nothing was published).
+ */
+int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
+                           uint32_t count, int64_t timeout_ns);
+/*
+ * One job without an entry to fill: one foreign call from a scripting language. deadline_ns counts from now; 0:
+ * none. `argument` is for TFD_OP_CANCEL. Returns the job's id, which is positive, or as tfd_client_submit_wait.
+ */
+int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t op, uint8_t priority,
+                              uint32_t imm, uint64_t src_region, uint64_t src_offset,
+                              uint64_t dst_grant, uint64_t dst_offset, uint64_t length,
+                              uint64_t deadline_ns, uint64_t argument, int64_t timeout_ns);
+
+/* -EAGAIN while the job runs; -EPIPE: session over and the job's end unknown; -ENOENT: released or unknown id. */
+int tfd_client_job_poll(struct tfd_client *client, uint64_t job_id, struct tfd_result *out);
+/*
+ * As poll, but waits. timeout_ns < 0: no bound. Adds -ETIMEDOUT, and -EINTR: a signal came, call again. spin_ns: how
+ * long to spin before it sleeps, at most 10 ms.
+ */
+int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t timeout_ns,
+                        uint64_t spin_ns, struct tfd_result *out);
+/*
+ * Gives the completion record back: at once if the job has ended, else when it ends. Idempotent. (The results of ended
+ * jobs that nobody has released move to private memory when records run short, so holding them blocks nobody.)
+ */
+void tfd_client_job_release(struct tfd_client *client, uint64_t job_id);
+
+/* Slot of the counter of `imm`, as given by the daemon. -ERANGE: no such slot. */
+int tfd_client_counter_read(struct tfd_client *client, uint32_t slot, struct tfd_counter_view *out);
+/*
+ * Waits for value >= target: 0. -EIO: faults passed the acknowledged baseline first; -ETIMEDOUT; -EPIPE: the
+ * session ended; -EINTR; -ERANGE. A target that is reached wins over a fault.
+ */
+int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t target,
+                            int64_t timeout_ns, uint64_t spin_ns);
+
+/* The segment's event fd is signalled while this is not 0 (one caller decides). */
+void tfd_client_set_event_waiters(struct tfd_client *client, uint32_t value);
+
+/* The daemon is gone: every present and future wait returns -EPIPE. */
+void tfd_client_set_dead(struct tfd_client *client);
+int tfd_client_is_dead(const struct tfd_client *client);
+
+/*
+ * Moves pages in place into shared memory: copies [address, address + length) into `memfd` and maps that over the same
+ * addresses. For pages of a private mapping that nobody else writes to meanwhile. -EINVAL: not whole pages.
+ */
+int tfd_memory_adopt(void *address, size_t length, int memfd);
+
+uint64_t tfd_client_now_ns(void); /* CLOCK_MONOTONIC, the clock of every time stamp and deadline here */
+
+#endif

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the daemon's control plane calls, through cffi. The control plane decides (who may, how much, with
+ * whom); the core moves bytes and counts. Names of things are 64-bit handles that are never used twice.
+ *
+ * Threads: calls may come from any control thread; they lock, and most hand a command to the group's worker
+ * and wait for its answer (tens of microseconds; tfd_region_add as long as registration takes). None may be
+ * made from a worker. Returns 0 or -errno; out-parameters are untouched on failure. Calls with `error` fill
+ * it with one sentence for people.
+ */
+#ifndef TRANSFERD_CORE_H
+#define TRANSFERD_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "transferd/abi.h"
+
+#define TFD_NAME_MAX 64
+#define TFD_ADDRESS_MAX 256
+#define TFD_ERROR_MAX 256
+#define TFD_MAX_RAILS 32
+
+struct tfd_core; /* one per daemon */
+
+struct tfd_error {
+	char text[TFD_ERROR_MAX];
+};
+
+/* ---- core ---- */
+
+struct tfd_core_options {
+	uint8_t daemon_id[16];
+	uint8_t boot_epoch[16];
+	uint32_t spin_us;       /* how long an idle worker polls before it sleeps */
+	uint32_t busy;          /* not 0: workers never sleep */
+	uint32_t max_sessions;  /* at most 511: name space 0 is never given */
+};
+
+int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out,
+                  struct tfd_error *error);
+/* Stops all threads and frees everything; live sessions end. Idempotent on NULL. */
+void tfd_core_close(struct tfd_core *core);
+
+/* ---- events: what the control plane has to be told ---- */
+
+enum tfd_event_type {
+	TFD_EVENT_NONE = 0,
+	TFD_EVENT_SESSION_BROKEN = 1, /* id: session; detail: why. Its rings are no longer read; close it */
+	TFD_EVENT_SESSION_QUIET = 2,  /* id: session that was told to end: no job of it is in flight any more */
+	TFD_EVENT_OPEN_QUIET = 3,     /* id: open that was revoked: no byte on it can land any more */
+	TFD_EVENT_CONN_LOST = 4,      /* id: conn that the provider reported broken; close it */
+	TFD_EVENT_PEER_SILENT = 5,    /* id: peer whose heartbeats stopped */
+	TFD_EVENT_LOST = 6,           /* writes that will not land. id: open; imm; count: writes known lost */
+	TFD_EVENT_REGION_BROKEN = 7,  /* id: region whose owner took pages away */
+};
+
+struct tfd_event {
+	uint32_t type;
+	uint32_t detail; /* enum tfd_detail */
+	uint64_t id;
+	uint32_t imm;
+	uint32_t _pad;
+	uint64_t count;
+};
+
+int tfd_core_event_fd(const struct tfd_core *core); /* readable while events wait; the core's */
+/* Moves up to `max` events out; returns how many. Clears the fd when none is left. */
+uint32_t tfd_core_events(struct tfd_core *core, struct tfd_event *events, uint32_t max);
+
+/* ---- providers and domain groups ---- */
+
+struct tfd_rail_info {
+	char name[TFD_NAME_MAX];     /* interface or device */
+	char provider[TFD_NAME_MAX]; /* "tcp;ofi_rxm" */
+	char protocol[TFD_NAME_MAX]; /* what both ends must have alike: "libfabric/tcp;ofi_rxm/1.17" */
+	uint64_t max_message_bytes;
+	uint64_t bytes_sent;    /* acknowledged */
+	uint64_t writes_sent;
+	uint64_t imms_received;
+	uint64_t errors;
+	uint32_t ordered; /* not 0: an immediate on the last segment follows the earlier ones' data */
+	uint32_t state;   /* 1: usable */
+};
+
+struct tfd_group_options {
+	char provider[TFD_NAME_MAX];                  /* "libfabric" */
+	char fabric[TFD_NAME_MAX];                    /* libfabric's own provider name; "" lets us choose */
+	char rails[TFD_MAX_RAILS][TFD_NAME_MAX];      /* interface or device names, or addresses */
+	uint32_t rail_count;
+	uint32_t segment_bytes;  /* largest piece posted at once; 0: default */
+	uint32_t window_bytes;   /* bytes in flight per connection; 0: default */
+	char library[256];       /* path of libfabric; "" lets dlopen find it */
+};
+
+/* -ENOENT: provider's library missing; -ENODEV: no such rail; -ENOTSUP: library too old; error says what to do. */
+int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *options, uint32_t *group,
+                   struct tfd_error *error);
+int tfd_group_rail_count(struct tfd_core *core, uint32_t group, uint32_t *count);
+int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct tfd_rail_info *out);
+
+/* ---- sessions ---- */
+
+struct tfd_session_options {
+	uint32_t group;         /* for now one group: the session's ring 0 */
+	uint32_t ring_entries;  /* power of two */
+	uint32_t record_count;
+	uint32_t counter_count;
+	uint64_t arena_bytes;
+	uint64_t session_id;    /* the control plane's own number, shown in the segment */
+};
+
+struct tfd_session_fds { /* the caller's to close */
+	int segment_fd;  /* memfd, sealed against shrinking and growing */
+	int doorbell_fd; /* eventfd that wakes the worker */
+	int event_fd;    /* eventfd that tells the client of ended jobs and counts */
+};
+
+/* -EMFILE: no name space is free; -EINVAL: sizes. The handle names the session in every later call. */
+int tfd_session_open(struct tfd_core *core, const struct tfd_session_options *options,
+                     uint64_t *session, struct tfd_session_fds *fds, struct tfd_error *error);
+/* The client has mapped the segment: nobody else may map it writable (F_SEAL_FUTURE_WRITE). */
+int tfd_session_sealed(struct tfd_core *core, uint64_t session);
+/*
+ * Ends a session: its rings are not read any more, its jobs are cancelled; TFD_EVENT_SESSION_QUIET follows.
+ * Regions, counters and opens stay until tfd_session_close.
+ */
+int tfd_session_end(struct tfd_core *core, uint64_t session, uint32_t detail);
+/*
+ * Frees it with its regions, opens and segment. -EBUSY before TFD_EVENT_SESSION_QUIET. Its name space is free for
+ * the next session at once, so call it only when no opener can write to it any more.
+ */
+int tfd_session_close(struct tfd_core *core, uint64_t session);
+/* The name space that its immediates carry on the wire. */
+int tfd_session_name_space(struct tfd_core *core, uint64_t session, uint32_t *name_space);
+
+struct tfd_session_info {
+	uint64_t jobs_ended;
+	uint64_t jobs_failed;
+	uint64_t jobs_in_flight;
+	uint64_t bytes_sent;
+	uint64_t imms_received;
+};
+int tfd_session_stat(struct tfd_core *core, uint64_t session, struct tfd_session_info *out);
+
+struct tfd_job_info {
+	uint64_t session;
+	uint64_t job_id;
+	uint64_t open; /* handle of its destination */
+	uint64_t length;
+	uint64_t acknowledged;
+	uint64_t age_ns;
+	uint32_t op;
+	uint32_t imm;
+	uint32_t status; /* PENDING, or how it will end once it is quiet */
+	uint32_t priority;
+};
+/* Jobs in flight of one session (0: of all), at most `max`; fills *count. */
+int tfd_jobs_list(struct tfd_core *core, uint64_t session, struct tfd_job_info *jobs, uint32_t max,
+                  uint32_t *count);
+
+/* ---- counters ---- */
+
+/*
+ * Gives counters to the immediates first..first+count-1 of a session; keeps those that have one. Fills slots[count].
+ * -ENOSPC: not so many counters are left (none is given then); -ERANGE: above 20 bits.
+ */
+int tfd_counters_add(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
+                     uint32_t *slots);
+int tfd_counter_slot(struct tfd_core *core, uint64_t session, uint32_t imm, uint32_t *slot); /* -ENOENT */
+/* Writes on these immediates can no longer be trusted; `lost` of them per immediate are known lost. */
+int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
+                       uint64_t lost);
+
+/* ---- regions ---- */
+
+struct tfd_region_options {
+	int fd;            /* memfd, or a file of tmpfs or hugetlbfs; duplicated, stays the caller's */
+	uint32_t writable; /* not 0: may be a destination, too */
+	uint64_t offset;   /* into the file; a multiple of the page size */
+	uint64_t length;
+};
+
+struct tfd_region_key {
+	uint64_t key;     /* remote key on that rail */
+	uint64_t address; /* what the rail's writes count from: virtual address or 0 */
+};
+
+/* Maps and registers on every rail. -EINVAL: bounds (file too short, offset not on a page); -ENOMEM: memlock limit. */
+int tfd_region_add(struct tfd_core *core, uint64_t session, const struct tfd_region_options *options,
+                   uint64_t *region, struct tfd_error *error);
+/* Deregisters and unmaps. -EBUSY while jobs of its own session read it. The caller has seen to it that no opener writes. */
+int tfd_region_remove(struct tfd_core *core, uint64_t session, uint64_t region);
+/* keys[rail_count of the group] */
+int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region,
+                    struct tfd_region_key *keys, uint32_t max);
+
+/* ---- connections: one (local rail, remote rail, direction) ---- */
+
+/*
+ * Makes the local half and tells its address, to be handed to the other side. `outgoing`: this side writes.
+ * -ENODEV: no such rail.
+ */
+int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing,
+                  uint64_t *conn, void *address, size_t *address_bytes, struct tfd_error *error);
+/* Joins it to the other side's half. -EPROTO: address is not of this provider. */
+int tfd_conn_start(struct tfd_core *core, uint64_t conn, const void *address, size_t address_bytes,
+                   struct tfd_error *error);
+/*
+ * Destroys the local half. When this returns nothing of it is in flight: jobs on it have ended with PEER_LOST
+ * (`detail`), and on the incoming side no byte can land any more. Idempotent: -ENOENT.
+ */
+int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail);
+
+/* ---- opens: a grant of another session, as one session may use it ---- */
+
+struct tfd_open_path {
+	uint64_t conn;    /* an outgoing connection */
+	uint64_t key;     /* remote key */
+	uint64_t address; /* where the grant begins, in the terms of that key */
+};
+
+struct tfd_open_options {
+	struct tfd_open_path paths[TFD_MAX_PATHS];
+	uint32_t path_count;
+	uint32_t rights;      /* TFD_RIGHT_* */
+	uint64_t length;      /* bytes */
+	uint32_t imm_first;
+	uint32_t imm_count;
+	uint32_t name_space;  /* of the receiver's session */
+	uint64_t expires_ns;  /* CLOCK_MONOTONIC; 0: never */
+};
+
+#define TFD_RIGHT_WRITE 1u
+
+int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_options *options,
+                 uint64_t *open);
+/* New jobs are refused with `detail`; those in flight are cancelled; TFD_EVENT_OPEN_QUIET follows (at once if idle). */
+int tfd_open_revoke(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t detail);
+/* Forgets a revoked, quiet open. -EBUSY otherwise. */
+int tfd_open_remove(struct tfd_core *core, uint64_t session, uint64_t open);
+
+/* ---- submitting for clients that only speak gRPC ---- */
+
+/*
+ * The same entries, through a ring of the daemon's own in front of the same validation. Fills job_id of each.
+ * -EAGAIN: full. Ends are read with tfd_job_result.
+ */
+int tfd_jobs_submit(struct tfd_core *core, uint64_t session, struct tfd_entry *entries, uint32_t count);
+
+struct tfd_job_end {
+	uint64_t job_id;
+	uint32_t status;
+	uint32_t detail;
+	uint64_t bytes;
+	uint64_t accepted_ns;
+	uint64_t posted_ns;
+	uint64_t ended_ns;
+	uint32_t path;
+};
+/* -EAGAIN while it runs; -ENOENT: unknown, or its end was dropped (the last 4,096 ends of a session are kept). */
+int tfd_job_result(struct tfd_core *core, uint64_t session, uint64_t job_id, struct tfd_job_end *out);
+struct tfd_counter_state {
+	uint64_t value;
+	uint64_t faults;
+	uint64_t lost;
+	uint64_t acknowledged;
+};
+int tfd_counter_read(struct tfd_core *core, uint64_t session, uint32_t imm,
+                     struct tfd_counter_state *out); /* -ENOENT */
+/* An eventfd, the core's, signalled when a job of tfd_jobs_submit ended or a count of the session changed. */
+int tfd_session_watch_fd(struct tfd_core *core, uint64_t session);
+
+/* ---- heartbeats between daemons ---- */
+
+struct tfd_heartbeat_options {
+	char address[64]; /* numeric address to bind, UDP */
+	uint16_t port;
+	uint32_t interval_ms;
+	uint32_t timeout_ms;
+};
+
+int tfd_heartbeat_open(struct tfd_core *core, const struct tfd_heartbeat_options *options,
+                       struct tfd_error *error);
+/*
+ * Sends `send_token` to the peer each interval, and expects `receive_token` from it. TFD_EVENT_PEER_SILENT tells
+ * once that none came for timeout_ms.
+ */
+int tfd_peer_watch(struct tfd_core *core, const char *address, uint16_t port,
+                   const uint8_t send_token[16], const uint8_t receive_token[16], uint64_t *peer,
+                   struct tfd_error *error);
+int tfd_peer_unwatch(struct tfd_core *core, uint64_t peer);
+
+#endif

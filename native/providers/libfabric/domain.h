@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of this provider share. */
+#ifndef TFD_LIBFABRIC_DOMAIN_H
+#define TFD_LIBFABRIC_DOMAIN_H
+
+#include <rdma/fabric.h>
+#include <rdma/fi_cm.h>
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+#include <rdma/fi_errno.h>
+#include <rdma/fi_rma.h>
+#include <stdbool.h>
+
+#include "../provider.h"
+#include "loader.h"
+
+/* One rail. Constant after opening, but for the libfabric objects, which lock for themselves (FI_THREAD_SAFE). */
+struct tfd_domain {
+	const struct tfd_fi_library *library;
+	struct fi_info *info;
+	struct fid_fabric *fabric;
+	struct fid_domain *domain;
+	struct fid_av *av;
+	int epoll_fd; /* readable while a completion queue of a half may have work */
+	struct tfd_half *halves; /* worker; ring of those to poll, next in turn first */
+	uint32_t half_count;     /* worker */
+	struct tfd_half *shared; /* EFA: one endpoint for all peers; else NULL, and each half has its own */
+	char protocol[TFD_NAME_MAX];
+};
+
+struct tfd_mr {
+	struct fid_mr *mr;
+	void *descriptor;
+};
+
+/*
+ * An endpoint with a completion queue of its own. Owner: worker. They are not shared between endpoints: rxm 1.17 leaves
+ * a closed endpoint in the wait set of its queue, and the next fi_trywait reads freed memory. Besides, the queue
+ * tells which connection an immediate came by.
+ */
+struct tfd_half {
+	struct tfd_domain *domain;
+	struct fid_ep *ep; /* owned, or the shared half's */
+	struct fid_cq *cq; /* NULL: the shared half's is used */
+	fi_addr_t far;     /* FI_ADDR_UNSPEC until started */
+	bool closing;      /* endpoint closed; freed once its queue is empty */
+	struct tfd_half *next; /* in domain->halves; NULL: not polled by itself */
+	struct tfd_half *prev;
+};
+
+/* A half's address on the peer service. */
+struct tfd_fi_address {
+	char protocol[TFD_NAME_MAX];
+	uint8_t name[TFD_ADDRESS_MAX - TFD_NAME_MAX];
+};
+
+/* Makes an endpoint with its queue and has it polled. Worker, or control before the worker runs. */
+int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tfd_error *error);
+void tfd_fi_half_free(struct tfd_half *half);
+int tfd_fi_fail(const struct tfd_domain *domain, struct tfd_error *error, const char *what, int rc);
+
+int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name,
+                       struct tfd_rail_info *info, struct tfd_domain **out, struct tfd_error *error);
+void tfd_fi_domain_close(struct tfd_domain *domain);
+int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
+void tfd_fi_mr_close(struct tfd_domain *domain, struct tfd_mr *mr);
+
+#endif

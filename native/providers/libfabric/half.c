@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Making and freeing an endpoint with its completion queue, and its place among those that are polled. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "../../core/parts.h"
+#include "domain.h"
+
+#define CQ_ENTRIES 1024
+
+static void ring_insert(struct tfd_domain *domain, struct tfd_half *half)
+{
+	struct tfd_half *first = domain->halves;
+
+	domain->half_count++;
+	if (!first) {
+		half->next = half->prev = half;
+		domain->halves = half;
+		return;
+	}
+	half->prev = first->prev;
+	half->next = first;
+	first->prev->next = half;
+	first->prev = half;
+}
+
+static void ring_remove(struct tfd_domain *domain, struct tfd_half *half)
+{
+	if (!half->next)
+		return;
+	domain->half_count--;
+	if (domain->halves == half)
+		domain->halves = half->next == half ? NULL : half->next;
+	half->prev->next = half->next;
+	half->next->prev = half->prev;
+	half->next = half->prev = NULL;
+}
+
+static int endpoint_open(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+	int rc = fi_endpoint(domain->domain, domain->info, &half->ep, NULL);
+
+	if (rc)
+		return rc;
+	rc = fi_ep_bind(half->ep, &domain->av->fid, 0);
+	if (!rc)
+		rc = fi_ep_bind(half->ep, &half->cq->fid, FI_TRANSMIT | FI_RECV);
+	return rc ? rc : fi_enable(half->ep);
+}
+
+static int queue_open(struct tfd_half *half)
+{
+	struct fi_cq_attr attributes = { .size = CQ_ENTRIES,
+		                         .format = FI_CQ_FORMAT_DATA,
+		                         .wait_obj = FI_WAIT_FD };
+	struct epoll_event event = { .events = EPOLLIN };
+	struct tfd_domain *domain = half->domain;
+	int fd;
+	int rc = fi_cq_open(domain->domain, &attributes, &half->cq, NULL);
+
+	if (rc)
+		return rc;
+	rc = fi_control(&half->cq->fid, FI_GETWAIT, &fd);
+	if (!rc && epoll_ctl(domain->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
+		rc = -errno;
+	return rc;
+}
+
+int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tfd_error *error)
+{
+	struct tfd_half *half = calloc(1, sizeof(*half));
+	int rc;
+
+	if (!half)
+		return tfd_fail(error, -ENOMEM, "no memory for a connection");
+	half->domain = domain;
+	half->far = FI_ADDR_UNSPEC;
+	rc = queue_open(half);
+	if (!rc)
+		rc = endpoint_open(half);
+	if (rc) {
+		tfd_fi_half_free(half);
+		return tfd_fi_fail(domain, error, "opening an endpoint", rc);
+	}
+	ring_insert(domain, half);
+	*out = half;
+	return 0;
+}
+
+void tfd_fi_half_free(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+	int fd;
+
+	ring_remove(domain, half);
+	if (half->cq && half->ep)
+		(void)fi_close(&half->ep->fid);
+	if (half->cq) {
+		if (fi_control(&half->cq->fid, FI_GETWAIT, &fd) == 0)
+			(void)epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+		(void)fi_close(&half->cq->fid);
+	}
+	if (half->far != FI_ADDR_UNSPEC)
+		(void)fi_av_remove(domain->av, &half->far, 1, 0);
+	free(half);
+}

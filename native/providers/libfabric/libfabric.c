@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The libfabric provider: connections, posting, polling.
+ *
+ * tcp: every half of a connection is an endpoint of its own, so that closing it is what destroying a queue pair is
+ * to verbs: nothing of it lands or is read any more, and no other connection notices. EFA: one endpoint for
+ * all, a connection is an entry of the address vector.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../core/parts.h"
+#include "domain.h"
+
+#define POLL_ENTRIES 64
+
+static int half_open(struct tfd_domain *domain, int outgoing, struct tfd_half **out, void *address,
+                     size_t *address_bytes, struct tfd_error *error)
+{
+	struct tfd_fi_address blob = { 0 };
+	size_t name_bytes = sizeof(blob.name);
+	struct tfd_half *half;
+	int rc;
+
+	(void)outgoing; /* both kinds are alike here */
+	if (domain->shared) {
+		half = calloc(1, sizeof(*half));
+		if (!half)
+			return tfd_fail(error, -ENOMEM, "no memory for a connection");
+		*half = (struct tfd_half){ .domain = domain, .ep = domain->shared->ep, .far = FI_ADDR_UNSPEC };
+	} else {
+		rc = tfd_fi_half_make(domain, &half, error);
+		if (rc)
+			return rc;
+	}
+	memcpy(blob.protocol, domain->protocol, sizeof(blob.protocol));
+	rc = fi_getname(&half->ep->fid, blob.name, &name_bytes);
+	if (rc) {
+		tfd_fi_half_free(half);
+		return tfd_fi_fail(domain, error, "fi_getname", rc);
+	}
+	memcpy(address, &blob, sizeof(blob.protocol) + name_bytes);
+	*address_bytes = sizeof(blob.protocol) + name_bytes;
+	*out = half;
+	return 0;
+}
+
+static int half_start(struct tfd_half *half, const void *address, size_t address_bytes,
+                      struct tfd_error *error)
+{
+	struct tfd_domain *domain = half->domain;
+	struct tfd_fi_address blob = { 0 };
+	int rc;
+
+	if (address_bytes <= sizeof(blob.protocol) || address_bytes > sizeof(blob))
+		return tfd_fail(error, -EPROTO, "a fabric address of %zu bytes is malformed", address_bytes);
+	memcpy(&blob, address, address_bytes);
+	blob.protocol[sizeof(blob.protocol) - 1] = 0;
+	if (strcmp(blob.protocol, domain->protocol) != 0)
+		return tfd_fail(error, -EPROTO, "the peer speaks %s, this rail %s: use the same provider on both hosts",
+		                blob.protocol, domain->protocol);
+	/* The length is the provider's own: a shorter name from the peer was zero-filled above. */
+	rc = fi_av_insert(domain->av, blob.name, 1, &half->far, 0, NULL);
+	if (rc != 1) {
+		half->far = FI_ADDR_UNSPEC;
+		return tfd_fi_fail(domain, error, "fi_av_insert", rc < 0 ? rc : -EINVAL);
+	}
+	return 0;
+}
+
+static void half_close(struct tfd_half *half)
+{
+	if (!half->cq) { /* shares the domain's endpoint */
+		tfd_fi_half_free(half);
+		return;
+	}
+	(void)fi_close(&half->ep->fid);
+	half->ep = NULL;
+	half->closing = true; /* what was flushed is still in its queue */
+}
+
+static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
+{
+	/* DELIVERY_COMPLETE: a completion means "visible at the far side", not "in a local socket buffer". */
+	uint64_t flags = FI_COMPLETION | FI_DELIVERY_COMPLETE | (post->has_imm ? FI_REMOTE_CQ_DATA : 0);
+	struct iovec local = { .iov_base = (void *)(uintptr_t)post->local, .iov_len = post->length };
+	struct fi_rma_iov remote = { .addr = post->remote_address,
+		                     .len = post->length,
+		                     .key = post->remote_key };
+	void *descriptor = post->mr ? post->mr->descriptor : NULL;
+	struct fi_msg_rma message = { .msg_iov = &local,
+		                      .desc = &descriptor,
+		                      .iov_count = 1,
+		                      .addr = half->far,
+		                      .rma_iov = &remote,
+		                      .rma_iov_count = 1,
+		                      .context = wr->context,
+		                      .data = post->imm };
+	ssize_t rc = fi_writemsg(half->ep, &message, flags);
+
+	return rc == -FI_EAGAIN ? -EAGAIN : (int)rc;
+}
+
+static bool is_access_error(int error)
+{
+	return error == FI_EACCES || error == FI_EKEYREJECTED || error == FI_EPERM;
+}
+
+static int cq_poll_error(struct fid_cq *cq, struct tfd_wc *wc)
+{
+	struct fi_cq_err_entry entry = { 0 };
+
+	if (fi_cq_readerr(cq, &entry, 0) != 1)
+		return 0;
+	/* prov_errno is not looked at, nor fi_cq_strerror called: stale and, in rxm 1.17, fatal after a close. */
+	*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
+		               .wr = entry.op_context,
+		               .error = entry.err,
+		               .remote_access = is_access_error(entry.err) };
+	return 1;
+}
+
+static int half_poll(struct tfd_half *half, struct tfd_wc *wc, int max)
+{
+	struct fi_cq_data_entry entries[POLL_ENTRIES];
+	ssize_t count = fi_cq_read(half->cq, entries, max < POLL_ENTRIES ? (size_t)max : POLL_ENTRIES);
+
+	if (count == -FI_EAVAIL)
+		return cq_poll_error(half->cq, wc);
+	if (count <= 0)
+		return 0;
+	for (ssize_t i = 0; i < count; i++) {
+		if (entries[i].flags & FI_REMOTE_WRITE)
+			wc[i] = (struct tfd_wc){ .type = TFD_WC_IMM, .imm = (uint32_t)entries[i].data };
+		else
+			wc[i] = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = entries[i].op_context };
+	}
+	return (int)count;
+}
+
+static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
+{
+	struct tfd_half *half = domain->halves;
+	uint32_t left = domain->half_count;
+	int total = 0;
+
+	for (; left && total < max; left--) {
+		struct tfd_half *next = half->next;
+		int count = half_poll(half, wc + total, max - total);
+
+		total += count;
+		if (half->closing && !count)
+			tfd_fi_half_free(half); /* the last one leaves no next, and left is 1 */
+		half = next;
+	}
+	if (left)
+		domain->halves = half; /* begin with those that had no turn */
+	return total;
+}
+
+static int wait_fd(struct tfd_domain *domain)
+{
+	return domain->epoll_fd;
+}
+
+static int arm(struct tfd_domain *domain)
+{
+	struct tfd_half *half = domain->halves;
+
+	if (!half)
+		return 0;
+	do {
+		struct fid *fid = &half->cq->fid;
+
+		if (fi_trywait(domain->fabric, &fid, 1) != 0)
+			return -EAGAIN;
+		half = half->next;
+	} while (half != domain->halves);
+	return 0;
+}
+
+const struct tfd_provider_ops tfd_libfabric_ops = {
+	.name = "libfabric",
+	.path_id = TFD_PATH_LIBFABRIC,
+	.domain_open = tfd_fi_domain_open,
+	.domain_close = tfd_fi_domain_close,
+	.mr_open = tfd_fi_mr_open,
+	.mr_close = tfd_fi_mr_close,
+	.half_open = half_open,
+	.half_start = half_start,
+	.half_close = half_close,
+	.post = post,
+	.poll = cq_poll,
+	.wait_fd = wait_fd,
+	.arm = arm,
+};

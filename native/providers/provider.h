@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A provider: one NIC dialect behind one table. A *domain* is one rail opened; a *connection* is one half of a
+ * (local rail, remote rail, direction) pair. Every op says who calls it:
+ *
+ *   control   any control thread, several at once; may block
+ *   worker    the one worker thread that owns the domain; must not block, allocate, lock or log
+ *
+ * Return 0 or -errno unless stated. Out-parameters are untouched on failure.
+ */
+#ifndef TFD_PROVIDER_H
+#define TFD_PROVIDER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "transferd/core.h"
+
+struct tfd_domain; /* a provider's own, per rail */
+struct tfd_mr;     /* registered memory on one domain */
+struct tfd_half;   /* a provider's half of a connection */
+
+#define TFD_WR_CONTEXT_WORDS 8
+
+/* A posted piece. The core owns it from post to completion; `context` is the provider's to use meanwhile. */
+struct tfd_wr {
+	uint64_t context[TFD_WR_CONTEXT_WORDS];
+	struct tfd_wr *next; /* free list, or outstanding list of its connection */
+	struct tfd_wr *prev;
+	struct tfd_conn *conn;
+	struct tfd_job *job;
+	uint32_t shard;
+	uint32_t carries_imm;
+	uint64_t length;
+};
+
+struct tfd_post {
+	const void *local; /* borrowed until the completion */
+	struct tfd_mr *mr; /* covers local; NULL when length is 0 */
+	uint64_t length;
+	uint64_t remote_address;
+	uint64_t remote_key;
+	uint32_t has_imm;
+	uint32_t imm;
+};
+
+enum tfd_wc_type {
+	TFD_WC_SENT = 1,  /* wr: acknowledged: its bytes are visible at the far side */
+	TFD_WC_ERROR = 2, /* wr, error: it failed; NULL wr: the domain reported an error of its own */
+	TFD_WC_IMM = 3,   /* imm: an immediate arrived, the bytes before it are visible */
+};
+
+struct tfd_wc {
+	uint32_t type;
+	uint32_t imm;
+	struct tfd_wr *wr;
+	int32_t error;          /* positive errno */
+	uint32_t remote_access; /* error: the far side refused the key or the range */
+};
+
+struct tfd_provider_ops {
+	const char *name;
+	uint32_t path_id; /* TFD_PATH_* */
+
+	/* control. Opens rail `name`; fills info's constant fields. */
+	int (*domain_open)(const struct tfd_group_options *options, const char *name,
+	                   struct tfd_rail_info *info, struct tfd_domain **out, struct tfd_error *error);
+	/* control, once the worker has stopped. NULL-safe. */
+	void (*domain_close)(struct tfd_domain *domain);
+
+	/* control. Registers [address, address + length) as source, and as destination if `writable`. */
+	int (*mr_open)(struct tfd_domain *domain, void *address, size_t length, int writable,
+	               struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
+	/* control. The caller has seen to it that no post and no far side uses it. */
+	void (*mr_close)(struct tfd_domain *domain, struct tfd_mr *mr);
+
+	/* worker. Makes a half and tells its address (at most TFD_ADDRESS_MAX bytes). May allocate. */
+	int (*half_open)(struct tfd_domain *domain, int outgoing, struct tfd_half **out, void *address,
+	                 size_t *address_bytes, struct tfd_error *error);
+	/* worker. Joins it to the far half. -EPROTO: not an address of ours. May allocate. */
+	int (*half_start)(struct tfd_half *half, const void *address, size_t address_bytes,
+	                  struct tfd_error *error);
+	/*
+	 * worker. After it and a poll until empty, no posted wr of this half is referenced by the provider, none of its bytes
+	 * can be read or land any more. May block for a moment.
+	 */
+	void (*half_close)(struct tfd_half *half);
+
+	/* worker, hot. -EAGAIN: try after a poll. Anything else: the connection is broken. */
+	int (*post)(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
+	/* worker, hot. Fills up to `max`; returns how many. */
+	int (*poll)(struct tfd_domain *domain, struct tfd_wc *wc, int max);
+
+	/* control. fd that becomes readable when poll may have work after arm() said 0; -1: none, poll by time. */
+	int (*wait_fd)(struct tfd_domain *domain);
+	/* worker. 0: the fd tells; -EAGAIN: poll first. */
+	int (*arm)(struct tfd_domain *domain);
+};
+
+const struct tfd_provider_ops *tfd_provider_find(const char *name);
+
+extern const struct tfd_provider_ops tfd_libfabric_ops;
+
+#endif

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside of the client half: what one attached session keeps in its own memory. The segment belongs to the daemon and
+ * is only as good as the daemon: every size and offset was copied and checked at open and is never read again.
+ */
+#ifndef TFD_SHM_SESSION_H
+#define TFD_SHM_SESSION_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "transferd/abi.h"
+#include "transferd/client.h"
+
+#define TFD_CLIENT_MAX_RINGS 32u
+#define TFD_CLIENT_MAX_RECORDS (1u << 16) /* a job id holds the record's index in 16 bits */
+#define TFD_CLIENT_MAX_ENTRIES (1u << 16)
+#define TFD_CLIENT_MAX_COUNTERS TFD_IMM_COUNT
+#define TFD_NO_RECORD UINT32_MAX
+
+struct tfd_client_ring {
+	struct tfd_ring *shared;     /* borrowed from the mapping */
+	struct tfd_entry *entries;   /* borrowed from the mapping */
+	uint32_t tail;               /* ours; the shared copy is written only */
+	int doorbell_fd;             /* borrowed from the caller until close */
+};
+
+/* Who uses a completion record. */
+struct tfd_client_slot {
+	uint64_t job_id; /* 0: free */
+	uint64_t generation;
+	uint64_t submitted_ns;
+	uint32_t next_free;
+	bool released; /* nobody will ask for its end */
+};
+
+/* The end of a job whose record had to be given to another. */
+struct tfd_saved_result {
+	struct tfd_saved_result *next;
+	uint64_t job_id;
+	struct tfd_result result;
+};
+
+struct tfd_client {
+	/* constant after open */
+	uint8_t *base; /* owned mapping */
+	size_t mapped_bytes;
+	uint32_t ring_count;
+	uint32_t ring_entries;
+	uint32_t record_count;
+	uint32_t counter_count;
+	struct tfd_segment_header *header;
+	struct tfd_record *records;
+	struct tfd_counter *counters;
+
+	uint32_t dead; /* any thread, atomically; never goes back to 0 */
+
+	pthread_mutex_t lock; /* guards everything below; never held over a sleep */
+	struct tfd_client_ring rings[TFD_CLIENT_MAX_RINGS];
+	struct tfd_client_slot *slots; /* owned, record_count */
+	uint32_t free_head;
+	uint32_t free_count;
+	struct tfd_saved_result **saved; /* owned, saved_buckets (a power of two) lists */
+	uint32_t saved_buckets;
+};
+
+/* 0, or -EPIPE once the session is over for any reason. */
+int tfd_client_over(const struct tfd_client *client);
+
+/* As tfd_client_job_poll. */
+int tfd_client_poll_locked(struct tfd_client *client, uint64_t job_id, struct tfd_result *out);
+/* Takes `count` records or, with -EAGAIN, none; what ended meanwhile is moved out of the way first. */
+int tfd_client_reserve_locked(struct tfd_client *client, uint32_t count);
+/* Pops a free record, after reserve, and names a new job on it. */
+uint32_t tfd_client_take_locked(struct tfd_client *client, uint64_t now_ns);
+void tfd_client_saved_fini(struct tfd_client *client);
+
+/*
+ * Waits until check() returns anything but -EAGAIN. `event` and `waiters` are the futex word and its count of sleepers
+ * in the segment.
+ */
+typedef int (*tfd_client_check)(struct tfd_client *client, void *argument);
+int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument,
+                    uint32_t *event, uint32_t *waiters, int64_t timeout_ns, uint64_t spin_ns);
+/* Wakes every thread that sleeps on any record or counter. */
+void tfd_client_wake_all(struct tfd_client *client);
+
+/* Absolute end of a wait: UINT64_MAX for none. */
+uint64_t tfd_client_deadline(int64_t timeout_ns);
+
+#endif

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The asyncio face of the SDK: ``async with transferd.aio.Client() as c``."""
+
+from transferd.client.aio import Client
+
+__all__ = ["Client"]
