@@ -25,9 +25,6 @@ int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out,
 	core->options = *options;
 	(void)pthread_mutex_init(&core->lock, NULL);
 	(void)pthread_cond_init(&core->refs_changed, NULL);
-	rc = tfd_guard_install();
-	if (rc)
-		goto err_free;
 	rc = tfd_events_open(core);
 	if (rc)
 		goto err_free;
@@ -136,6 +133,11 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 	group->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
 	group->window_bytes = options->window_bytes ? options->window_bytes : WINDOW_BYTES_DEFAULT;
 	rc = rails_open(group, options, error);
+	if (!rc) {
+		rc = tfd_guard_install(); /* after the provider's library, which may bring a handler of its own */
+		if (rc)
+			(void)tfd_fail(error, rc, "no SIGBUS handler: %s", strerror(-rc));
+	}
 	if (!rc)
 		rc = tfd_worker_open(core, group, error);
 	if (rc) {

@@ -60,21 +60,16 @@ static void guard_handler(int number, siginfo_t *info, void *context)
 
 int tfd_guard_install(void)
 {
-	static int installed;
 	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_RESTART };
-	int rc = 0;
+	struct sigaction before;
 
-	(void)pthread_mutex_lock(&guard_lock);
-	if (!installed) {
-		action.sa_sigaction = guard_handler;
-		(void)sigemptyset(&action.sa_mask);
-		if (sigaction(SIGBUS, &action, &guard_previous) != 0)
-			rc = -errno;
-		else
-			installed = 1;
-	}
-	(void)pthread_mutex_unlock(&guard_lock);
-	return rc;
+	action.sa_sigaction = guard_handler;
+	(void)sigemptyset(&action.sa_mask);
+	if (sigaction(SIGBUS, &action, &before) != 0)
+		return -errno;
+	if (before.sa_sigaction != guard_handler)
+		guard_previous = before;
+	return 0;
 }
 
 int tfd_guard_add(struct tfd_region *region)

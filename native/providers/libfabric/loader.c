@@ -49,6 +49,8 @@ static int load_locked(const char *path, struct tfd_error *error)
 	 * endpoint that is being written to; we only do RMA, which passthru hands straight to tcp.
 	 */
 	(void)setenv("FI_OFI_RXM_ENABLE_PASSTHRU", "1", 0);
+	/* The providers that we may use: psm and psm2 would install signal handlers for SIGBUS and SIGSEGV. */
+	(void)setenv("FI_PROVIDER", "efa,verbs,tcp,ofi_rxm", 0);
 	handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!handle)
 		return tfd_fail(error, -ENOENT,
