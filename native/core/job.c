@@ -70,7 +70,10 @@ void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail)
 /* What the receiver has to be told of a job that failed. */
 static void tell_loss(struct tfd_job *job)
 {
-	struct tfd_event event = { .type = TFD_EVENT_LOST, .detail = job->detail, .id = job->open->handle };
+	struct tfd_event event = { .type = TFD_EVENT_LOST,
+		                   .detail = job->detail,
+		                   .id = job->open->handle,
+		                   .session = job->session->handle };
 	bool all = true;
 	bool unposted = false;
 
@@ -129,7 +132,9 @@ static void job_unlink(struct tfd_job *job)
 
 static void open_quiet_if_revoked(struct tfd_open *open)
 {
-	struct tfd_event event = { .type = TFD_EVENT_OPEN_QUIET, .id = open->handle };
+	struct tfd_event event = { .type = TFD_EVENT_OPEN_QUIET,
+		                   .id = open->handle,
+		                   .session = open->session->handle };
 
 	if (open->refused && !open->jobs)
 		tfd_event_post(open->session->group->worker, &event);

@@ -38,7 +38,9 @@ static int revoke_command(struct tfd_worker *worker, void *argument)
 {
 	struct open_call *call = argument;
 	struct tfd_open *open = tfd_table_get(&call->session->opens, call->handle);
-	struct tfd_event quiet = { .type = TFD_EVENT_OPEN_QUIET, .id = call->handle };
+	struct tfd_event quiet = { .type = TFD_EVENT_OPEN_QUIET,
+		                   .id = call->handle,
+		                   .session = call->session->handle };
 	struct tfd_list *link;
 	struct tfd_list *next;
 

@@ -25,7 +25,9 @@ void tfd_region_destroy(struct tfd_region *region)
 
 bool tfd_region_probe(struct tfd_region *region)
 {
-	struct tfd_event event = { .type = TFD_EVENT_REGION_BROKEN, .id = region->handle };
+	struct tfd_event event = { .type = TFD_EVENT_REGION_BROKEN,
+		                   .id = region->handle,
+		                   .session = region->session->handle };
 	struct stat file;
 
 	if (fstat(region->fd, &file) != 0 || (uint64_t)file.st_size < region->file_end)

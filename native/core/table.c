@@ -4,6 +4,11 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "barrier.h"
+
+/* One count for all tables of the process: a handle names one thing, whatever table it is in. */
+static uint32_t next_generation;
+
 void tfd_table_fini(struct tfd_table *table)
 {
 	free(table->items);
@@ -46,7 +51,7 @@ int tfd_table_add(struct tfd_table *table, void *item, uint64_t *handle)
 	while (table->items[index])
 		index++;
 	table->items[index] = item;
-	table->generations[index]++;
+	table->generations[index] = tfd_add_relaxed(&next_generation, 1) + 1;
 	table->count++;
 	*handle = (uint64_t)table->generations[index] << 32 | (index + 1);
 	return 0;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Handles to pointers. A handle is generation << 32 | index + 1 and is never used twice. Its owner locks. */
+/*
+ * Handles to pointers. A handle is generation << 32 | index + 1; generations are counted over all tables, so no handle
+ * is used twice (before 2^32 things were named). Its owner locks.
+ */
 #ifndef TFD_TABLE_H
 #define TFD_TABLE_H
 

@@ -12,12 +12,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 static struct host host;
 static struct user user, target;
-static uint64_t out_conn, in_conn;
+static uint64_t out_conn, in_conn, grant;
 
 static void fresh_user(void)
 {
 	user_open(&host, &user);
-	(void)open_grant(&user, &target, out_conn);
+	grant = open_grant(&user, &target, out_conn);
 }
 
 static void start(void)
@@ -82,6 +82,7 @@ int main(int argc, char **argv)
 	uint64_t state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
 	_Alignas(TFD_LINE) uint8_t input[sizeof(uint64_t) + 8 * sizeof(struct tfd_entry)];
 
+	start();
 	for (long run = 0; run < runs; run++) {
 		for (size_t i = 0; i < sizeof(input); i++) {
 			state = state * 6364136223846793005ull + 1442695040888963407ull;
@@ -98,8 +99,8 @@ int main(int argc, char **argv)
 			entry->flags = entry->_resv0 = 0;
 			entry->record = (uint32_t)((run * 8 + (long)e) % 64);
 			entry->job_id = (uint64_t)run * 8 + e + 1;
-			entry->dst_grant = 1ull << 32 | 1;
-			entry->src_region = 1ull << 32 | 1;
+			entry->dst_grant = grant;
+			entry->src_region = user.region;
 			entry->_resv1 = 0;
 			memset(entry->_resv2, 0, sizeof(entry->_resv2));
 			entry->deadline_ns = 0;

@@ -157,7 +157,7 @@ static void test_garbage(struct host *host)
 
 	user_open(host, &user);
 	tfd_store_seq(&user.ring->tail, user.ring->tail + 65);
-	(void)write(user.fds.doorbell_fd, &(uint64_t){ 1 }, 8);
+	(void)!write(user.fds.doorbell_fd, &(uint64_t){ 1 }, 8);
 	(void)wait_event(host, TFD_EVENT_SESSION_BROKEN, user.session);
 	user_close(&user);
 	user_open(host, &user);
@@ -165,7 +165,7 @@ static void test_garbage(struct host *host)
 	user.entries[user.ring->tail % 64].record = 64;
 	user.entries[user.ring->tail % 64].job_id = 1;
 	tfd_store_seq(&user.ring->tail, user.ring->tail + 1);
-	(void)write(user.fds.doorbell_fd, &(uint64_t){ 1 }, 8);
+	(void)!write(user.fds.doorbell_fd, &(uint64_t){ 1 }, 8);
 	(void)wait_event(host, TFD_EVENT_SESSION_BROKEN, user.session);
 	user_close(&user);
 }

@@ -62,6 +62,7 @@ struct tfd_event {
 	uint32_t imm;
 	uint32_t _pad;
 	uint64_t count;
+	uint64_t session; /* handle of the session whose open or region it is: those names are its own; else 0 */
 };
 
 int tfd_core_event_fd(const struct tfd_core *core); /* readable while events wait; the core's */
