@@ -18,8 +18,7 @@ int tfd_command_run(struct tfd_worker *worker, int (*run)(struct tfd_worker *, v
 	/* pairs with tfd_commands_take: the frame is written before it is seen; seq against `sleeping` */
 	do
 		command.next = top;
-	while (!__atomic_compare_exchange_n(&worker->inbox, &top, &command, true, __ATOMIC_SEQ_CST,
-	                                    __ATOMIC_RELAXED));
+	while (!tfd_replace_seq(&worker->inbox, &top, &command));
 	if (tfd_load_seq(&worker->sleeping)) /* pairs with worker_sleep: it stores, then looks at the inbox */
 		(void)!write(worker->wake_fd, &one, sizeof(one));
 	for (int i = 0; i < COMMAND_SPINS && !tfd_load_acquire(&command.done); i++)

@@ -172,8 +172,12 @@ struct tfd_session {
 	uint32_t name_space;
 	uint32_t counter_count;
 	int segment_fd;
-	int doorbell_fd;
-	int event_fd;
+	/*
+	 * Pipes, not eventfds: the two ends of an eventfd share their O_NONBLOCK, and a client that clears it could block us. We
+	 * keep the client's ends open, too, so that its closing them is no event.
+	 */
+	int doorbell[2]; /* the client writes [1] */
+	int event[2];    /* the client reads [0] */
 	int control_fd;
 	uint8_t *segment;
 	uint64_t segment_bytes;

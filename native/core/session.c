@@ -150,10 +150,11 @@ static int tables_open(struct tfd_session *session, const struct tfd_session_opt
 
 static int fds_open(struct tfd_session *session)
 {
-	session->doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	session->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (pipe2(session->doorbell, O_CLOEXEC | O_NONBLOCK) != 0 ||
+	    pipe2(session->event, O_CLOEXEC | O_NONBLOCK) != 0)
+		return -errno;
 	session->control_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	return session->doorbell_fd < 0 || session->event_fd < 0 || session->control_fd < 0 ? -errno : 0;
+	return session->control_fd < 0 ? -errno : 0;
 }
 
 static void close_fd(int fd)
@@ -167,8 +168,10 @@ static void session_free(struct tfd_session *session)
 	if (session->segment)
 		(void)munmap(session->segment, session->segment_bytes);
 	close_fd(session->segment_fd);
-	close_fd(session->doorbell_fd);
-	close_fd(session->event_fd);
+	for (int i = 0; i < 2; i++) {
+		close_fd(session->doorbell[i]);
+		close_fd(session->event[i]);
+	}
 	close_fd(session->control_fd);
 	for (uint32_t i = 0; i < TFD_IMM_COUNT / TFD_IMM_PAGE; i++)
 		free(session->imm_pages[i]);
@@ -187,7 +190,7 @@ static void session_free(struct tfd_session *session)
 static int attach_command(struct tfd_worker *worker, void *argument)
 {
 	struct tfd_session *session = argument;
-	int rc = tfd_worker_watch(worker, session->doorbell_fd);
+	int rc = tfd_worker_watch(worker, session->doorbell[0]);
 
 	if (rc)
 		return rc;
@@ -247,7 +250,8 @@ static struct tfd_session *session_new(struct tfd_core *core, uint32_t group)
 		return NULL;
 	session->core = core;
 	session->group = core->groups[group];
-	session->segment_fd = session->doorbell_fd = session->event_fd = session->control_fd = -1;
+	session->segment_fd = session->control_fd = -1;
+	session->doorbell[0] = session->doorbell[1] = session->event[0] = session->event[1] = -1;
 	tfd_list_init(&session->jobs);
 	tfd_list_init(&session->link);
 	return session;
@@ -283,8 +287,8 @@ int tfd_session_open(struct tfd_core *core, const struct tfd_session_options *op
 	}
 	*handle = session->handle;
 	fds->segment_fd = fcntl(session->segment_fd, F_DUPFD_CLOEXEC, 0);
-	fds->doorbell_fd = fcntl(session->doorbell_fd, F_DUPFD_CLOEXEC, 0);
-	fds->event_fd = fcntl(session->event_fd, F_DUPFD_CLOEXEC, 0);
+	fds->doorbell_fd = fcntl(session->doorbell[1], F_DUPFD_CLOEXEC, 0);
+	fds->event_fd = fcntl(session->event[0], F_DUPFD_CLOEXEC, 0);
 	if (fds->segment_fd < 0 || fds->doorbell_fd < 0 || fds->event_fd < 0) {
 		close_fd(fds->segment_fd);
 		close_fd(fds->doorbell_fd);
@@ -376,7 +380,7 @@ static int detach_command(struct tfd_worker *worker, void *argument)
 		return -EBUSY;
 	worker->name_spaces[session->name_space] = NULL;
 	tfd_list_remove(&session->link);
-	tfd_worker_unwatch(worker, session->doorbell_fd);
+	tfd_worker_unwatch(worker, session->doorbell[0]);
 	for (uint32_t i = 0; i < session->opens.capacity; i++) {
 		if (session->opens.items[i])
 			tfd_open_destroy(session->opens.items[i]);

@@ -20,8 +20,7 @@ static void waker_push(struct tfd_session *session)
 	top = tfd_load_relaxed(&waker->stack);
 	do
 		session->wake_next = top;
-	while (!__atomic_compare_exchange_n(&waker->stack, &top, session, true, __ATOMIC_SEQ_CST,
-	                                    __ATOMIC_RELAXED));
+	while (!tfd_replace_seq(&waker->stack, &top, session));
 	if (tfd_load_seq(&waker->sleeping)) { /* pairs with waker_run: stores, then looks at the stack */
 		tfd_store_seq(&waker->sleeping, 0);
 		tfd_futex_wake_all(&waker->sleeping);
@@ -101,7 +100,7 @@ static void session_wake(struct tfd_session *session)
 	wake_bits(session->wake_records, session->sources[0].record_count,
 	          (uint8_t *)&session->sources[0].records[0].event, sizeof(struct tfd_record));
 	if (tfd_swap_seq(&session->wake_event, 0))
-		(void)!write(session->event_fd, &one, sizeof(one));
+		(void)!write(session->event[1], &one, sizeof(one)); /* full: it is readable anyway */
 	if (tfd_swap_seq(&session->wake_control, 0))
 		(void)!write(session->control_fd, &one, sizeof(one));
 }

@@ -146,7 +146,7 @@ static int sleep_bound_ms(const struct tfd_worker *worker)
 static void worker_sleep(struct tfd_worker *worker)
 {
 	struct epoll_event events[EPOLL_BATCH];
-	uint64_t ignored;
+	char ignored[4096];
 	int count = 0;
 
 	announce_sleep(worker, 1);
@@ -155,7 +155,7 @@ static void worker_sleep(struct tfd_worker *worker)
 	announce_sleep(worker, 0);
 	for (int i = 0; i < count; i++) {
 		if (events[i].data.u64 >> 32) /* a doorbell of ours or a session's, non-blocking */
-			(void)!read((int)(uint32_t)events[i].data.u64, &ignored, sizeof(ignored));
+			(void)!read((int)(uint32_t)events[i].data.u64, ignored, sizeof(ignored));
 	}
 }
 

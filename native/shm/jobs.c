@@ -136,7 +136,8 @@ int tfd_client_poll_locked(struct tfd_client *client, uint64_t job_id, struct tf
 {
 	uint32_t index;
 	const struct tfd_client_slot *slot = slot_of(client, job_id, &index);
-	int over = tfd_client_over(client); /* before done_id: an end that was told before the death still counts */
+	int over = tfd_client_over(
+		client); /* before done_id: an end that was told before the death still counts */
 	struct tfd_saved_result *saved;
 
 	if (slot) {
@@ -208,8 +209,8 @@ static int job_check(struct tfd_client *client, void *argument)
 	return tfd_client_job_poll(client, wait->job_id, wait->out);
 }
 
-int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t timeout_ns,
-                        uint64_t spin_ns, struct tfd_result *out)
+int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t timeout_ns, uint64_t spin_ns,
+                        struct tfd_result *out)
 {
 	struct job_wait wait = { job_id, out };
 	struct tfd_record *record;

@@ -34,8 +34,7 @@ int tfd_memory_adopt(void *address, size_t length, int memfd)
 	rc = write_all(memfd, address, length);
 	if (rc)
 		return rc;
-	if (mmap(address, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memfd, 0) ==
-	    MAP_FAILED)
+	if (mmap(address, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memfd, 0) == MAP_FAILED)
 		return -errno;
 	return 0;
 }

@@ -23,8 +23,7 @@ struct extent {
 };
 
 /* Fills *out if count things of `stride` bytes at `offset` lie behind the header and inside `total` bytes. */
-static bool extent_init(struct extent *out, uint64_t offset, uint64_t stride, uint64_t count,
-                        uint64_t total)
+static bool extent_init(struct extent *out, uint64_t offset, uint64_t stride, uint64_t count, uint64_t total)
 {
 	if (offset % TFD_LINE || offset < sizeof(struct tfd_segment_header) || offset > total)
 		return false;
@@ -36,16 +35,15 @@ static bool extent_init(struct extent *out, uint64_t offset, uint64_t stride, ui
 
 static bool extents_overlap(const struct extent *a, const struct extent *b)
 {
-	return a->bytes && b->bytes && a->offset < b->offset + b->bytes &&
-	       b->offset < a->offset + a->bytes;
+	return a->bytes && b->bytes && a->offset < b->offset + b->bytes && b->offset < a->offset + a->bytes;
 }
 
 static bool counts_are_sane(const struct tfd_segment_header *h)
 {
 	return h->ring_count >= 1 && h->ring_count <= TFD_CLIENT_MAX_RINGS && h->ring_entries >= 1 &&
-	       h->ring_entries <= TFD_CLIENT_MAX_ENTRIES &&
-	       (h->ring_entries & (h->ring_entries - 1)) == 0 && h->record_count >= 1 &&
-	       h->record_count <= TFD_CLIENT_MAX_RECORDS && h->counter_count <= TFD_CLIENT_MAX_COUNTERS;
+	       h->ring_entries <= TFD_CLIENT_MAX_ENTRIES && (h->ring_entries & (h->ring_entries - 1)) == 0 &&
+	       h->record_count >= 1 && h->record_count <= TFD_CLIENT_MAX_RECORDS &&
+	       h->counter_count <= TFD_CLIENT_MAX_COUNTERS;
 }
 
 /* Whether the header describes a segment of this ABI that lies within `total` bytes. */
@@ -54,8 +52,8 @@ static bool header_is_sane(const struct tfd_segment_header *h, uint64_t total)
 	struct extent parts[4];
 	uint64_t ring_bytes;
 
-	if (h->magic != TFD_ABI_MAGIC || h->abi_version != TFD_ABI_VERSION ||
-	    h->header_bytes != sizeof(*h) || h->features != 0 || h->segment_bytes > total)
+	if (h->magic != TFD_ABI_MAGIC || h->abi_version != TFD_ABI_VERSION || h->header_bytes != sizeof(*h) ||
+	    h->features != 0 || h->segment_bytes > total)
 		return false;
 	if (!counts_are_sane(h))
 		return false;
@@ -64,10 +62,8 @@ static bool header_is_sane(const struct tfd_segment_header *h, uint64_t total)
 		return false;
 	total = h->segment_bytes;
 	if (!extent_init(&parts[0], h->ring_offset, h->ring_stride, h->ring_count, total) ||
-	    !extent_init(&parts[1], h->record_offset, sizeof(struct tfd_record), h->record_count,
-	                 total) ||
-	    !extent_init(&parts[2], h->counter_offset, sizeof(struct tfd_counter), h->counter_count,
-	                 total) ||
+	    !extent_init(&parts[1], h->record_offset, sizeof(struct tfd_record), h->record_count, total) ||
+	    !extent_init(&parts[2], h->counter_offset, sizeof(struct tfd_counter), h->counter_count, total) ||
 	    !extent_init(&parts[3], h->arena_offset, 1, h->arena_bytes, total))
 		return false;
 	for (int i = 0; i < 4; i++)
@@ -137,8 +133,7 @@ static int slots_init(struct tfd_client *client)
 	return 0;
 }
 
-int tfd_client_open(int segment_fd, const int *doorbell_fds, uint32_t doorbell_count,
-                    struct tfd_client **out)
+int tfd_client_open(int segment_fd, const int *doorbell_fds, uint32_t doorbell_count, struct tfd_client **out)
 {
 	struct tfd_segment_header header;
 	struct tfd_client *client = calloc(1, sizeof(*client));

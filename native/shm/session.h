@@ -82,8 +82,8 @@ void tfd_client_saved_fini(struct tfd_client *client);
  * in the segment.
  */
 typedef int (*tfd_client_check)(struct tfd_client *client, void *argument);
-int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument,
-                    uint32_t *event, uint32_t *waiters, int64_t timeout_ns, uint64_t spin_ns);
+int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument, uint32_t *event,
+                    uint32_t *waiters, int64_t timeout_ns, uint64_t spin_ns);
 /* Wakes every thread that sleeps on any record or counter. */
 void tfd_client_wake_all(struct tfd_client *client);
 

@@ -14,8 +14,7 @@
 #define TFD_FULL_SLEEP_MIN_NS 50000
 #define TFD_FULL_SLEEP_MAX_NS 1000000
 
-static int room_locked(const struct tfd_client *client, const struct tfd_client_ring *ring,
-                       uint32_t count)
+static int room_locked(const struct tfd_client *client, const struct tfd_client_ring *ring, uint32_t count)
 {
 	/* pairs with the worker's release of head: it has copied the entries before */
 	uint32_t used = ring->tail - tfd_load_acquire(&ring->shared->head);
@@ -25,8 +24,8 @@ static int room_locked(const struct tfd_client *client, const struct tfd_client_
 	return count <= client->ring_entries - used ? 0 : -EAGAIN;
 }
 
-static int publish_locked(struct tfd_client *client, struct tfd_client_ring *ring,
-                          struct tfd_entry *entries, uint32_t count)
+static int publish_locked(struct tfd_client *client, struct tfd_client_ring *ring, struct tfd_entry *entries,
+                          uint32_t count)
 {
 	uint64_t now = tfd_client_now_ns();
 	int rc = room_locked(client, ring, count);
@@ -60,8 +59,7 @@ static void doorbell_ring(const struct tfd_client_ring *ring)
 		continue;
 }
 
-int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
-                      uint32_t count)
+int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries, uint32_t count)
 {
 	int rc;
 
@@ -114,9 +112,9 @@ int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_
 }
 
 int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t op, uint8_t priority,
-                              uint32_t imm, uint64_t src_region, uint64_t src_offset,
-                              uint64_t dst_grant, uint64_t dst_offset, uint64_t length,
-                              uint64_t deadline_ns, uint64_t argument, int64_t timeout_ns)
+                              uint32_t imm, uint64_t src_region, uint64_t src_offset, uint64_t dst_grant,
+                              uint64_t dst_offset, uint64_t length, uint64_t deadline_ns, uint64_t argument,
+                              int64_t timeout_ns)
 {
 	struct tfd_entry entry = {
 		.op = op,

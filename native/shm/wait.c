@@ -66,8 +66,8 @@ static int spin(struct tfd_client *client, tfd_client_check check, void *argumen
 	}
 }
 
-int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument,
-                    uint32_t *event, uint32_t *waiters, int64_t timeout_ns, uint64_t spin_ns)
+int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument, uint32_t *event,
+                    uint32_t *waiters, int64_t timeout_ns, uint64_t spin_ns)
 {
 	uint64_t deadline = tfd_client_deadline(timeout_ns);
 	uint64_t now = tfd_client_now_ns();

@@ -27,12 +27,12 @@
 #include "transferd/abi.h"
 #include "transferd/client.h"
 
-#define CHECK(what)                                                                         \
-	do {                                                                                \
-		if (!(what)) {                                                              \
+#define CHECK(what)                                                                        \
+	do {                                                                               \
+		if (!(what)) {                                                             \
 			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what); \
-			exit(1);                                                            \
-		}                                                                           \
+			exit(1);                                                           \
+		}                                                                          \
 	} while (0)
 
 #define HELD_LENGTH 7777u
@@ -208,8 +208,8 @@ static inline void *fake_run(void *argument)
 		if (fake_drain(fake))
 			continue;
 		tfd_store_seq(&fake->ring->need_wakeup, 1u);
-		if (tfd_load_seq(&fake->ring->tail) == fake->ring->head &&
-		    !tfd_load_seq(&fake->flush) && !tfd_load_seq(&fake->stop)) {
+		if (tfd_load_seq(&fake->ring->tail) == fake->ring->head && !tfd_load_seq(&fake->flush) &&
+		    !tfd_load_seq(&fake->stop)) {
 			CHECK(poll(&doorbell, 1, 20000) != 0);
 			(void)!read(fake->doorbell_fd, &count, sizeof(count));
 		}

@@ -29,15 +29,15 @@ static void test_good(void)
 	fake_fini(&fake);
 }
 
-#define BAD(field, bad)                               \
-	do {                                          \
-		struct tfd_segment_header saved = *h; \
-		h->field = (bad);                     \
-		if (try_open(&fake) != -EPROTO) {     \
+#define BAD(field, bad)                                                       \
+	do {                                                                  \
+		struct tfd_segment_header saved = *h;                         \
+		h->field = (bad);                                             \
+		if (try_open(&fake) != -EPROTO) {                             \
 			fprintf(stderr, "accepted: " #field " = " #bad "\n"); \
-			exit(1);                      \
-		}                                     \
-		*h = saved;                           \
+			exit(1);                                              \
+		}                                                             \
+		*h = saved;                                                   \
 	} while (0)
 
 static void test_hostile_headers(void)

@@ -7,8 +7,8 @@
 
 static int64_t submit_one(struct tfd_client *client, uint32_t imm, uint64_t length, int64_t timeout_ns)
 {
-	return tfd_client_job_submit(client, 0, TFD_OP_WRITE, TFD_PRIORITY_BULK, imm, 1, 2, 3, 4, length,
-	                             0, 0, timeout_ns);
+	return tfd_client_job_submit(client, 0, TFD_OP_WRITE, TFD_PRIORITY_BULK, imm, 1, 2, 3, 4, length, 0,
+	                             0, timeout_ns);
 }
 
 static void test_entry_arrives_whole(void)
@@ -30,8 +30,7 @@ static void test_entry_arrives_whole(void)
 	CHECK(e->imm == 5 && e->src_region == 6 && e->src_offset == 7 && e->dst_grant == 8);
 	CHECK(e->dst_offset == 9 && e->length == 10 && e->argument == 11);
 	CHECK(e->job_id == (uint64_t)job && e->record == ((uint64_t)job & 0xffff));
-	CHECK(e->deadline_ns >= before + 1000000000 &&
-	      e->deadline_ns <= tfd_client_now_ns() + 1000000000);
+	CHECK(e->deadline_ns >= before + 1000000000 && e->deadline_ns <= tfd_client_now_ns() + 1000000000);
 	CHECK(tfd_client_job_submit(client, 0, 1, 0, 0, 0, 0, 0, 0, 0, UINT64_MAX, 0, 0) > 0);
 	CHECK(fake.ring_entries[1].deadline_ns == UINT64_MAX);
 	tfd_client_close(client);
@@ -150,8 +149,8 @@ static void *produce(void *argument)
 			tfd_client_job_release(p->client, (uint64_t)job);
 			continue;
 		}
-		CHECK(tfd_client_job_wait(p->client, (uint64_t)job, FOREVER, i % 2 ? 0 : SPIN_NS,
-		                          &result) == 0);
+		CHECK(tfd_client_job_wait(p->client, (uint64_t)job, FOREVER, i % 2 ? 0 : SPIN_NS, &result) ==
+		      0);
 		CHECK(result.bytes == i && result.status == TFD_JOB_OK);
 		if (i % 3 == 1)
 			tfd_client_job_release(p->client, (uint64_t)job);

@@ -119,8 +119,8 @@ static void test_no_wake_up_is_lost(void)
 	fake_start(&fake);
 	start = tfd_client_now_ns();
 	for (uint32_t i = 1; i <= ROUNDS; i++) {
-		int64_t job = tfd_client_job_submit(client, 0, TFD_OP_IMM, 0, 2, 0, 0, 3, 0, 0, 0, 0,
-		                                    FOREVER);
+		int64_t job =
+			tfd_client_job_submit(client, 0, TFD_OP_IMM, 0, 2, 0, 0, 3, 0, 0, 0, 0, FOREVER);
 
 		CHECK(job > 0);
 		if (i % 2)
@@ -149,8 +149,8 @@ static void test_death(bool by_daemon)
 	fake_start(&fake);
 	ended = tfd_client_job_submit(client, 0, TFD_OP_IMM, 0, 3, 0, 0, 3, 0, 1, 0, 0, FOREVER);
 	CHECK(tfd_client_counter_wait(client, 3, 1, FOREVER, 0) == 0);
-	job.target = (uint64_t)tfd_client_job_submit(client, 0, TFD_OP_WRITE, 0, 1, 0, 0, 3, 0,
-	                                             HELD_LENGTH, 0, 0, FOREVER);
+	job.target = (uint64_t)tfd_client_job_submit(client, 0, TFD_OP_WRITE, 0, 1, 0, 0, 3, 0, HELD_LENGTH,
+	                                             0, 0, FOREVER);
 	job.client = counter.client = client;
 	waiter_start(&counter, wait_counter);
 	waiter_start(&job, wait_job);

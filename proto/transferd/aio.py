@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The asyncio face of the SDK: ``async with transferd.aio.Client() as c``."""
 
-from transferd.client.aio import Client
+from transferd.client.aio import Client, Counter, Grant, Job, Region
 
-__all__ = ["Client"]
+__all__ = ["Client", "Counter", "Grant", "Job", "Region"]

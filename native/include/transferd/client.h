@@ -34,8 +34,8 @@ struct tfd_counter_view {
 };
 
 /*
- * Maps the segment behind `segment_fd` and checks its header. The fds stay the caller's; `doorbell_fd`
- * has one eventfd per ring and, like `event_fd`, must outlive the client.
+ * Maps the segment behind `segment_fd` and checks its header. The fds stay the caller's; `doorbell_fds`
+ * has one non-blocking pipe (or eventfd) per ring and must outlive the client.
  * -EPROTO: not a segment of this ABI; -ENOMEM, or what mmap says.
  */
 int tfd_client_open(int segment_fd, const int *doorbell_fds, uint32_t doorbell_count,
@@ -49,8 +49,7 @@ const struct tfd_segment_header *tfd_client_header(const struct tfd_client *clie
  * -EAGAIN: the ring or the completion records are full, wait for a job to end; -E2BIG: more than either
  * can ever hold; -EPIPE: the session ended; -EINVAL: no such ring.
  */
-int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
-                      uint32_t count);
+int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries, uint32_t count);
 
 /*
  * As submit, but waits for room. timeout_ns < 0: no bound. Adds -ETIMEDOUT (with 0, -EAGAIN stays) and -EINTR (a
@@ -63,9 +62,9 @@ int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_
  * none. `argument` is for TFD_OP_CANCEL. Returns the job's id, which is positive, or as tfd_client_submit_wait.
  */
 int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t op, uint8_t priority,
-                              uint32_t imm, uint64_t src_region, uint64_t src_offset,
-                              uint64_t dst_grant, uint64_t dst_offset, uint64_t length,
-                              uint64_t deadline_ns, uint64_t argument, int64_t timeout_ns);
+                              uint32_t imm, uint64_t src_region, uint64_t src_offset, uint64_t dst_grant,
+                              uint64_t dst_offset, uint64_t length, uint64_t deadline_ns, uint64_t argument,
+                              int64_t timeout_ns);
 
 /* -EAGAIN while the job runs; -EPIPE: session over and the job's end unknown; -ENOENT: released or unknown id. */
 int tfd_client_job_poll(struct tfd_client *client, uint64_t job_id, struct tfd_result *out);
@@ -73,8 +72,8 @@ int tfd_client_job_poll(struct tfd_client *client, uint64_t job_id, struct tfd_r
  * As poll, but waits. timeout_ns < 0: no bound. Adds -ETIMEDOUT, and -EINTR: a signal came, call again. spin_ns: how
  * long to spin before it sleeps, at most 10 ms.
  */
-int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t timeout_ns,
-                        uint64_t spin_ns, struct tfd_result *out);
+int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t timeout_ns, uint64_t spin_ns,
+                        struct tfd_result *out);
 /*
  * Gives the completion record back: at once if the job has ended, else when it ends. Idempotent. (The results of ended
  * jobs that nobody has released move to private memory when records run short, so holding them blocks nobody.)
@@ -87,8 +86,8 @@ int tfd_client_counter_read(struct tfd_client *client, uint32_t slot, struct tfd
  * Waits for value >= target: 0. -EIO: faults passed the acknowledged baseline first; -ETIMEDOUT; -EPIPE: the
  * session ended; -EINTR; -ERANGE. A target that is reached wins over a fault.
  */
-int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t target,
-                            int64_t timeout_ns, uint64_t spin_ns);
+int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t target, int64_t timeout_ns,
+                            uint64_t spin_ns);
 
 /* The segment's event fd is signalled while this is not 0 (one caller decides). */
 void tfd_client_set_event_waiters(struct tfd_client *client, uint32_t value);

@@ -113,8 +113,8 @@ struct tfd_session_options {
 
 struct tfd_session_fds { /* the caller's to close */
 	int segment_fd;  /* memfd, sealed against shrinking and growing */
-	int doorbell_fd; /* eventfd that wakes the worker */
-	int event_fd;    /* eventfd that tells the client of ended jobs and counts */
+	int doorbell_fd; /* pipe: a write of any bytes wakes the worker; non-blocking, full is as good as written */
+	int event_fd;    /* pipe: readable after jobs ended or counts changed, while event_waiters is set */
 };
 
 /* -EMFILE: no name space is free; -EINVAL: sizes. The handle names the session in every later call. */

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SDK of transferd. ``import transferd`` offers the same names."""
+
+from transferd.client.client import Client
+from transferd.client.counter import Counter
+from transferd.client.errors import (
+    AccessDenied,
+    Conflict,
+    CounterFault,
+    Internal,
+    InvalidRequest,
+    JobFailed,
+    NotFound,
+    PeerLost,
+    QuotaExceeded,
+    StaleDescriptor,
+    TransferdError,
+    Unavailable,
+    WaitTimeout,
+)
+from transferd.client.grant import Grant
+from transferd.client.job import Imm, Job, Write
+from transferd.client.memory import Region, RegionSlice
+from transferd.client.session import CounterView, JobPath, JobResult
+from transferd.native.names import JobStatus
+
+__all__ = [
+    "AccessDenied",
+    "Client",
+    "Conflict",
+    "Counter",
+    "CounterFault",
+    "CounterView",
+    "Grant",
+    "Imm",
+    "Internal",
+    "InvalidRequest",
+    "Job",
+    "JobFailed",
+    "JobPath",
+    "JobResult",
+    "JobStatus",
+    "NotFound",
+    "PeerLost",
+    "QuotaExceeded",
+    "Region",
+    "RegionSlice",
+    "StaleDescriptor",
+    "TransferdError",
+    "Unavailable",
+    "WaitTimeout",
+    "Write",
+]

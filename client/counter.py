@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImmCounters: how many writes on an immediate have landed here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transferd.client import errors
+
+if TYPE_CHECKING:
+    from transferd.client.events import Driver
+    from transferd.client.session import CounterView, Session
+
+
+def to_target(target: int) -> int:
+    """Checks a target."""
+    if not isinstance(target, int) or not 0 <= target < 1 << 62:
+        raise errors.InvalidRequest(f"target is a number of writes from 0 on, not {target!r}")
+    return target
+
+
+class BaseCounter:
+    """What both faces of a counter have. Over shared memory, reading takes a microsecond."""
+
+    __slots__ = ("_driver", "_session", "imm")
+
+    def __init__(self, session: Session, driver: Driver, imm: int) -> None:
+        self._session = session
+        self._driver = driver
+        self.imm = imm
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of immediate {self.imm}>"
+
+    def read(self) -> CounterView:
+        """Reads all of it at once."""
+        return self._session.counter_read(self.imm)
+
+    @property
+    def value(self) -> int:
+        """Landed writes; only grows."""
+        return self._session.counter_read(self.imm).value
+
+    @property
+    def faults(self) -> int:
+        """Times that writes on this immediate became untrustworthy."""
+        return self._session.counter_read(self.imm).faults
+
+    @property
+    def lost(self) -> int:
+        """Writes known lost."""
+        return self._session.counter_read(self.imm).lost
+
+
+class Counter(BaseCounter):
+    """A counter of a :class:`transferd.Client`. Safe to use from several threads."""
+
+    __slots__ = ()
+
+    def wait(self, target: int, timeout_s: float | None = None) -> None:
+        """Waits until ``value >= target``. The data of the writes that it counts is visible then.
+
+        Args:
+            target: All writes that are to land on this immediate until then, since the session's
+                start.
+            timeout_s: Bound; None: as long as it takes.
+
+        Raises:
+            CounterFault: A sender failed, and the fault is not acknowledged yet.
+            WaitTimeout: The bound passed.
+            Unavailable: The session is over.
+        """
+        self._session.counter_wait(self.imm, to_target(target), timeout_s)
+
+    def acknowledge(self) -> None:
+        """Takes all faults so far as seen: waits work again, for a retry on the same immediate."""
+        self._session.counter_acknowledge(self.imm)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``transferctl``."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from transferd import __version__
+from transferd.client import errors
+from transferd.client.ctl import render
+from transferd.client.ctl.bench import bench_command
+from transferd.client.ctl.render import Column, age, column, number, size
+from transferd.client.rpc import ADDRESS_VARIABLE, Control, resolve_address
+from transferd.v1 import admin_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+TIMEOUT_S = 10.0
+PAGE_SIZE = 1000
+SERVICES = ("", "SessionService", "RegionService", "TransferService", "AdminService")
+
+COLUMNS: dict[str, Sequence[Column]] = {
+    "sessions": (
+        column("SESSION", "session_id"),
+        column("NAME", "name"),
+        column("TENANT", "tenant"),
+        Column("PID", lambda row: str(row["pid"] or "-"), right=True),
+        column("STATE", "state"),
+        number("REGIONS", "regions"),
+        number("GRANTS", "grants"),
+        number("OPENS", "opens"),
+        number("IN FLIGHT", "jobs_in_flight"),
+        number("ENDED", "jobs_ended"),
+        number("FAILED", "jobs_failed"),
+        size("SENT", "bytes_sent"),
+        number("COUNTED", "imms_received"),
+        age("AGE", "age_ms"),
+    ),
+    "regions": (
+        column("SESSION", "session_id"),
+        column("REGION", "region"),
+        column("NAME", "name"),
+        column("KIND", "kind"),
+        size("LENGTH", "length_bytes"),
+        number("GRANTS", "grants"),
+        number("OPENERS", "openers"),
+        column("STATE", "state"),
+    ),
+    "peers": (
+        column("ADDRESS", "address"),
+        Column("DAEMON", lambda row: row["daemon_id"][:12]),
+        Column("EPOCH", lambda row: row["boot_epoch"][:12]),
+        column("STATE", "state"),
+        number("CONNECTIONS", "connections"),
+        number("OPENED THERE", "opened_there"),
+        number("OPENED HERE", "opened_here"),
+        number("LOSSES", "losses"),
+    ),
+    "rails": (
+        Column("RAIL", lambda row: f"{row['group']}.{row['rail']}"),
+        column("NAME", "name"),
+        column("PROVIDER", "provider"),
+        column("STATE", "state"),
+        size("SENT", "bytes_sent"),
+        number("WRITES", "writes_sent"),
+        number("COUNTED", "imms_received"),
+        number("ERRORS", "errors"),
+        column("WHY", "why"),
+    ),
+    "jobs": (
+        column("SESSION", "session_id"),
+        column("JOB", "job_id"),
+        column("OPERATION", "operation"),
+        size("LENGTH", "length_bytes"),
+        size("ACKNOWLEDGED", "acknowledged_bytes"),
+        number("IMM", "imm"),
+        column("PRIORITY", "priority"),
+        column("STATUS", "status"),
+        age("AGE", "age_ms"),
+        column("PEER", "peer"),
+    ),
+}
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command --socket and --json, and a Control to the daemon."""
+
+    @click.option(
+        "--socket",
+        "address",
+        metavar="ADDRESS",
+        help=f"The daemon's socket: unix:///path or a path. Default: {ADDRESS_VARIABLE}.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+    @functools.wraps(command)
+    def wrapped(address: str | None, as_json: bool, **options: Any) -> None:
+        control = Control(resolve_address(address), TIMEOUT_S)
+        try:
+            command(control, as_json, **options)
+        finally:
+            control.close()
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="transferctl")
+def cli() -> None:
+    """Looks into a running transferd, and measures it."""
+
+
+@cli.command()
+@common
+def status(control: Control, as_json: bool) -> None:
+    """The daemon as a whole."""
+    answer = control.call(control.admin.GetStatus, admin_pb2.GetStatusRequest())
+    plain = render.to_plain(answer)
+    if as_json:
+        render.print_json(plain)
+        return
+    console = render.make_console()
+    render.print_fields(
+        [
+            ("state", plain["state"]),
+            ("version", plain["version"]),
+            ("provider", plain["provider"]),
+            ("peer address", plain["peer_address"]),
+            ("peers by", "mutual TLS" if plain["tls"] else "development mode, not authenticated"),
+            ("daemon", plain["daemon_id"]),
+            ("boot epoch", plain["boot_epoch"]),
+            ("process", f"{plain['pid']}, up {render.duration_text(plain['uptime_ms'])}"),
+            ("sessions", f"{plain['sessions']:,}"),
+            (
+                "regions",
+                f"{plain['regions']:,} with {render.bytes_text(plain['registered_bytes'])}",
+            ),
+            ("peers", f"{plain['peers']:,}"),
+            *(("warning", warning) for warning in plain["warnings"]),
+        ],
+        console,
+    )
+
+
+def _pages(control: Control, method: Any, request: Any, field: str) -> Iterator[Any]:
+    """Yields the things of all pages."""
+    while True:
+        answer = control.call(method, request)
+        yield from getattr(answer, field)
+        if not answer.next_page_token:
+            return
+        request.page_token = answer.next_page_token
+
+
+def _show(name: str, things: Any, as_json: bool) -> None:
+    rows = [render.to_plain(thing) for thing in things]
+    if as_json:
+        render.print_json(rows)
+    else:
+        render.print_table(COLUMNS[name], rows, f"no {name}", render.make_console())
+
+
+@cli.command()
+@common
+def sessions(control: Control, as_json: bool) -> None:
+    """Sessions, living and ending."""
+    request = admin_pb2.ListSessionsRequest(page_size=PAGE_SIZE)
+    _show("sessions", _pages(control, control.admin.ListSessions, request, "sessions"), as_json)
+
+
+@cli.command()
+@common
+def regions(control: Control, as_json: bool) -> None:
+    """Registered memory."""
+    request = admin_pb2.ListRegionsRequest(page_size=PAGE_SIZE)
+    _show("regions", _pages(control, control.admin.ListRegions, request, "regions"), as_json)
+
+
+@cli.command()
+@common
+def peers(control: Control, as_json: bool) -> None:
+    """Daemons that this one has to do with."""
+    answer = control.call(control.admin.ListPeers, admin_pb2.ListPeersRequest())
+    _show("peers", answer.peers, as_json)
+
+
+@cli.command()
+@common
+def rails(control: Control, as_json: bool) -> None:
+    """NIC endpoints."""
+    answer = control.call(control.admin.ListRails, admin_pb2.ListRailsRequest())
+    _show("rails", answer.rails, as_json)
+
+
+@cli.command()
+@click.option("--session", type=click.IntRange(min=1), default=None, help="Only of this session.")
+@common
+def jobs(control: Control, as_json: bool, session: int | None) -> None:
+    """Jobs in flight, oldest first."""
+    request = admin_pb2.ListJobsRequest(session_id=session or 0)
+    answer = control.call(control.admin.ListJobs, request)
+    _show("jobs", answer.jobs, as_json)
+    if answer.truncated and not as_json:
+        click.echo("… and more", err=True)
+
+
+@cli.command()
+@common
+def health(control: Control, as_json: bool) -> None:
+    """Whether the daemon serves, by service; exit status 1 unless all do."""
+    stub: Any = health_pb2_grpc.HealthStub(control.channel)
+    found: dict[str, str] = {}
+    for service in SERVICES:
+        name = f"transferd.v1.{service}" if service else ""
+        try:
+            answer = control.call(stub.Check, health_pb2.HealthCheckRequest(service=name))
+            found[name] = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        except errors.NotFound:
+            found[name] = "UNKNOWN"
+    if as_json:
+        render.print_json(found)
+    else:
+        render.print_fields(
+            [(name or "daemon", state) for name, state in found.items()], render.make_console()
+        )
+    if set(found.values()) != {"SERVING"}:
+        sys.exit(1)
+
+
+cli.add_command(bench_command)
+
+
+def main() -> None:
+    """Runs the command line; errors are one sentence and exit status 1."""
+    try:
+        cli(standalone_mode=True)
+    except errors.TransferdError as error:
+        click.echo(f"transferctl: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grants: the right to write into part of a region."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from transferd.client import errors
+from transferd.client.session import IMM_COUNT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transferd.client.session import Session
+
+RIGHTS = frozenset({"write"})
+EXPIRES_MAX_S = 10 * 366 * 86_400.0
+
+
+def check_rights(rights: Iterable[str]) -> None:
+    """Checks the rights of a grant."""
+    if isinstance(rights, str):
+        raise errors.InvalidRequest(f'rights is a set of words, as {{"write"}}, not {rights!r}')
+    given = set(rights)
+    if not given or given - RIGHTS:
+        raise errors.InvalidRequest(f'rights is {{"write"}}, not {given or "empty"!r}')
+
+
+def to_imms(imms: Iterable[int]) -> range:
+    """Checks the immediates of a grant: numbers below 2^20 without a gap."""
+    numbers = imms if isinstance(imms, range) else sorted(set(imms))
+    if not numbers:
+        return range(0)
+    chosen = range(numbers[0], numbers[-1] + 1)
+    if len(numbers) != len(chosen) or chosen.start < 0 or chosen.stop > IMM_COUNT:
+        raise errors.InvalidRequest(
+            f"imms is a range without gaps below {IMM_COUNT}, as range(0, 64), not {imms!r}"
+        )
+    return chosen
+
+
+def to_expires_ms(expires_s: float | None) -> int:
+    """Checks how long a grant lasts; 0: for ever."""
+    if expires_s is None:
+        return 0
+    if not 0 < expires_s <= EXPIRES_MAX_S:
+        raise errors.InvalidRequest(
+            f"expires_s is above 0 and at most {EXPIRES_MAX_S:.0f}, or None, not {expires_s!r}"
+        )
+    return max(1, round(expires_s * 1000))
+
+
+class BaseGrant:
+    """What both faces of a grant have.
+
+    Attributes:
+        id: Number; never used twice by this daemon.
+        descriptor: Opaque bytes that name the grant. Whoever holds them may use it: hand them over
+            by any channel.
+        imms: Immediates that the holders may bump.
+        length: Bytes of the granted range.
+    """
+
+    __slots__ = ("_revoked", "_session", "descriptor", "id", "imms", "length")
+
+    def __init__(
+        self, session: Session, grant_id: int, descriptor: bytes, imms: range, length: int
+    ) -> None:
+        self._session = session
+        self._revoked = False
+        self.id = grant_id
+        self.descriptor = descriptor
+        self.imms = imms
+        self.length = length
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}: {self.length} bytes, immediates {self.imms}>"
+
+    def _revoke(self) -> None:
+        if self._revoked:
+            return
+        with contextlib.suppress(errors.NotFound):  # by another thread, or with its region
+            self._session.grant_revoke(self.id)
+        self._revoked = True
+
+
+class Grant(BaseGrant):
+    """A grant of a :class:`transferd.Client`."""
+
+    __slots__ = ()
+
+    def revoke(self) -> None:
+        """Takes the grant back: a fence. No byte can land by it afterwards. Idempotent."""
+        self._revoke()

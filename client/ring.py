@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session in shared memory: submitting, waiting and counting are one native call each.
+
+The native client is freed by its reference count (``ffi.gc``): a thread inside a call holds a
+reference, so :meth:`RingSession.close` never pulls the mapping from under another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from transferd.client import errors
+from transferd.client.fdsocket import FdSocket, close_all
+from transferd.client.session import (
+    OP_ACKNOWLEDGE,
+    OP_CANCEL,
+    CounterView,
+    JobPath,
+    JobResult,
+    Memory,
+    Session,
+    to_ns,
+)
+from transferd.native.client_half import ffi, lib
+from transferd.native.names import JobStatus, detail_name
+from transferd.v1 import attach_pb2, region_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transferd.client.rpc import Control
+    from transferd.client.session import Request
+
+_EAGAIN = -errno.EAGAIN
+_EINTR = -errno.EINTR
+_submit = lib.tfd_client_job_submit
+_wait = lib.tfd_client_job_wait
+_poll = lib.tfd_client_job_poll
+_release = lib.tfd_client_job_release
+_counter_wait = lib.tfd_client_counter_wait
+_counter_read = lib.tfd_client_counter_read
+_new = ffi.new
+
+# struct tfd_entry, field by field; tests/unit/test_client_ring.py holds it against the C layout.
+ENTRY = struct.Struct("<4BIQQQQQQIIQQ48x")
+
+_PROVIDERS = {0: "", int(lib.TFD_PATH_LIBFABRIC): "libfabric"}
+_STATUS = {int(status): status for status in JobStatus}
+
+
+def decode_path(word: int) -> JobPath:
+    """Reads the path word of a completion record."""
+    number = word & int(lib.TFD_PATH_PROVIDER_MASK)
+    rails = (word >> int(lib.TFD_PATH_RAILS_SHIFT)) & 0xFF
+    return JobPath(_PROVIDERS.get(number, f"provider {number}"), rails)
+
+
+def _free(doorbell_fd: int, client: Any) -> None:
+    lib.tfd_client_close(client)
+    os.close(doorbell_fd)
+
+
+class RingSession(Session):
+    """A session with a segment."""
+
+    shared_memory = True
+
+    def __init__(
+        self, control: Control, path: str, *, name: str, records: int, counters: int, spin_us: float
+    ) -> None:
+        """Attaches.
+
+        Args:
+            control: Calls to the same daemon.
+            path: Of the fd socket.
+            name: Shown by transferctl.
+            records: Jobs in flight; 0: the daemon's default.
+            counters: Immediates counted; 0: the daemon's default.
+            spin_us: How long a waiting thread polls before it sleeps.
+
+        Raises:
+            OSError: Nobody listens on the fd socket.
+            TransferdError: The daemon refused.
+        """
+        self._socket = FdSocket(path, control.timeout_s)
+        try:
+            attached, fds = self._socket.attach(
+                attach_pb2.AttachRequest(
+                    abi_version=int(lib.TFD_ABI_VERSION),
+                    name=name,
+                    record_count=records,
+                    counter_count=counters,
+                )
+            )
+            self.client, self.event_fd = self._map(fds)
+        except BaseException:
+            self._socket.close()
+            raise
+        super().__init__(control, attached.session_id)
+        control.use_token(attached.token.hex())
+        header = lib.tfd_client_header(self.client)
+        self.provider = ffi.string(header.provider, 64).decode("utf-8", "replace")
+        self.batch_limit = min(int(header.ring_entries), int(header.record_count))
+        self._spin_ns = max(0, int(spin_us * 1000))
+        me = weakref.ref(self)
+        self._socket.start(lambda end: _session_ended(me, end))
+        try:
+            self._socket.request(attach_pb2.FdRequest(mapped=attach_pb2.MappedRequest()))
+        except BaseException:
+            self.close()
+            self.close_events()
+            raise
+
+    @staticmethod
+    def _map(fds: list[int]) -> tuple[Any, int]:
+        """Maps the segment. Takes the fds; the events fd is the caller's afterwards."""
+        segment_fd, doorbell_fd, event_fd = fds
+        out = _new("struct tfd_client **")
+        rc = lib.tfd_client_open(segment_fd, _new("int[1]", [doorbell_fd]), 1, out)
+        os.close(segment_fd)
+        if rc:
+            close_all([doorbell_fd, event_fd])
+            if rc == -errno.EPROTO:
+                raise errors.Internal(
+                    "the daemon's segment is of another version: "
+                    "install the same transferd on both sides",
+                    reason="ABI_MISMATCH",
+                )
+            raise errors.Internal(f"the session's segment cannot be mapped: {os.strerror(-rc)}")
+        os.set_blocking(event_fd, False)
+        return ffi.gc(out[0], lambda pointer: _free(doorbell_fd, pointer)), event_fd
+
+    # ---- jobs ----
+
+    def submit(
+        self,
+        op: int,
+        priority: int,
+        imm: int,
+        region: int,
+        src_offset: int,
+        dst: bytes,
+        dst_offset: int,
+        length: int,
+        deadline_ns: int,
+        timeout_s: float | None,
+    ) -> int:
+        """As :meth:`Session.submit`."""
+        job_id: int = _submit(
+            self.client,
+            0,
+            op,
+            priority,
+            imm,
+            region,
+            src_offset,
+            self.handles.get(dst) or self.open(dst),
+            dst_offset,
+            length,
+            deadline_ns,
+            0,
+            -1 if timeout_s is None else to_ns(timeout_s),
+        )
+        if job_id > 0:
+            return job_id
+        if job_id == _EINTR:  # Python's own signal handlers run between the two calls
+            return self.submit(
+                op,
+                priority,
+                imm,
+                region,
+                src_offset,
+                dst,
+                dst_offset,
+                length,
+                deadline_ns,
+                timeout_s,
+            )
+        raise self._refusal(job_id, timeout_s)
+
+    def _command(self, op: int, imm: int, argument: int) -> int:
+        """Publishes an entry that has no destination; returns its id."""
+        job_id = _EINTR
+        while job_id == _EINTR:
+            job_id = _submit(
+                self.client,
+                0,
+                op,
+                1,
+                imm,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                argument,
+                to_ns(self.control.timeout_s),
+            )
+        if job_id > 0:
+            return job_id
+        raise self._refusal(job_id, self.control.timeout_s)
+
+    def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
+        """As :meth:`Session.submit_many`."""
+        handles = self.open_many([r.dst for r in requests])
+        count = len(requests)
+        entries = _new("struct tfd_entry[]", count)
+        buffer = ffi.buffer(entries)
+        now = time.monotonic_ns()
+        for index, (request, handle) in enumerate(zip(requests, handles, strict=True)):
+            deadline_ns = now + request.deadline_ns if request.deadline_ns else 0
+            ENTRY.pack_into(
+                buffer, index * ENTRY.size,
+                request.op, 0, request.priority, 0, 0, 0, request.region, request.src_offset,
+                handle, request.dst_offset, request.length, request.imm, 0, deadline_ns, 0,
+            )  # fmt: skip
+        rc = _EINTR
+        while rc == _EINTR:
+            rc = lib.tfd_client_submit_wait(self.client, 0, entries, count, to_ns(timeout_s))
+        if rc:
+            raise self._refusal(rc, timeout_s)
+        return [entries[index].job_id for index in range(count)]
+
+    def _refusal(self, rc: int, timeout_s: float | None) -> errors.TransferdError:
+        if rc == -errno.EPIPE:
+            return self.over()
+        if rc in (_EAGAIN, -errno.ETIMEDOUT):
+            return errors.WaitTimeout(
+                f"no room for the job within {timeout_s or 0:g} s: "
+                f"{self.batch_limit} jobs are in flight already",
+                reason="RING_FULL",
+            )
+        return errors.Internal(f"submitting failed: {os.strerror(-rc)}")
+
+    def job_wait(self, job_id: int, timeout_s: float | None) -> Any:
+        """As :meth:`Session.job_wait`."""
+        raw = _new("struct tfd_result *")
+        rc = _wait(
+            self.client, job_id, -1 if timeout_s is None else to_ns(timeout_s), self._spin_ns, raw
+        )
+        if rc == _EINTR:
+            rc = self._again(lambda left: _wait(self.client, job_id, left, 0, raw), timeout_s)
+        if not rc:
+            return raw
+        if rc == -errno.ETIMEDOUT:
+            raise errors.WaitTimeout(f"job {job_id} has not ended within {timeout_s:g} s")
+        if rc == -errno.EPIPE:
+            raise self.over()
+        return None
+
+    def _again(self, wait: Callable[[int], int], timeout_s: float | None) -> int:
+        """Goes on with a wait that a signal interrupted; its bound starts anew, once."""
+        end = None if timeout_s is None else time.monotonic_ns() + to_ns(timeout_s)
+        rc = _EINTR
+        while rc == _EINTR:
+            rc = wait(-1 if end is None else max(0, end - time.monotonic_ns()))
+        return rc
+
+    def job_poll(self, job_id: int) -> Any:
+        """As :meth:`Session.job_poll`."""
+        raw = _new("struct tfd_result *")
+        rc = _poll(self.client, job_id, raw)
+        if rc == -errno.EPIPE:
+            raise self.over()
+        return None if rc else raw
+
+    def decode(self, job_id: int, raw: Any) -> JobResult:
+        """As :meth:`Session.decode`."""
+        status = _STATUS.get(raw.status, JobStatus.INVALID)
+        return JobResult(
+            job_id=job_id,
+            status=status,
+            detail=detail_name(raw.detail) if raw.detail else "",
+            bytes=raw.bytes,
+            path=decode_path(raw.path),
+            duration_ns=max(0, raw.ended_ns - (raw.accepted_ns or raw.submitted_ns)),
+            submitted_ns=raw.submitted_ns,
+            accepted_ns=raw.accepted_ns,
+            ended_ns=raw.ended_ns,
+        )
+
+    def job_cancel(self, job_id: int) -> None:
+        """As :meth:`Session.job_cancel`."""
+        _release(self.client, self._command(OP_CANCEL, 0, job_id))
+
+    def job_release(self, job_id: int) -> None:
+        """As :meth:`Session.job_release`."""
+        _release(self.client, job_id)
+
+    # ---- counters ----
+
+    def counter_read(self, imm: int) -> CounterView:
+        """As :meth:`Session.counter_read`."""
+        view = _new("struct tfd_counter_view *")
+        rc = _counter_read(self.client, self.slots[imm], view)
+        if rc:
+            raise self.over()
+        return CounterView(view.value, view.faults, view.lost, view.acknowledged)
+
+    def counter_wait(self, imm: int, target: int, timeout_s: float | None) -> None:
+        """As :meth:`Session.counter_wait`."""
+        self.counter_wait_slot(imm, self.slots[imm], target, timeout_s)
+
+    def counter_wait_slot(self, imm: int, slot: int, target: int, timeout_s: float | None) -> None:
+        """As :meth:`counter_wait`, for a caller that knows the slot."""
+        rc = _counter_wait(
+            self.client, slot, target, -1 if timeout_s is None else to_ns(timeout_s), self._spin_ns
+        )
+        if not rc:
+            return
+        if rc == _EINTR:
+            rc = self._again(
+                lambda left: _counter_wait(self.client, slot, target, left, 0), timeout_s
+            )
+        self._counter_failed(imm, target, timeout_s, rc)
+
+    def _counter_failed(self, imm: int, target: int, timeout_s: float | None, rc: int) -> None:
+        if not rc:
+            return
+        if rc == -errno.EPIPE:
+            raise self.over()
+        view = self.counter_read(imm)
+        if rc == -errno.EIO:
+            raise errors.CounterFault(imm, value=view.value, faults=view.faults, lost=view.lost)
+        raise errors.WaitTimeout(
+            f"immediate {imm} stands at {view.value} of {target} after {timeout_s:g} s"
+        )
+
+    def counter_acknowledge(self, imm: int) -> None:
+        """As :meth:`Session.counter_acknowledge`."""
+        job_id = self._command(OP_ACKNOWLEDGE, imm, 0)
+        result = self.decode(job_id, self.job_wait(job_id, self.control.timeout_s))
+        _release(self.client, job_id)
+        if result.status is not JobStatus.OK:
+            raise errors.NotFound(f"immediate {imm}: {result.detail}", reason=result.detail)
+
+    def watch_events(self, watched: bool) -> None:
+        """As :meth:`Session.watch_events`."""
+        client = self.client
+        if client:
+            lib.tfd_client_set_event_waiters(client, int(watched))
+
+    # ---- memory ----
+
+    def memory_create(self, length: int) -> Memory:
+        """As :meth:`Session.memory_create`."""
+        fd = os.memfd_create("transferd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, length)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Memory(fd, "")
+
+    def memory_register(self, memory: Memory, length: int, name: str) -> int:
+        """As :meth:`Session.memory_register`."""
+        self.check_open()
+        shared = self._socket.request(
+            attach_pb2.FdRequest(share_memory=attach_pb2.ShareMemoryRequest()), [memory.fd]
+        ).share_memory
+        request = region_pb2.RegisterRegionRequest(
+            memory_id=shared.memory_id, length_bytes=length, name=name
+        )
+        region: int = self.control.call(self.control.regions.RegisterRegion, request).region
+        return region
+
+    # ---- its end ----
+
+    def _set_end(self, end: errors.Unavailable) -> None:
+        if self.end is None:
+            self.end = end
+        lib.tfd_client_set_dead(self.client)
+        if self.on_end is not None:
+            self.on_end()
+
+    def _detach(self) -> None:
+        if self.end is None:
+            with contextlib.suppress(errors.TransferdError):
+                self._socket.request(attach_pb2.FdRequest(detach=attach_pb2.DetachRequest()))
+        self._socket.close()
+        lib.tfd_client_set_dead(self.client)
+        if self.on_end is not None:
+            self.on_end()
+        self.client = ffi.NULL  # the native code answers it with -EPIPE
+
+    def orphan(self) -> None:
+        """As :meth:`Session.orphan`."""
+        super().orphan()
+        self.client = ffi.NULL
+        self._socket.orphan()
+
+
+def _session_ended(reference: weakref.ref[RingSession], end: errors.Unavailable) -> None:
+    """Called by the reader of the fd socket, which must not keep the session alive."""
+    session = reference()
+    if session is not None:
+        session._set_end(end)

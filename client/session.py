@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session offers to the rest of the SDK, whichever way it speaks to the daemon.
+
+Two kinds: :class:`transferd.client.ring.RingSession` (shared memory; microseconds) and
+:class:`transferd.client.lease.LeaseSession` (gRPC only). Both have the same validation behind them.
+"""
+
+from __future__ import annotations
+
+import abc
+import atexit
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from transferd.client import errors
+from transferd.client.rpc import Control, forked
+from transferd.native.names import JobStatus
+from transferd.v1 import region_pb2, transfer_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+OP_WRITE = 1
+OP_IMM = 2
+OP_ACKNOWLEDGE = 3
+OP_CANCEL = 4
+
+NS_PER_S = 1_000_000_000
+IMM_COUNT = 1 << 20
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+DESCRIPTORS_MAX = 4096  # of one OpenDescriptors
+
+# Ends after which the handle of the destination is of no use any more; the next call opens the
+# descriptor again.
+_HANDLE_LOST = frozenset({"STALE", "REVOKED", "CONNECTION", "HEARTBEAT", "BAD_GRANT", "EXPIRED"})
+
+
+@dataclass(frozen=True, slots=True)
+class JobPath:
+    """What a job really used.
+
+    Attributes:
+        provider: As in "libfabric"; empty where the job ended before any.
+        rails: NICs of this host that carried it.
+        staged: Whether it was staged through host memory of the daemon.
+        packed: Whether small pages travelled packed.
+    """
+
+    provider: str
+    rails: int
+    staged: bool = False
+    packed: bool = False
+
+    def __str__(self) -> str:
+        """Says it in a line."""
+        words = [self.provider or "none", f"{self.rails} rail{'' if self.rails == 1 else 's'}"]
+        words += [word for word in ("staged", "packed") if getattr(self, word)]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """How a job ended.
+
+    Attributes:
+        job_id: The job.
+        status: How.
+        detail: UPPER_SNAKE word that says why; empty when OK.
+        bytes: Acknowledged by the far side.
+        path: What it used.
+        duration_ns: From its acceptance by the daemon to its end.
+        submitted_ns: CLOCK_MONOTONIC when it was published; None in a session without shared
+            memory, as are the next two.
+        accepted_ns: When the daemon took it.
+        ended_ns: When it ended.
+    """
+
+    job_id: int
+    status: JobStatus
+    detail: str
+    bytes: int
+    path: JobPath
+    duration_ns: int
+    submitted_ns: int | None = None
+    accepted_ns: int | None = None
+    ended_ns: int | None = None
+
+
+class CounterView(NamedTuple):
+    """A counter at one moment.
+
+    Attributes:
+        value: Landed writes.
+        faults: Times that writes became untrustworthy.
+        lost: Writes known lost.
+        acknowledged: Faults that the owner has acknowledged.
+    """
+
+    value: int
+    faults: int
+    lost: int
+    acknowledged: int
+
+
+class Request(NamedTuple):
+    """One job of a batch; in the order of :meth:`Session.submit`'s arguments."""
+
+    op: int
+    priority: int
+    imm: int
+    region: int
+    src_offset: int
+    dst: bytes
+    dst_offset: int
+    length: int
+    deadline_ns: int
+
+
+class Memory(NamedTuple):
+    """Memory that can be registered: an fd, and the name of its POSIX object if it has one."""
+
+    fd: int
+    shm_name: str
+
+
+def to_ns(timeout_s: float | None) -> int:
+    """Turns a bound in seconds into ns, none into -1."""
+    return -1 if timeout_s is None else max(0, int(timeout_s * NS_PER_S))
+
+
+def to_descriptor(value: object) -> bytes:
+    """Checks a destination."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    raise errors.InvalidRequest(
+        f"a destination is the bytes of a grant's descriptor, not {type(value).__name__}"
+    )
+
+
+class Session(abc.ABC):
+    """One attachment to a daemon. Safe to use from several threads."""
+
+    shared_memory: bool
+    batch_limit: int  # jobs that one submit takes as a whole
+    provider: str  # for people
+    event_fd: int | None = None  # signalled after ends and counts while watch_events is on
+
+    def __init__(self, control: Control, session_id: int) -> None:
+        self.control = control
+        self.session_id = session_id
+        self.handles: dict[bytes, int] = {}  # descriptor -> handle; read without the lock
+        self.slots: dict[int, int] = {}  # immediate -> slot of its counter
+        self.closed = False
+        self.end: errors.Unavailable | None = None
+        self.on_end: Callable[[], None] | None = None
+        self._lock = threading.Lock()  # guards writes to handles and _dropped, and the closing
+        self._dropped: list[int] = []
+        _living.add(self)
+
+    # ---- jobs ----
+
+    @abc.abstractmethod
+    def submit(
+        self,
+        op: int,
+        priority: int,
+        imm: int,
+        region: int,
+        src_offset: int,
+        dst: bytes,
+        dst_offset: int,
+        length: int,
+        deadline_ns: int,
+        timeout_s: float | None,
+    ) -> int:
+        """Submits one job; waits while there is no room. The deadline counts from now; 0: none.
+
+        Returns:
+            The job's id.
+        """
+
+    @abc.abstractmethod
+    def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
+        """Submits at most ``batch_limit`` jobs, all or none."""
+
+    @abc.abstractmethod
+    def job_wait(self, job_id: int, timeout_s: float | None) -> Any:
+        """Waits for a job's end; None: it was released by another thread.
+
+        Returns:
+            Something with the attributes ``status`` and ``bytes``, for :meth:`decode`.
+        """
+
+    @abc.abstractmethod
+    def job_poll(self, job_id: int) -> Any:
+        """As :meth:`job_wait`, but does not wait: None while it runs."""
+
+    @abc.abstractmethod
+    def decode(self, job_id: int, raw: Any) -> JobResult:
+        """Makes the public result of what wait and poll gave."""
+
+    @abc.abstractmethod
+    def job_cancel(self, job_id: int) -> None:
+        """Asks to stop a job. Its end, once it is quiet, is told by wait and poll."""
+
+    @abc.abstractmethod
+    def job_release(self, job_id: int) -> None:
+        """Says that nobody will ask for this job's end any more. Never fails."""
+
+    # ---- counters ----
+
+    @abc.abstractmethod
+    def counter_read(self, imm: int) -> CounterView:
+        """Reads a counter that exists."""
+
+    @abc.abstractmethod
+    def counter_wait(self, imm: int, target: int, timeout_s: float | None) -> None:
+        """Waits for a target; raises CounterFault, WaitTimeout, Unavailable."""
+
+    @abc.abstractmethod
+    def counter_acknowledge(self, imm: int) -> None:
+        """Takes the faults of a counter as seen."""
+
+    def watch_events(self, watched: bool) -> None:
+        """Has the daemon signal ``event_fd`` after every end and count, or not."""
+        del watched  # nothing to tell where there is no such fd
+
+    # ---- memory ----
+
+    @abc.abstractmethod
+    def memory_create(self, length: int) -> Memory:
+        """Makes memory of whole pages that the daemon will take."""
+
+    @abc.abstractmethod
+    def memory_register(self, memory: Memory, length: int, name: str) -> int:
+        """Registers it; returns the region's handle. Consumes the memory's name, not its fd."""
+
+    @abc.abstractmethod
+    def _detach(self) -> None:
+        """Ends the session at the daemon, without raising."""
+
+    # ---- common ----
+
+    def counter_open(self, imm: int) -> None:
+        """Sees to it that an immediate has a counter."""
+        if imm not in self.slots:
+            state = self.control.call(
+                self.control.transfers.GetCounter, transfer_pb2.GetCounterRequest(imm=imm)
+            ).counter
+            self.slots[imm] = state.slot
+
+    def open(self, descriptor: bytes) -> int:
+        """Opens a descriptor, or finds it opened; returns its handle."""
+        return self.open_many([descriptor])[0]
+
+    def open_many(self, descriptors: Iterable[bytes]) -> list[int]:
+        """Opens descriptors, those that are not open already, in as few calls as possible."""
+        wanted = [to_descriptor(d) for d in descriptors]
+        missing = list(dict.fromkeys(d for d in wanted if d not in self.handles))
+        for first in range(0, len(missing), DESCRIPTORS_MAX):
+            part = missing[first : first + DESCRIPTORS_MAX]
+            response = self.control.call(
+                self.control.regions.OpenDescriptors,
+                region_pb2.OpenDescriptorsRequest(descriptors=part),
+            )
+            with self._lock:
+                self.handles.update(zip(part, (g.handle for g in response.grants), strict=True))
+        self._close_dropped()
+        try:
+            return [self.handles[d] for d in wanted]
+        except KeyError:  # another thread found one of them lost meanwhile
+            raise errors.PeerLost("a descriptor was lost while it was opened; try again") from None
+
+    def note_end(self, result: JobResult, descriptor: bytes, handle: int) -> None:
+        """Forgets the handle of a destination that a job found lost."""
+        lost = result.status is JobStatus.PEER_LOST or result.detail in _HANDLE_LOST
+        if not lost or not handle:
+            return
+        with self._lock:
+            if self.handles.get(descriptor) == handle:
+                del self.handles[descriptor]
+                self._dropped.append(handle)
+
+    def _close_dropped(self) -> None:
+        """Gives lost handles back to the daemon; after an open, so that no job waits for it."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, []
+        for handle in dropped:
+            try:
+                self.control.call(
+                    self.control.regions.CloseDescriptor,
+                    region_pb2.CloseDescriptorRequest(handle=handle),
+                )
+            except (errors.NotFound, errors.Conflict):
+                continue  # gone already, or still busy: it ends with the session
+
+    def region_remove(self, region: int) -> None:
+        """Deregisters a region; answers when no byte can land in it any more."""
+        self.control.call(
+            self.control.regions.DeregisterRegion, region_pb2.DeregisterRegionRequest(region=region)
+        )
+
+    def grant_create(
+        self, region: int, offset: int, length: int, imms: range, expires_ms: int
+    ) -> tuple[int, bytes]:
+        """Makes a grant to write; returns its number and descriptor."""
+        response = self.control.call(
+            self.control.regions.CreateGrant,
+            region_pb2.CreateGrantRequest(
+                region=region,
+                offset_bytes=offset,
+                length_bytes=length,
+                rights=[types_pb2.RIGHT_WRITE],
+                imm_first=imms.start if imms else 0,
+                imm_count=len(imms),
+                expires_ms=expires_ms,
+            ),
+        )
+        self.slots.update(zip(imms, response.counter_slots, strict=False))
+        return response.grant_id, response.descriptor
+
+    def grant_revoke(self, grant_id: int) -> None:
+        """Takes a grant back; answers when no byte can land by it any more."""
+        self.control.call(
+            self.control.regions.RevokeGrant, region_pb2.RevokeGrantRequest(grant_id=grant_id)
+        )
+
+    def over(self) -> errors.Unavailable:
+        """Makes the error for a session that has ended."""
+        if self.control.orphaned:
+            return forked()
+        if self.closed:
+            return errors.Unavailable("the Client is closed", reason="CLOSED")
+        if self.end is not None:
+            return errors.Unavailable(str(self.end), reason=self.end.reason)
+        return errors.Unavailable(
+            f"the daemon at {self.control.address} ended the session", reason="SESSION_ENDED"
+        )
+
+    def check_open(self) -> None:
+        """Raises unless the session lives, as far as this process knows."""
+        if self.closed or self.end is not None or self.control.orphaned:
+            raise self.over()
+
+    def close(self) -> None:
+        """Ends the session. Idempotent; every waiting thread gets Unavailable."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+        if not self.control.orphaned:
+            self._detach()
+            self.control.close()
+
+    def close_events(self) -> None:
+        """Closes ``event_fd``, after whoever reads it has stopped. Idempotent."""
+        fd, self.event_fd = self.event_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def orphan(self) -> None:
+        """Makes the session unusable in a forked child; the parent's goes on."""
+        self.control.orphaned = True
+
+
+# Sessions of this process, for the child of a fork; weak, so that it keeps none alive.
+_living: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for session in list(_living):
+        session.orphan()
+    _living.clear()
+
+
+def _at_exit() -> None:
+    """Ends sessions that nobody has closed, while threads still run and can be waited for."""
+    for session in list(_living):
+        session.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

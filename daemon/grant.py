@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grants of this daemon's sessions, and who has opened them. Sans-IO.
+
+    ACTIVE --revoke, expire, end of region or session--> ENDING --every opener quiet or cut off--> gone
+
+A grant that is ENDING is refused to new openers from that moment on, so the set of openers only shrinks and the
+fence ends.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from transferd.daemon.errors import Conflict, InvalidRequest
+from transferd.daemon.plane import IMM_COUNT
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from transferd.daemon.peer import Peer
+    from transferd.daemon.region import Region
+    from transferd.daemon.session import Session
+
+RIGHT_WRITE = 1
+
+
+class GrantState(enum.StrEnum):
+    """Life of a grant."""
+
+    ACTIVE = "ACTIVE"
+    ENDING = "ENDING"
+    ENDED = "ENDED"
+
+
+@dataclass(slots=True, eq=False)
+class Grant:
+    """Permission on part of a region.
+
+    Attributes:
+        expires_ns: On the monotonic clock; 0: never.
+        openers: Daemons that may write by it now.
+        ended: Set once no byte can land by it any more.
+        timer: Runs the fence at expiry.
+    """
+
+    grant_id: int
+    session: Session
+    region: Region
+    offset: int
+    length: int
+    rights: int
+    imm_first: int
+    imm_count: int
+    expires_ns: int
+    state: GrantState = GrantState.ACTIVE
+    expired: bool = False
+    openers: dict[Peer, None] = field(default_factory=dict)
+    ended: asyncio.Future[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+class GrantTable:
+    """All grants of the daemon by number. Numbers are never used twice in one life of the daemon."""
+
+    def __init__(self) -> None:
+        self._grants: dict[int, Grant] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._grants)
+
+    def __iter__(self) -> Iterator[Grant]:
+        return iter(list(self._grants.values()))
+
+    def get(self, grant_id: int) -> Grant | None:
+        """Finds a grant that has not ended."""
+        return self._grants.get(grant_id)
+
+    def add(
+        self, region: Region, offset: int, length: int, rights: int, imms: range, expires_ns: int
+    ) -> Grant:
+        """Makes a grant; the range and the imms are checked before."""
+        grant = Grant(
+            grant_id=self._next,
+            session=region.session,
+            region=region,
+            offset=offset,
+            length=length,
+            rights=rights,
+            imm_first=imms.start,
+            imm_count=len(imms),
+            expires_ns=expires_ns,
+        )
+        self._next += 1
+        self._grants[grant.grant_id] = grant
+        region.grants[grant.grant_id] = grant
+        region.session.grants[grant.grant_id] = grant
+        return grant
+
+    def usable(self, grant_id: int, now_ns: int) -> Grant:
+        """Finds the grant that a genuine descriptor names.
+
+        Args:
+            grant_id: From a descriptor whose MAC was checked: such a grant has existed.
+            now_ns: Monotonic time.
+
+        Returns:
+            A grant that may be opened now.
+
+        Raises:
+            Conflict: GRANT_EXPIRED or GRANT_REVOKED.
+        """
+        grant = self._grants.get(grant_id)
+        if grant is not None and (grant.expired or 0 < grant.expires_ns <= now_ns):
+            raise Conflict(
+                f"grant {grant_id} has expired; ask its owner for a new one", reason="GRANT_EXPIRED"
+            )
+        if grant is None or grant.state is not GrantState.ACTIVE:
+            raise Conflict(
+                f"grant {grant_id} was taken back by its owner; ask for a new one",
+                reason="GRANT_REVOKED",
+            )
+        return grant
+
+    def remove(self, grant: Grant) -> None:
+        """Forgets a grant whose openers are quiet."""
+        grant.state = GrantState.ENDED
+        if grant.timer is not None:
+            grant.timer.cancel()
+        for peer in grant.openers:
+            peer.opened_here.discard(grant.grant_id)
+        grant.openers.clear()
+        self._grants.pop(grant.grant_id, None)
+        grant.region.grants.pop(grant.grant_id, None)
+        grant.session.grants.pop(grant.grant_id, None)
+
+
+def check_grant(region: Region, offset: int, length: int, imm_first: int, imm_count: int) -> int:
+    """Checks what a client wants to grant.
+
+    Args:
+        region: On what.
+        offset: Bytes into it.
+        length: 0: up to its end.
+        imm_first: First immediate.
+        imm_count: How many.
+
+    Returns:
+        The length in bytes.
+
+    Raises:
+        InvalidRequest: Names the field.
+    """
+    if not region.memory.writable:
+        raise InvalidRequest(
+            "region", f"{region.handle} was handed over read-only; others cannot write to it"
+        )
+    if offset > region.length:
+        raise InvalidRequest(
+            "offset_bytes", f"{offset} is past the region's end at {region.length}"
+        )
+    length = length or region.length - offset
+    if length > region.length - offset:
+        raise InvalidRequest(
+            "length_bytes", f"{offset} + {length} is past the region's end at {region.length}"
+        )
+    if imm_first >= IMM_COUNT:
+        raise InvalidRequest("imm_first", f"{imm_first} needs more than 20 bits")
+    if imm_count > IMM_COUNT - imm_first:
+        raise InvalidRequest("imm_count", f"{imm_first} + {imm_count} needs more than 20 bits")
+    return length

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics: read when they are scraped, from the tables and the data plane's own counts. Names: transferd_*."""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from transferd.daemon.plane import PlaneError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from transferd.daemon.lanes import Lanes
+    from transferd.daemon.opens import Opener
+    from transferd.daemon.owner import Owner
+    from transferd.daemon.peers import Peers
+    from transferd.daemon.plane import Plane
+    from transferd.daemon.sessions import Sessions
+    from transferd.daemon.services.admin import Facts
+
+
+class Snapshot:
+    """Reads everything at once, on the event loop."""
+
+    def __init__(
+        self,
+        version: str,
+        facts: Facts,
+        plane: Plane,
+        sessions: Sessions,
+        owner: Owner,
+        opener: Opener,
+        peers: Peers,
+        lanes: Lanes,
+    ) -> None:
+        self._version = version
+        self._facts = facts
+        self._plane = plane
+        self._sessions = sessions
+        self._owner = owner
+        self._opener = opener
+        self._peers = peers
+        self._lanes = lanes
+
+    def take(self) -> list[Metric]:
+        """Makes the metric families of one scrape."""
+        return [*self._daemon(), *self._of_sessions(), *self._of_peers(), *self._of_rails()]
+
+    def _daemon(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily(
+            "transferd_info", "Always 1; what runs.", labels=["version", "provider", "tls"]
+        )
+        info.add_metric([self._version, self._facts.provider, str(self._facts.tls).lower()], 1)
+        yield info
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = CounterMetricFamily("transferd_cpu_seconds", "CPU time of the daemon.")
+        cpu.add_metric([], usage.ru_utime + usage.ru_stime)
+        yield cpu
+
+    def _of_sessions(self) -> Iterable[Metric]:
+        count = GaugeMetricFamily(
+            "transferd_sessions", "Sessions, by tenant and state.", labels=["tenant", "state"]
+        )
+        regions = GaugeMetricFamily("transferd_regions", "Regions, by tenant.", labels=["tenant"])
+        registered = GaugeMetricFamily(
+            "transferd_registered_bytes", "Registered memory, by tenant.", labels=["tenant"]
+        )
+        jobs = GaugeMetricFamily(
+            "transferd_jobs_in_flight", "Jobs in flight, by tenant.", labels=["tenant"]
+        )
+        by_state: dict[tuple[str, str], int] = {}
+        in_flight: dict[str, int] = {}
+        tenants = {}
+        for session in self._sessions.table:
+            name = session.tenant.name
+            tenants[name] = session.tenant
+            by_state[name, session.state] = by_state.get((name, session.state), 0) + 1
+            try:
+                flying = (
+                    self._plane.session_stat(session.handle).jobs_in_flight if session.handle else 0
+                )
+            except PlaneError:
+                flying = 0
+            in_flight[name] = in_flight.get(name, 0) + flying
+        for (name, state), number in by_state.items():
+            count.add_metric([name, state.lower()], number)
+        for name, tenant in tenants.items():
+            regions.add_metric([name], tenant.used["regions"])
+            registered.add_metric([name], tenant.used["registered_bytes"])
+            jobs.add_metric([name], in_flight[name])
+        grants = GaugeMetricFamily("transferd_grants", "Grants of sessions here.")
+        grants.add_metric([], len(self._owner.grants))
+        opens = GaugeMetricFamily("transferd_opens", "Grants that sessions here have opened.")
+        opens.add_metric([], len(self._opener))
+        return count, regions, registered, jobs, grants, opens
+
+    def _of_peers(self) -> Iterable[Metric]:
+        peers = GaugeMetricFamily("transferd_peers", "Peers, by state.", labels=["state"])
+        by_state: dict[str, int] = {}
+        for peer in self._peers.table:
+            by_state[peer.state.lower()] = by_state.get(peer.state.lower(), 0) + 1
+        for state, number in by_state.items():
+            peers.add_metric([state], number)
+        losses = CounterMetricFamily("transferd_peer_losses", "Times that a peer was lost.")
+        losses.add_metric([], sum(self._peers.table.losses.values()))
+        connections = GaugeMetricFamily(
+            "transferd_connections", "Fabric connections, by direction.", labels=["direction"]
+        )
+        incoming = sum(len(peer.incoming) for peer in self._peers.all())
+        connections.add_metric(["outgoing"], len(self._lanes))
+        connections.add_metric(["incoming"], incoming)
+        return peers, losses, connections
+
+    def _of_rails(self) -> Iterable[Metric]:
+        labels = ["rail", "provider"]
+        up = GaugeMetricFamily("transferd_rail_up", "Whether a rail is usable.", labels=labels)
+        sent = CounterMetricFamily(
+            "transferd_rail_sent_bytes", "Bytes written and acknowledged.", labels=labels
+        )
+        writes = CounterMetricFamily(
+            "transferd_rail_writes", "Writes posted and acknowledged.", labels=labels
+        )
+        imms = CounterMetricFamily(
+            "transferd_rail_imms_received", "Immediates received.", labels=labels
+        )
+        errors = CounterMetricFamily(
+            "transferd_rail_errors", "Errors reported by the provider.", labels=labels
+        )
+        for rail in self._plane.rail_stats():
+            key = [rail.name, rail.provider]
+            up.add_metric(key, rail.up)
+            sent.add_metric(key, rail.bytes_sent)
+            writes.add_metric(key, rail.writes_sent)
+            imms.add_metric(key, rail.imms_received)
+            errors.add_metric(key, rail.errors)
+        return up, sent, writes, imms, errors
+
+
+class SnapshotCollector(Collector):
+    """Gives prometheus_client what a snapshot holds."""
+
+    def __init__(self, take: Callable[[], list[Metric]]) -> None:
+        """Takes the function that makes a snapshot, called from the scrape's thread."""
+        self._take = take
+
+    def collect(self) -> Iterable[Metric]:
+        """Reads all metrics."""
+        return self._take()
+
+    def describe(self) -> Iterable[Metric]:
+        """Names nothing beforehand: registering must not read the daemon."""
+        return []

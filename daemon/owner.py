@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The owner's side: grants of sessions here, the peers that have opened them, and their connections to us.
+
+Ending a grant is a fence: when :meth:`Owner.end_grants` returns, no byte can land by it any more, because every
+opener said that it is quiet, or its connections to us were destroyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from transferd.daemon.errors import InvalidRequest, PeerLost, QuotaExceeded, TransferdError
+from transferd.daemon.grant import Grant, GrantState, GrantTable, check_grant
+from transferd.daemon.peer import Incoming
+from transferd.daemon.plane import Detail, PlaneError, RegionKey
+from transferd.daemon.tasks import TaskOwner
+from transferd.daemon.wire import BATCH_MAX, GrantKeys, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from transferd.daemon.descriptor import Sealer
+    from transferd.daemon.peer import Peer
+    from transferd.daemon.plane import Plane
+    from transferd.daemon.region import Region
+    from transferd.daemon.session import Session
+    from transferd.daemon.wire import Half, Loss
+
+log = structlog.get_logger("transferd.owner")
+
+CONNECTIONS_PER_PEER = 1024  # incoming; a peer is trusted, a runaway one is still bounded
+
+
+class Owner:
+    """All grants of the daemon, and all incoming connections.
+
+    Attributes:
+        on_deaf: Loses a peer that does not answer a fence; its task ends when no byte of that peer can land. Set by
+            who wires the daemon.
+    """
+
+    def __init__(self, plane: Plane, sealer: Sealer, revoke_s: float) -> None:
+        """Takes what it works with.
+
+        Args:
+            plane: The data plane.
+            sealer: Makes and checks descriptors.
+            revoke_s: How long an opener may take to become quiet before it is cut off.
+        """
+        self._plane = plane
+        self._sealer = sealer
+        self._revoke_s = revoke_s
+        self.grants = GrantTable()
+        self._by_conn: dict[int, Incoming] = {}
+        self.tasks = TaskOwner("owner")
+        self.on_deaf: Callable[[Peer], asyncio.Task[None]] = _unset
+
+    # ---- granting ----
+
+    def create_grant(
+        self,
+        region: Region,
+        *,
+        offset: int,
+        length: int,
+        rights: int,
+        imm_first: int,
+        imm_count: int,
+        expires_ms: int,
+    ) -> tuple[Grant, bytes, list[int]]:
+        """Gives permission on part of a region.
+
+        Returns:
+            The grant, its descriptor, and the slots of its counters.
+
+        Raises:
+            InvalidRequest: Names the field.
+            QuotaExceeded: GRANTS or COUNTERS.
+        """
+        length = check_grant(region, offset, length, imm_first, imm_count)
+        session = region.session
+        session.tenant.charge("grants")
+        try:
+            slots = self._counters(session, imm_first, imm_count)
+        except BaseException:
+            session.tenant.refund("grants")
+            raise
+        expires_ns = time.monotonic_ns() + expires_ms * 1_000_000 if expires_ms else 0
+        imms = range(imm_first, imm_first + imm_count)
+        grant = self.grants.add(region, offset, length, rights, imms, expires_ns)
+        if expires_ms:
+            grant.timer = asyncio.get_running_loop().call_later(
+                expires_ms / 1000, self._expire, grant
+            )
+        return grant, self._sealer.seal(grant.grant_id), slots
+
+    def _counters(self, session: Session, first: int, count: int) -> list[int]:
+        if not count:
+            return []
+        limit = session.tenant.config.quotas.per_session_counters
+        try:
+            if count > limit:
+                raise PlaneError(0, "above the quota")
+            return self._plane.counters_add(session.handle, first, count)
+        except PlaneError as error:
+            raise QuotaExceeded(
+                f"imm_count: no room for {count} more counters in this session (it may have {limit}); grant fewer "
+                "imms, or attach with a larger counter_count",
+                reason="COUNTERS",
+                limit=limit,
+            ) from error
+
+    def _expire(self, grant: Grant) -> None:
+        """Runs at expiry: openers stop by their own clocks, and this makes it a fence."""
+        if grant.state is GrantState.ACTIVE:
+            grant.expired = True
+            self.tasks.background(self.end_grants([grant]), f"expire grant {grant.grant_id}")
+
+    # ---- the fence ----
+
+    async def end_grants(self, grants: Iterable[Grant]) -> None:
+        """Takes grants back; returns when no byte can land by any of them. To be run as an owned task.
+
+        A grant that is already ending is waited for.
+        """
+        mine: list[Grant] = []
+        others: list[asyncio.Future[None]] = []
+        by_peer: dict[Peer, list[Grant]] = {}
+        for grant in grants:
+            if grant.state is GrantState.ENDING and grant.ended is not None:
+                others.append(grant.ended)
+            if grant.state is not GrantState.ACTIVE:
+                continue
+            grant.state = GrantState.ENDING
+            grant.ended = asyncio.get_running_loop().create_future()
+            mine.append(grant)
+            for peer in grant.openers:
+                by_peer.setdefault(peer, []).append(grant)
+        try:
+            await asyncio.gather(*(self._fence(peer, held) for peer, held in by_peer.items()))
+        finally:
+            for grant in mine:
+                self._ended(grant)
+        for other in others:
+            await asyncio.shield(other)
+
+    def _ended(self, grant: Grant) -> None:
+        self.grants.remove(grant)
+        grant.session.ended_grants.append(grant.grant_id)
+        grant.session.tenant.refund("grants")
+        if grant.ended is not None and not grant.ended.done():
+            grant.ended.set_result(None)
+
+    async def _fence(self, peer: Peer, grants: list[Grant]) -> None:
+        """Makes one opener quiet on some grants, or cuts it off."""
+        ids = [grant.grant_id for grant in grants]
+        try:
+            peer.check()
+            for start in range(0, len(ids), BATCH_MAX):
+                await peer.link.revoke_grants(ids[start : start + BATCH_MAX], self._revoke_s)
+        except TransferdError as error:
+            log.warning(
+                "opener did not become quiet; ending the relation with it",
+                peer=peer.address,
+                grants=len(ids),
+                error=error.message,
+            )
+            # Destroying its connections alone is not enough: it has not heard that the grants are gone, and would
+            # make new connections and write by them. A lost relation has to be begun anew, from the descriptors.
+            await asyncio.shield(self.on_deaf(peer))
+
+    async def cut_off(self, peer: Peer) -> None:
+        """Destroys every connection by which a peer writes to us; complete when it returns."""
+        for incoming in list(peer.incoming.values()):
+            self._close(incoming)
+        while peer.closing:
+            await asyncio.wait(set(peer.closing))
+
+    def _fault(self, grant: Grant) -> None:
+        """Writes by this grant cannot be trusted to arrive any more."""
+        if not grant.imm_count or not grant.session.handle:
+            return
+        try:
+            self._plane.counters_fault(
+                grant.session.handle, grant.imm_first, grant.imm_count, lost=0
+            )
+        except PlaneError as error:  # the session is being freed: nobody waits
+            log.debug("faulting counters", error=error.text)
+
+    # ---- what openers ask ----
+
+    def open_for(self, peer: Peer, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
+        """Opens grants for a peer. Awaits nothing, so a grant cannot start to end in between."""
+        return [self._open_one(peer, raw) for raw in descriptors]
+
+    def _open_one(self, peer: Peer, raw: bytes) -> GrantKeys | Refusal:
+        now_ns = time.monotonic_ns()
+        try:
+            grant = self.grants.usable(self._sealer.verify(raw), now_ns)
+            keys = self._keys(grant, now_ns)
+        except TransferdError as error:
+            return Refusal(error.reason, error.message)
+        except PlaneError as error:
+            return Refusal("GRANT_REVOKED", f"the grant's memory is going away: {error.text}")
+        grant.openers[peer] = None
+        peer.opened_here.add(grant.grant_id)
+        return keys
+
+    def _keys(self, grant: Grant, now_ns: int) -> GrantKeys:
+        session = grant.session
+        keys = self._plane.region_keys(session.handle, grant.region.handle)
+        left_ms = max((grant.expires_ns - now_ns) // 1_000_000, 1) if grant.expires_ns else 0
+        return GrantKeys(
+            grant_id=grant.grant_id,
+            length=grant.length,
+            rights=grant.rights,
+            imm_first=grant.imm_first,
+            imm_count=grant.imm_count,
+            name_space=self._plane.session_name_space(session.handle),
+            rails=tuple(RegionKey(key.key, key.address + grant.offset) for key in keys),
+            expires_ms=left_ms,
+            isolation=grant.region.isolation,
+        )
+
+    def release(self, peer: Peer, grant_ids: Sequence[int], *, abandoned: bool) -> None:
+        """A peer gives opens back; `abandoned`: whoever used them died without a word."""
+        for gid in grant_ids:
+            grant = self.grants.get(gid)
+            if grant is None or peer not in grant.openers:
+                continue
+            if abandoned:
+                self._fault(grant)
+            if grant.state is GrantState.ACTIVE:
+                del grant.openers[peer]
+                peer.opened_here.discard(gid)
+
+    def report_loss(self, peer: Peer, losses: Sequence[Loss]) -> None:
+        """A writer tells of writes that will not land; what it has not opened it cannot fault."""
+        for loss in losses:
+            grant = self.grants.get(loss.grant_id)
+            if grant is None or peer not in grant.openers:
+                continue
+            if not grant.imm_first <= loss.imm < grant.imm_first + grant.imm_count:
+                continue
+            try:
+                self._plane.counters_fault(grant.session.handle, loss.imm, 1, loss.count)
+            except PlaneError as error:
+                log.debug("faulting a counter", error=error.text)
+
+    # ---- connections to us ----
+
+    async def connect(self, peer: Peer, halves: Sequence[Half]) -> list[bytes]:
+        """Makes our halves of a peer's connections: all or none. To be run as an owned task.
+
+        Raises:
+            TransferdError: Names what is wrong.
+        """
+        if len(peer.incoming) + len(halves) > CONNECTIONS_PER_PEER:
+            raise QuotaExceeded(
+                f"{peer.address} has {len(peer.incoming)} connections to this daemon already",
+                reason="CONNECTIONS",
+            )
+        made: list[Incoming] = []
+        addresses = []
+        try:
+            for half in halves:
+                incoming, address = await self._accept(peer, half)
+                made.append(incoming)
+                addresses.append(address)
+            peer.check()
+        except PlaneError as error:
+            await self._undo(made)
+            raise PeerLost(f"connecting: {error.text}", reason="CONNECT_FAILED") from error
+        except BaseException:
+            await self._undo(made)
+            raise
+        return addresses
+
+    async def _accept(self, peer: Peer, half: Half) -> tuple[Incoming, bytes]:
+        rails = self._plane.rails
+        if half.callee_rail >= len(rails) or rails[half.callee_rail].protocol != half.protocol:
+            raise InvalidRequest(
+                "connections.protocol",
+                f"rail {half.callee_rail} does not speak {half.protocol}; use the same provider and version",
+                reason="PROTOCOL_MISMATCH",
+            )
+        old = peer.incoming.get(half.connection_id)
+        if old is not None:
+            await self._close(old)
+        conn, address = await self._plane.conn_open(half.callee_rail, outgoing=False)
+        incoming = Incoming(conn, half.callee_rail, peer)
+        # Known from here on: whoever cuts the peer off finds it.
+        peer.incoming[half.connection_id] = incoming
+        self._by_conn[conn] = incoming
+        try:
+            await self._plane.conn_start(conn, half.address)
+        except BaseException:
+            await self._close(incoming)
+            raise
+        return incoming, address
+
+    async def _undo(self, made: list[Incoming]) -> None:
+        for incoming in made:
+            await self._close(incoming)
+
+    def _close(self, incoming: Incoming) -> asyncio.Task[None]:
+        """Destroys a receiving half; idempotent; done means that no byte lands by it."""
+        if incoming.closing is None:
+            for number, other in list(incoming.peer.incoming.items()):
+                if other is incoming:
+                    del incoming.peer.incoming[number]
+            self._by_conn.pop(incoming.conn, None)
+            incoming.closing = self.tasks.spawn(
+                self._plane.conn_close(incoming.conn, Detail.CONNECTION), "close connection"
+            )
+            incoming.peer.closing.add(incoming.closing)
+            incoming.closing.add_done_callback(incoming.peer.closing.discard)
+        return incoming.closing
+
+    async def disconnect(self, peer: Peer, connection_ids: Sequence[int]) -> None:
+        """A peer has destroyed its halves; ours go, too."""
+        closing = [self._close(peer.incoming[i]) for i in connection_ids if i in peer.incoming]
+        if closing:
+            await asyncio.wait(closing)
+
+    def conn_lost(self, conn: int) -> Peer | None:
+        """The provider reported a connection broken; tells whose it was."""
+        incoming = self._by_conn.get(conn)
+        if incoming is None:
+            return None
+        self._close(incoming)
+        return incoming.peer
+
+    async def peer_lost(self, peer: Peer) -> None:
+        """Ends what a lost peer holds of us: first its connections, then the trust of who waits for its writes."""
+        await self.cut_off(peer)
+        for gid in list(peer.opened_here):
+            grant = self.grants.get(gid)
+            if grant is not None and grant.openers.pop(peer, 0) is None:
+                self._fault(grant)
+        peer.opened_here.clear()
+
+
+def _unset(peer: Peer) -> asyncio.Task[None]:
+    raise RuntimeError(f"nobody loses {peer.address}")

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other daemons, and what this one holds of them. Sans-IO.
+
+A :class:`Peer` is one *relation*: it ends when either side loses it and is never used again; the next contact makes
+a new one. So whoever comes back from an await with a Peer in hand only has to look whether it is LOST.
+
+    GREETING --Hello answered, or the peer's own Hello came--> CONNECTED --silent, restarted, refused, stop--> LOST
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from transferd.daemon.errors import Conflict, PeerLost, QuotaExceeded
+from transferd.daemon.plane import MAX_PATHS
+from transferd.daemon.tasks import TaskOwner
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator, Sequence
+
+    from transferd.daemon.descriptor import PeerKey
+    from transferd.daemon.errors import TransferdError
+    from transferd.daemon.opens import Open
+    from transferd.daemon.wire import GrantKeys, Link
+
+TOKEN_BYTES = 16
+
+
+class PeerState(enum.StrEnum):
+    """Life of a relation."""
+
+    GREETING = "GREETING"
+    CONNECTED = "CONNECTED"
+    LOST = "LOST"
+
+
+class LaneKey(NamedTuple):
+    """Which connections: those that all share (0, 0), or those of one grant or one session alone."""
+
+    isolation: int = 0
+    session_id: int = 0
+
+
+class LaneState(enum.StrEnum):
+    """Life of a lane; a closed one is never used again."""
+
+    CONNECTING = "CONNECTING"
+    UP = "UP"
+    CLOSED = "CLOSED"
+
+
+@dataclass(frozen=True, slots=True)
+class LanePath:
+    """One outgoing connection and the peer's rail that it ends at."""
+
+    conn: int
+    remote_rail: int
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Connections to a peer that fail together.
+
+    Attributes:
+        opens: Opens on it that may still have bytes in flight.
+        ready: Connects it.
+        closing: Destroys it.
+    """
+
+    key: LaneKey
+    peer: Peer
+    state: LaneState = LaneState.CONNECTING
+    paths: tuple[LanePath, ...] = ()
+    opens: set[Open] = field(default_factory=set)
+    ready: asyncio.Task[None] | None = None
+    closing: asyncio.Task[None] | None = None
+
+
+class RemoteState(enum.StrEnum):
+    """Life of a grant at its opener."""
+
+    OPENING = "OPENING"
+    OPEN = "OPEN"
+    RELEASING = "RELEASING"
+    ENDED = "ENDED"
+
+
+@dataclass(slots=True, eq=False)
+class RemoteGrant:
+    """A grant of a peer that this daemon has opened, shared by its sessions.
+
+    Attributes:
+        raw: Its descriptor; a grant has exactly one, so any other that names it is forged.
+        holders: Sessions that want it; with the last it goes back to its owner.
+        opens: Native opens of it that may still have bytes in flight.
+        work: What opens or releases it at the moment.
+        error: Why it could not be opened.
+    """
+
+    grant_id: int
+    raw: bytes
+    peer: Peer
+    state: RemoteState = RemoteState.OPENING
+    keys: GrantKeys | None = None
+    expires_ns: int = 0
+    holders: set[int] = field(default_factory=set)
+    opens: set[Open] = field(default_factory=set)
+    work: asyncio.Task[None] | None = None
+    error: TransferdError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Incoming:
+    """The receiving half of a peer's connection."""
+
+    conn: int
+    rail: int
+    peer: Peer
+    closing: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """One relation with another daemon (or, as `loopback`, with this one).
+
+    Attributes:
+        own_token: What its heartbeats to us carry.
+        their_token: What ours to it carry; empty until it has told.
+        incoming: Its connections to us, by its own numbers.
+        closing: Destroys connections of it to us.
+        lanes: Our connections to it.
+        remote: Its grants that we have opened.
+        opened_here: Our grants that it has opened.
+        revoked_early: Grants that it took back while we were opening some.
+        losses: Writes to it that will not land and that it has not been told of: known lost by (grant, imm).
+        gone: Done once nothing of the relation is left; set when it is lost.
+    """
+
+    key: PeerKey
+    address: str
+    link: Link
+    state: PeerState = PeerState.GREETING
+    loopback: bool = False
+    own_token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_BYTES))
+    their_token: bytes = b""
+    protocols: tuple[str, ...] = ()
+    watch: int = 0
+    incoming: dict[int, Incoming] = field(default_factory=dict)
+    closing: set[asyncio.Task[None]] = field(default_factory=set)
+    lanes: dict[LaneKey, Lane] = field(default_factory=dict)
+    remote: dict[int, RemoteGrant] = field(default_factory=dict)
+    opened_here: set[int] = field(default_factory=set)
+    openings: int = 0
+    revoked_early: set[int] = field(default_factory=set)
+    losses: dict[tuple[int, int], int] = field(default_factory=dict)
+    reporting: asyncio.Task[None] | None = None
+    greeting: asyncio.Task[None] | None = None
+    probing: asyncio.Task[None] | None = None
+    gone: asyncio.Task[None] | None = None
+    idle_since_ns: int = 0
+    tasks: TaskOwner = field(default_factory=lambda: TaskOwner("peer"))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the relation has ended."""
+        return self.state is PeerState.LOST
+
+    def check(self) -> None:
+        """Raises PeerLost if the relation has ended."""
+        if self.is_lost:
+            raise PeerLost(f"the daemon at {self.address} was lost; try again")
+
+    @property
+    def holds_something(self) -> bool:
+        """Whether either side has something of the other that matters to a session."""
+        return bool(self.remote or self.opened_here)
+
+
+class PeerTable:
+    """The living relations, and how often each address was lost."""
+
+    def __init__(self, limit: int) -> None:
+        """Takes the most peers at a time."""
+        self._limit = limit
+        self._peers: dict[PeerKey, Peer] = {}
+        self.losses: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(list(self._peers.values()))
+
+    def get(self, key: PeerKey) -> Peer | None:
+        """Finds the living relation with a daemon in one of its lives."""
+        return self._peers.get(key)
+
+    def by_watch(self, watch: int) -> Peer | None:
+        """Finds the relation of a heartbeat watch."""
+        return next((peer for peer in self._peers.values() if peer.watch == watch), None)
+
+    def add(self, peer: Peer) -> None:
+        """Takes in a new relation; QuotaExceeded if there are too many."""
+        if len(self._peers) >= self._limit:
+            raise QuotaExceeded(
+                f"the daemon knows {self._limit} peers; raise limits.peers", reason="PEERS"
+            )
+        self._peers[peer.key] = peer
+
+    def superseded(self, key: PeerKey, address: str, token: bytes) -> list[Peer]:
+        """Finds the relations that an introduction proves dead.
+
+        Args:
+            key: Who introduces itself.
+            address: Where it serves peers.
+            token: Its heartbeat token.
+
+        Returns:
+            Earlier lives of the same daemon; others at the same address; and the relation with this very life if
+            the token is a new one: the other side has forgotten it.
+        """
+        return [
+            peer
+            for peer in self._peers.values()
+            if (
+                peer.their_token not in (b"", token)
+                if peer.key == key
+                else peer.state is PeerState.CONNECTED
+                and (peer.key.daemon_id == key.daemon_id or peer.address == address)
+            )
+        ]
+
+    def lost(self, peer: Peer, *, count: bool) -> bool:
+        """Ends a relation; False if it had ended before."""
+        if peer.state is PeerState.LOST:
+            return False
+        peer.state = PeerState.LOST
+        if self._peers.get(peer.key) is peer:
+            del self._peers[peer.key]
+        if count:
+            self.losses[peer.address] = self.losses.get(peer.address, 0) + 1
+        return True
+
+
+def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:
+    """Chooses the connections of a lane.
+
+    Every rail of either side is used, as far as both speak the same fabric protocol.
+
+    Args:
+        local: Protocol of each rail here.
+        remote: Protocol of each rail there.
+
+    Returns:
+        Pairs of (rail here, rail there), at most 8.
+
+    Raises:
+        Conflict: PROTOCOL_MISMATCH: no rail of the two speaks the same protocol.
+    """
+    count = min(max(len(local), len(remote)), MAX_PATHS) if local and remote else 0
+    pairs = []
+    for i in range(count):
+        here, there = i % len(local), i % len(remote)
+        if local[here] != remote[there]:
+            # Not side by side: any partner that speaks it will do.
+            there = next((j for j, name in enumerate(remote) if name == local[here]), -1)
+        if there >= 0 and (here, there) not in pairs:
+            pairs.append((here, there))
+    if not pairs:
+        raise Conflict(
+            f"no common fabric protocol: here {sorted(set(local))}, there {sorted(set(remote))}; use the same "
+            "provider and version of libfabric on both hosts",
+            reason="PROTOCOL_MISMATCH",
+        )
+    return pairs

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the control plane asks of the data plane: values and one protocol, without any native code.
+
+:mod:`transferd.daemon.dataplane` is the implementation; tests bring one that lives in memory. Methods that are
+coroutines may take long and run on the control executor; the others answer in microseconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+IMM_COUNT = 1 << 20
+MAX_LENGTH = 1 << 40
+MAX_PATHS = 8
+ABI_VERSION = 1
+
+
+class PlaneError(Exception):
+    """A native call failed.
+
+    Attributes:
+        errno: Positive error number.
+        text: One sentence for people.
+    """
+
+    def __init__(self, errno: int, text: str) -> None:
+        super().__init__(text)
+        self.errno = errno
+        self.text = text
+
+
+class EventType(enum.IntEnum):
+    """enum tfd_event_type."""
+
+    NONE = 0
+    SESSION_BROKEN = 1
+    SESSION_QUIET = 2
+    OPEN_QUIET = 3
+    CONN_LOST = 4
+    PEER_SILENT = 5
+    LOST = 6
+    REGION_BROKEN = 7
+
+
+class Op(enum.IntEnum):
+    """TFD_OP_*."""
+
+    WRITE = 1
+    IMM = 2
+    ACKNOWLEDGE = 3
+    CANCEL = 4
+
+
+class Detail(enum.IntEnum):
+    """The words of enum tfd_detail that the control plane itself uses."""
+
+    NONE = 0
+    BAD_GRANT = 5
+    EXPIRED = 9
+    REVOKED = 10
+    STALE = 11
+    HEARTBEAT = 16
+    CONNECTION = 17
+    SESSION_ENDED = 20
+
+
+class Priority(enum.IntEnum):
+    """TFD_PRIORITY_*."""
+
+    BULK = 0
+    LATENCY = 1
+
+
+STATUS_PENDING = 0
+STATUS_OK = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """struct tfd_event."""
+
+    type: int
+    detail: int
+    id: int
+    imm: int
+    count: int
+    session: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RailInfo:
+    """struct tfd_rail_info."""
+
+    name: str
+    provider: str
+    protocol: str
+    max_message_bytes: int
+    bytes_sent: int
+    writes_sent: int
+    imms_received: int
+    errors: int
+    ordered: bool
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOptions:
+    """struct tfd_group_options."""
+
+    provider: str
+    fabric: str = ""
+    rails: tuple[str, ...] = ()
+    segment_bytes: int = 0
+    window_bytes: int = 0
+    library: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """struct tfd_session_options."""
+
+    group: int
+    ring_entries: int
+    record_count: int
+    counter_count: int
+    arena_bytes: int
+    session_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFds:
+    """struct tfd_session_fds; whoever holds it closes them."""
+
+    segment: int
+    doorbell: int
+    event: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStat:
+    """struct tfd_session_info."""
+
+    jobs_ended: int
+    jobs_failed: int
+    jobs_in_flight: int
+    bytes_sent: int
+    imms_received: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegionKey:
+    """struct tfd_region_key."""
+
+    key: int
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPath:
+    """struct tfd_open_path."""
+
+    conn: int
+    key: int
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """struct tfd_open_options."""
+
+    paths: tuple[OpenPath, ...]
+    rights: int
+    length: int
+    imm_first: int
+    imm_count: int
+    name_space: int
+    expires_ns: int
+
+
+class Entry(NamedTuple):
+    """What Submit puts into a struct tfd_entry."""
+
+    op: int
+    priority: int = 0
+    src_region: int = 0
+    src_offset: int = 0
+    dst_grant: int = 0
+    dst_offset: int = 0
+    length: int = 0
+    imm: int = 0
+    deadline_ns: int = 0
+    argument: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """struct tfd_job_info."""
+
+    session: int
+    job_id: int
+    open: int
+    length: int
+    acknowledged: int
+    age_ns: int
+    op: int
+    imm: int
+    status: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """struct tfd_job_end."""
+
+    job_id: int
+    status: int
+    detail: int
+    bytes: int
+    accepted_ns: int
+    ended_ns: int
+    path: int
+
+
+@dataclass(frozen=True, slots=True)
+class CounterState:
+    """struct tfd_counter_state."""
+
+    value: int
+    faults: int
+    lost: int
+    acknowledged: int
+
+
+class Plane(Protocol):
+    """The data plane as the control plane sees it. Every method may raise PlaneError."""
+
+    rails: list[RailInfo]
+    warnings: list[str]
+
+    def set_handler(self, handler: Callable[[Event], None]) -> None:
+        """Tells who gets the events; called from the event loop."""
+
+    async def open_group(self, options: GroupOptions) -> int:
+        """Opens a domain group; returns its number."""
+
+    def rail_stats(self) -> list[RailInfo]:
+        """Reads the rails with their counts."""
+
+    async def session_open(self, options: SessionOptions) -> tuple[int, SessionFds]:
+        """Makes a session; returns its handle and the fds to hand over."""
+
+    def session_sealed(self, session: int) -> None:
+        """The client has mapped the segment."""
+
+    def session_end(self, session: int, detail: int) -> None:
+        """Stops a session; SESSION_QUIET follows."""
+
+    async def session_close(self, session: int) -> None:
+        """Frees a quiet session."""
+
+    def session_name_space(self, session: int) -> int:
+        """Its name space on the wire."""
+
+    def session_stat(self, session: int) -> SessionStat:
+        """Its counts."""
+
+    def session_watch_fd(self, session: int) -> int:
+        """The eventfd that tells of ended jobs and counts; the core's."""
+
+    def jobs(self, session: int, limit: int) -> list[JobInfo]:
+        """Jobs in flight; session 0: of all."""
+
+    def counters_add(self, session: int, first: int, count: int) -> list[int]:
+        """Gives counters to immediates; returns their slots."""
+
+    def counter_slot(self, session: int, imm: int) -> int:
+        """The slot of an immediate's counter."""
+
+    def counters_fault(self, session: int, first: int, count: int, lost: int) -> None:
+        """Faults counters."""
+
+    def counter_read(self, session: int, imm: int) -> CounterState:
+        """Reads a counter."""
+
+    async def region_add(
+        self, session: int, fd: int, offset: int, length: int, *, writable: bool
+    ) -> int:
+        """Registers memory; returns the region's handle."""
+
+    async def region_remove(self, session: int, region: int) -> None:
+        """Deregisters memory."""
+
+    def region_keys(self, session: int, region: int) -> list[RegionKey]:
+        """One key for each rail."""
+
+    async def conn_open(self, rail: int, *, outgoing: bool) -> tuple[int, bytes]:
+        """Makes half a connection; returns its handle and fabric address."""
+
+    async def conn_start(self, conn: int, address: bytes) -> None:
+        """Joins it to the other half."""
+
+    async def conn_close(self, conn: int, detail: int) -> None:
+        """Destroys it; nothing of it is in flight afterwards. No error if it is gone."""
+
+    def open_add(self, session: int, options: OpenOptions) -> int:
+        """Lets a session use a grant; returns the handle for its jobs."""
+
+    def open_revoke(self, session: int, open_handle: int, detail: int) -> None:
+        """Stops it; OPEN_QUIET follows."""
+
+    def open_remove(self, session: int, open_handle: int) -> None:
+        """Forgets a quiet one."""
+
+    def submit(self, session: int, entries: Sequence[Entry]) -> list[int]:
+        """Submits jobs, all or none; returns their ids."""
+
+    def job_result(self, session: int, job_id: int) -> JobEnd | None:
+        """How a job ended; None while it runs."""
+
+    def heartbeat_open(self, address: str, port: int, interval_ms: int, timeout_ms: int) -> None:
+        """Starts the heartbeat thread."""
+
+    def peer_watch(self, address: str, port: int, send: bytes, receive: bytes) -> int:
+        """Starts heartbeats with a peer; returns the watch's handle."""
+
+    def peer_unwatch(self, peer: int) -> None:
+        """Stops them. No error if they are stopped."""
+
+    def detail_name(self, detail: int) -> str:
+        """UPPER_SNAKE word of a detail."""
+
+    def detail_text(self, detail: int) -> str:
+        """One sentence for a detail."""
+
+    def status_name(self, status: int) -> str:
+        """UPPER_SNAKE word of a job's status."""
+
+    async def aclose(self) -> None:
+        """Stops everything."""

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transferd.v1.RegionService."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transferd.daemon.errors import InvalidRequest
+from transferd.daemon.grant import RIGHT_WRITE
+from transferd.daemon.session import check_name
+from transferd.v1 import region_pb2 as pb
+from transferd.v1 import region_pb2_grpc, types_pb2
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from transferd.daemon.opens import Open, Opener
+    from transferd.daemon.owner import Owner
+    from transferd.daemon.services.auth import Authenticator
+    from transferd.daemon.sessions import Sessions
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+DESCRIPTORS_MAX = 4096
+EXPIRES_MAX_MS = (
+    10 * 365 * 24 * 3600 * 1000
+)  # ten years: what asyncio's timers and the clock can carry
+
+
+class RegionService(region_pb2_grpc.RegionServiceServicer):
+    """Regions, grants and descriptors of the calling session."""
+
+    def __init__(
+        self, sessions: Sessions, owner: Owner, opener: Opener, auth: Authenticator
+    ) -> None:
+        self._sessions = sessions
+        self._owner = owner
+        self._opener = opener
+        self._auth = auth
+
+    async def RegisterRegion(
+        self, request: pb.RegisterRegionRequest, context: Context
+    ) -> pb.RegisterRegionResponse:
+        """Registers memory."""
+        session = self._auth.session(context)
+        source = request.WhichOneof("source")
+        if source is None:
+            raise InvalidRequest("source", "missing; give memory_id or shm_path")
+        work = self._sessions.register(
+            session,
+            request.memory_id if source == "memory_id" else request.shm_path,
+            offset=request.offset_bytes,
+            length=request.length_bytes,
+            name=check_name(request.name),
+        )
+        region = await session.ops.run(work, "register region")
+        return pb.RegisterRegionResponse(region=region.handle, length_bytes=region.length)
+
+    async def DeregisterRegion(
+        self, request: pb.DeregisterRegionRequest, context: Context
+    ) -> pb.DeregisterRegionResponse:
+        """Revokes a region's grants and deregisters it."""
+        session = self._auth.session(context)
+        work = self._sessions.deregister(session, request.region)
+        await session.ops.run(work, "deregister region")
+        return pb.DeregisterRegionResponse()
+
+    async def CreateGrant(
+        self, request: pb.CreateGrantRequest, context: Context
+    ) -> pb.CreateGrantResponse:
+        """Gives permission on part of a region."""
+        session = self._auth.session(context)
+        region = session.region(request.region, "region")
+        if request.expires_ms > EXPIRES_MAX_MS:
+            raise InvalidRequest("expires_ms", f"{request.expires_ms} is above {EXPIRES_MAX_MS}")
+        grant, descriptor, slots = self._owner.create_grant(
+            region,
+            offset=request.offset_bytes,
+            length=request.length_bytes,
+            rights=_rights(request.rights),
+            imm_first=request.imm_first,
+            imm_count=request.imm_count,
+            expires_ms=request.expires_ms,
+        )
+        return pb.CreateGrantResponse(
+            grant_id=grant.grant_id, descriptor=descriptor, counter_slots=slots
+        )
+
+    async def RevokeGrant(
+        self, request: pb.RevokeGrantRequest, context: Context
+    ) -> pb.RevokeGrantResponse:
+        """Takes a grant back: a fence."""
+        session = self._auth.session(context)
+        if request.grant_id not in session.ended_grants:
+            grant = session.grant(request.grant_id)
+            await session.ops.run(self._owner.end_grants([grant]), "revoke grant")
+        return pb.RevokeGrantResponse()
+
+    async def OpenDescriptors(
+        self, request: pb.OpenDescriptorsRequest, context: Context
+    ) -> pb.OpenDescriptorsResponse:
+        """Opens descriptors of others at their owners."""
+        session = self._auth.session(context)
+        count = len(request.descriptors)
+        if not 1 <= count <= DESCRIPTORS_MAX:
+            raise InvalidRequest("descriptors", f"{count} of them; send 1 to {DESCRIPTORS_MAX}")
+        work = self._opener.open(session, request.descriptors, "descriptors")
+        opens = await session.ops.run(work, "open descriptors")
+        return pb.OpenDescriptorsResponse(grants=[_opened(opened) for opened in opens])
+
+    async def CloseDescriptor(
+        self, request: pb.CloseDescriptorRequest, context: Context
+    ) -> pb.CloseDescriptorResponse:
+        """Gives an opened grant back."""
+        session = self._auth.session(context)
+        await session.ops.run(self._opener.close(session, request.handle), "close descriptor")
+        return pb.CloseDescriptorResponse()
+
+
+def _rights(rights: Any) -> int:
+    """Turns the enum values of a request into bits."""
+    bits = 0
+    for i, right in enumerate(rights):
+        if right != types_pb2.RIGHT_WRITE:
+            raise InvalidRequest(f"rights[{i}]", f"{right} is no right; give RIGHT_WRITE")
+        bits |= RIGHT_WRITE
+    if not bits:
+        raise InvalidRequest("rights", "missing; give at least RIGHT_WRITE")
+    return bits
+
+
+def _opened(opened: Open) -> pb.OpenedGrant:
+    keys = opened.grant.keys
+    assert keys is not None
+    return pb.OpenedGrant(
+        handle=opened.handle,
+        length_bytes=keys.length,
+        rights=[types_pb2.RIGHT_WRITE] if keys.rights & RIGHT_WRITE else [],
+        imm_first=keys.imm_first,
+        imm_count=keys.imm_count,
+    )

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transferd.v1.TransferService."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from transferd.daemon.errors import InvalidRequest
+from transferd.daemon.plane import IMM_COUNT, MAX_LENGTH, Entry, Op, Priority
+from transferd.v1 import transfer_pb2 as pb
+from transferd.v1 import transfer_pb2_grpc, types_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    import grpc.aio
+
+    from transferd.daemon.opens import Opener
+    from transferd.daemon.plane import CounterState, JobEnd, Plane
+    from transferd.daemon.services.auth import Authenticator
+    from transferd.daemon.session import Session
+    from transferd.daemon.transfers import Transfers
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+JOBS_MAX = 4096
+TIMEOUT_MAX_MS = 3_600_000
+DEADLINE_MAX_MS = 10 * 365 * 24 * 3600 * 1000
+_PRIORITIES = {
+    types_pb2.PRIORITY_UNSPECIFIED: Priority.BULK,
+    types_pb2.PRIORITY_BULK: Priority.BULK,
+    types_pb2.PRIORITY_LATENCY: Priority.LATENCY,
+}
+_PROVIDERS = {1: "libfabric"}  # TFD_PATH_*
+
+
+class TransferService(transfer_pb2_grpc.TransferServiceServicer):
+    """Jobs and counters of the calling session."""
+
+    def __init__(
+        self, transfers: Transfers, opener: Opener, plane: Plane, auth: Authenticator
+    ) -> None:
+        self._transfers = transfers
+        self._opener = opener
+        self._plane = plane
+        self._auth = auth
+
+    async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:
+        """Submits jobs, all or none."""
+        session = self._auth.session(context)
+        return pb.SubmitResponse(job_ids=await self._submit(session, request.jobs))
+
+    async def SubmitStream(
+        self, request_iterator: AsyncIterator[pb.SubmitStreamRequest], context: Context
+    ) -> AsyncIterator[pb.SubmitStreamResponse]:
+        """Submits jobs, request by request."""
+        session = self._auth.session(context)
+        async for request in request_iterator:
+            yield pb.SubmitStreamResponse(job_ids=await self._submit(session, request.jobs))
+
+    async def _submit(self, session: Session, jobs: Sequence[pb.Job]) -> list[int]:
+        if not 1 <= len(jobs) <= JOBS_MAX:
+            raise InvalidRequest("jobs", f"{len(jobs)} of them; send 1 to {JOBS_MAX}")
+        handles = await self._handles(session, jobs)
+        now_ns = time.monotonic_ns()
+        entries = [_entry(i, job, handles, now_ns) for i, job in enumerate(jobs)]
+        return self._transfers.submit(session, entries)
+
+    async def _handles(self, session: Session, jobs: Sequence[pb.Job]) -> dict[bytes, int]:
+        """Resolves each distinct destination once; no round trip for those that are open."""
+        handles: dict[bytes, int] = {}
+        missing: dict[bytes, str] = {}
+        known = session.by_descriptor
+        for i, job in enumerate(jobs):
+            operation = job.WhichOneof("operation")
+            if operation is None:
+                raise InvalidRequest(f"jobs[{i}].operation", "missing; give write or imm")
+            raw = job.write.dst if operation == "write" else job.imm.dst
+            if raw in handles:
+                continue
+            opened = known.get(raw)
+            if opened is not None:
+                handles[raw] = opened.handle
+            else:
+                missing.setdefault(raw, f"jobs[{i}].{operation}.dst")
+        for raw, where in missing.items():
+            work = self._opener.open(session, [raw], where)
+            (opened,) = await session.ops.run(work, "open destination")
+            handles[raw] = opened.handle
+        return handles
+
+    async def WaitJobs(self, request: pb.WaitJobsRequest, context: Context) -> pb.WaitJobsResponse:
+        """Tells how jobs ended, waiting for them up to a bound."""
+        session = self._auth.session(context)
+        count = len(request.job_ids)
+        if not 1 <= count <= JOBS_MAX:
+            raise InvalidRequest("job_ids", f"{count} of them; send 1 to {JOBS_MAX}")
+        ends = await self._transfers.wait_jobs(
+            session, request.job_ids, _timeout(request.timeout_ms)
+        )
+        return pb.WaitJobsResponse(
+            jobs=[self._end(job_id, ends.get(job_id)) for job_id in request.job_ids]
+        )
+
+    async def CancelJob(
+        self, request: pb.CancelJobRequest, context: Context
+    ) -> pb.CancelJobResponse:
+        """Cancels a job: a fence."""
+        session = self._auth.session(context)
+        end = await self._transfers.cancel(session, request.job_id)
+        return pb.CancelJobResponse(job=self._end(request.job_id, end))
+
+    async def GetCounter(
+        self, request: pb.GetCounterRequest, context: Context
+    ) -> pb.GetCounterResponse:
+        """Reads a counter."""
+        session = self._auth.session(context)
+        state = self._transfers.counter(session, _imm(request.imm))
+        return pb.GetCounterResponse(counter=_counter(request.imm, *state))
+
+    async def WaitCounter(
+        self, request: pb.WaitCounterRequest, context: Context
+    ) -> pb.WaitCounterResponse:
+        """Waits until a counter reaches a target, a fault comes, or the time is over."""
+        session = self._auth.session(context)
+        state, slot = await self._transfers.wait_counter(
+            session, _imm(request.imm), request.target, _timeout(request.timeout_ms)
+        )
+        reached = state.value >= request.target
+        return pb.WaitCounterResponse(
+            reached=reached,
+            faulted=not reached and state.faults > state.acknowledged,
+            counter=_counter(request.imm, state, slot),
+        )
+
+    async def AcknowledgeCounter(
+        self, request: pb.AcknowledgeCounterRequest, context: Context
+    ) -> pb.AcknowledgeCounterResponse:
+        """Takes a counter's faults as seen."""
+        session = self._auth.session(context)
+        state = await self._transfers.acknowledge(session, _imm(request.imm))
+        return pb.AcknowledgeCounterResponse(counter=_counter(request.imm, *state))
+
+    def _end(self, job_id: int, end: JobEnd | None) -> pb.JobEnd:
+        if end is None:
+            return pb.JobEnd(job_id=job_id, status=types_pb2.JOB_STATUS_PENDING)
+        path = types_pb2.Path(
+            provider=_PROVIDERS.get(end.path & 0xFF, ""), rails=end.path >> 8 & 0xFF
+        )
+        return pb.JobEnd(
+            job_id=job_id,
+            status=end.status,  # type: ignore[arg-type]
+            detail=self._plane.detail_name(end.detail) if end.detail else "",
+            bytes=end.bytes,
+            path=path,
+            duration_ns=max(end.ended_ns - end.accepted_ns, 0),
+        )
+
+
+def _entry(i: int, job: pb.Job, handles: dict[bytes, int], now_ns: int) -> Entry:
+    """Makes the ring entry of one job; InvalidRequest names the field."""
+    priority = _PRIORITIES.get(job.priority)
+    if priority is None:
+        raise InvalidRequest(f"jobs[{i}].priority", f"{job.priority} is no priority")
+    deadline_ms = job.deadline_ms
+    if deadline_ms > DEADLINE_MAX_MS:
+        raise InvalidRequest(f"jobs[{i}].deadline_ms", f"{deadline_ms} is above {DEADLINE_MAX_MS}")
+    deadline_ns = now_ns + deadline_ms * 1_000_000 if deadline_ms else 0
+    if job.HasField("imm"):
+        imm = job.imm
+        if imm.imm >= IMM_COUNT:
+            raise InvalidRequest(f"jobs[{i}].imm.imm", f"{imm.imm} needs more than 20 bits")
+        return Entry(
+            Op.IMM, priority, dst_grant=handles[imm.dst], imm=imm.imm, deadline_ns=deadline_ns
+        )
+    write = job.write
+    imm_number = write.imm
+    if imm_number >= IMM_COUNT:
+        raise InvalidRequest(f"jobs[{i}].write.imm", f"{imm_number} needs more than 20 bits")
+    length = write.length_bytes
+    if length > MAX_LENGTH:
+        raise InvalidRequest(f"jobs[{i}].write.length_bytes", f"{length} is above 2^40")
+    return Entry(
+        Op.WRITE,
+        priority,
+        write.src_region,
+        write.src_offset_bytes,
+        handles[write.dst],
+        write.dst_offset_bytes,
+        length,
+        imm_number,
+        deadline_ns,
+    )
+
+
+def _timeout(timeout_ms: int) -> float:
+    if timeout_ms > TIMEOUT_MAX_MS:
+        raise InvalidRequest("timeout_ms", f"{timeout_ms} is above {TIMEOUT_MAX_MS}")
+    return timeout_ms / 1000
+
+
+def _imm(imm: int) -> int:
+    if imm >= IMM_COUNT:
+        raise InvalidRequest("imm", f"{imm} needs more than 20 bits")
+    return imm
+
+
+def _counter(imm: int, state: CounterState, slot: int) -> pb.CounterState:
+    return pb.CounterState(
+        imm=imm,
+        value=state.value,
+        faults=state.faults,
+        lost=state.lost,
+        acknowledged=state.acknowledged,
+        slot=slot,
+    )

