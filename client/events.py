@@ -27,6 +27,7 @@ RECHECK_S = 0.5
 # A session without an events fd is asked; often at first, for short jobs.
 ASK_FIRST_S = 0.002
 ASK_LONGEST_S = 0.05
+PIPE_BYTES = 65_536  # a pipe's usual capacity
 
 log = logging.getLogger("transferd")
 
@@ -71,16 +72,15 @@ class ThreadDriver:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._event_fd = session.event_fd  # None: the session is asked in intervals
-        self._kick_fd = -1 if self._event_fd is None else os.eventfd(0, os.EFD_NONBLOCK)
-        self._wake = threading.Condition()  # guards _added, _closed, _thread
+        self._lock = threading.Lock()  # guards _added, _closed, _thread, writing to _wake_fd
         self._added: list[Callable[[], bool]] = []
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def add(self, watch: Callable[[], bool]) -> None:
         """As :meth:`Driver.add`."""
-        with self._wake:
+        with self._lock:
             if self._closed:
                 raise self._session.over()
             self._added.append(watch)
@@ -89,69 +89,73 @@ class ThreadDriver:
                     target=self._run, name="transferd-events", daemon=True
                 )
                 self._thread.start()
-            self._signal_locked()
+            os.eventfd_write(self._wake_fd, 1)
 
     def kick(self) -> None:
         """As :meth:`Driver.kick`."""
-        with self._wake:
-            self._signal_locked()
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        """As :meth:`Driver.close`."""
-        with self._wake:
+        """As :meth:`Driver.close`. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
             thread = self._thread
-            self._signal_locked()
+            os.eventfd_write(self._wake_fd, 1)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        with self._wake:
-            self._event_fd = None  # the session closes it next
-            kick_fd, self._kick_fd = self._kick_fd, -1
-        if kick_fd >= 0:
-            os.close(kick_fd)
-
-    def _signal_locked(self) -> None:
-        self._wake.notify()
-        if self._kick_fd >= 0:
-            os.eventfd_write(self._kick_fd, 1)
+        os.close(self._wake_fd)
 
     def _run(self) -> None:
         watches: list[Callable[[], bool]] = []
-        interval_s = ASK_FIRST_S
-        while True:
-            with self._wake:
-                if not watches and not self._added:
-                    self._session.watch_events(False)
-                    if not self._closed:
-                        self._wake.wait()
+        sleep = _Sleep(self._session.event_fd, self._wake_fd)
+        closing = False
+        while not closing:
+            with self._lock:
                 closing = self._closed
-                if self._added:
-                    interval_s = ASK_FIRST_S
-                watches += self._added
-                self._added = []
+                added, self._added = self._added, []
+            if added:
+                sleep.begin_anew()
+            watches += added
+            # First asked to be told, then looked: news in between are seen or told.
             self._session.watch_events(bool(watches))
             watches = _look(watches)
-            if closing:
-                return
-            if watches:
-                self._sleep(interval_s)
-                interval_s = min(interval_s * 2, ASK_LONGEST_S)
+            if not closing:
+                sleep.until_news(bool(watches))
 
-    def _sleep(self, interval_s: float) -> None:
-        if self._event_fd is None:
-            with self._wake:
-                if not self._added and not self._closed:
-                    self._wake.wait(interval_s)
-            return
-        poller = select.poll()
-        poller.register(self._event_fd, select.POLLIN)
-        poller.register(self._kick_fd, select.POLLIN)
-        for fd, _ in poller.poll(RECHECK_S * 1000):
-            _clear(fd)
+
+class _Sleep:
+    """How a :class:`ThreadDriver` waits: for the events fd where there is one, else in intervals."""
+
+    def __init__(self, event_fd: int | None, wake_fd: int) -> None:
+        self._event_fd = event_fd
+        self._interval_s = ASK_FIRST_S
+        self._wake_fd = wake_fd
+        self._poll = select.poll()
+        self._poll.register(wake_fd, select.POLLIN)
+        if event_fd is not None:
+            self._poll.register(event_fd, select.POLLIN)
+
+    def begin_anew(self) -> None:
+        """Something new is watched: it may end soon."""
+        self._interval_s = ASK_FIRST_S
+
+    def until_news(self, watching: bool) -> None:
+        """Sleeps; without a bound while nothing is watched."""
+        limit_s = RECHECK_S if self._event_fd is not None else self._interval_s
+        self._interval_s = min(self._interval_s * 2, ASK_LONGEST_S)
+        for fd, _ in self._poll.poll(limit_s * 1000 if watching else None):
+            if fd == self._wake_fd:
+                os.eventfd_read(fd)
+            elif not drain(fd):
+                self._poll.unregister(fd)  # the daemon is gone; the session's end wakes us
 
 
 class LoopDriver:
-    """Looks from the event loop, for a session with an events fd. Of that loop's thread."""
+    """Looks from the event loop, for a session with an events fd."""
 
     def __init__(self, session: Session, event_fd: int, loop: asyncio.AbstractEventLoop) -> None:
         self._session = session
@@ -187,7 +191,8 @@ class LoopDriver:
         self._disarm()
 
     def _on_event(self) -> None:
-        _clear(self._event_fd)
+        if not drain(self._event_fd):
+            self._loop.remove_reader(self._event_fd)  # the daemon is gone; kick() follows
         self._look()
 
     def _look(self) -> None:
@@ -203,6 +208,9 @@ class LoopDriver:
             self._loop.remove_reader(self._event_fd)
 
 
-def _clear(fd: int) -> None:
-    with contextlib.suppress(BlockingIOError):
-        os.read(fd, 4096)
+def drain(event_fd: int) -> bool:
+    """Empties the events fd, a pipe; false once the daemon has closed it."""
+    try:
+        return bool(os.read(event_fd, PIPE_BYTES))
+    except BlockingIOError:
+        return True

@@ -134,7 +134,9 @@ class RingSession(Session):
                     reason="ABI_MISMATCH",
                 )
             raise errors.Internal(f"the session's segment cannot be mapped: {os.strerror(-rc)}")
+        # Of our ends of the two pipes; the daemon's are its own.
         os.set_blocking(event_fd, False)
+        os.set_blocking(doorbell_fd, False)
         return ffi.gc(out[0], lambda pointer: _free(doorbell_fd, pointer)), event_fd
 
     # ---- jobs ----

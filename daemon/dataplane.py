@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data plane behind cffi: the typed face of core.h, and the only daemon module that imports transferd.native.
 
-Calls that may take long (registration, connections, freeing) run on one small executor. They are never
-abandoned: a coroutine that is cancelled in the middle waits for the thread to come back, so that no handle is
-lost between the two. The other calls hand a command to the worker and return in microseconds.
+Calls that may take long (registration, connections, freeing) run on one small executor. They are
+never
+abandoned: a coroutine that is cancelled in the middle waits for the thread to come back, so that no
+    handle is lost between the two. The other calls hand a command to the worker and return in
+    microseconds.
 """
 
 from __future__ import annotations
@@ -262,7 +264,7 @@ class DataPlane:
         return int(fd)
 
     def jobs(self, session: int, limit: int) -> list[JobInfo]:
-        """Jobs in flight, at most `limit`; session 0: of all."""
+        """Jobs in flight of a session, at most `limit`."""
         limit = min(limit, JOBS_MAX)
         array = ffi.new("struct tfd_job_info[]", limit)
         count = ffi.new("uint32_t *")

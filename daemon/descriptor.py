@@ -3,8 +3,9 @@
 
     "tfd1" | version u8 | address length u8 | grant id u64 | daemon id 16 | boot epoch 16 | address | CRC-32 u32 | MAC 32
 
-The CRC lets a holder's daemon refuse a damaged descriptor before it asks anybody; the MAC (HMAC-SHA-256 by the
-owner's own secret, over all before it) is what the owner trusts. No keys and no NIC addresses are inside.
+The CRC lets a holder's daemon refuse a damaged descriptor before it asks anybody; the MAC
+(HMAC-SHA-256 by the owner's own secret, over all before it) is what the owner trusts. No keys and
+no NIC addresses are inside.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error that leaves the daemon, and the one mapping of them to gRPC.
 
-The only module that knows gRPC status codes. A message says what was wrong, with which value, and what to
-do; ``reason`` is the word that programs look at. How a *job* ended is never an error of a call.
+The only module that knows gRPC status codes. A message says what was wrong, with which value, and
+what to do; ``reason`` is the word that programs look at. How a *job* ended is never an error of a
+call.
 """
 
 from __future__ import annotations
@@ -218,7 +219,8 @@ def from_rpc(call: grpc.RpcError, what: str) -> TransferdError:
         what: The call, for people.
 
     Returns:
-        The peer's own error where it told one; PeerLost where the peer could not be reached; TimedOut.
+        The peer's own error where it told one; PeerLost where the peer could not be reached;
+        TimedOut.
     """
     code: Code = call.code()
     text = call.details() or code.name

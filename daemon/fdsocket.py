@@ -4,9 +4,10 @@
 Everything that comes in is hostile until it is proven otherwise. Rules that keep it harmless:
 
 * one packet is read at a time per connection, and the next only after the answer has been sent;
-* every fd that comes with a packet is owned by a :class:`_Packet` and closed unless a request takes it;
-* an answer that does not fit the socket's buffer ends the connection: a client that does not read cannot make the
-  daemon remember;
+* every fd that comes with a packet is owned by a :class:`_Packet` and closed unless a request takes
+  it;
+* an answer that does not fit the socket's buffer ends the connection: a client that does not read
+  cannot make the daemon remember;
 * a connection that has not attached after a while is closed, and only so many may wait.
 """
 

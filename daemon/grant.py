@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grants of this daemon's sessions, and who has opened them. Sans-IO.
 
-    ACTIVE --revoke, expire, end of region or session--> ENDING --every opener quiet or cut off--> gone
+    ACTIVE --revoke, expire, end of region or session--> ENDING --every opener quiet or cut off-->
+    gone
 
-A grant that is ENDING is refused to new openers from that moment on, so the set of openers only shrinks and the
-fence ends.
+A grant that is ENDING is refused to new openers from that moment on, so the set of openers only
+shrinks and the fence ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transferd.daemon.session import Session
 
 RIGHT_WRITE = 1
+EXPIRED_KEPT = 65_536  # numbers of expired grants, to tell them from revoked ones
 
 
 class GrantState(enum.StrEnum):
@@ -67,6 +69,7 @@ class GrantTable:
 
     def __init__(self) -> None:
         self._grants: dict[int, Grant] = {}
+        self._expired: dict[int, None] = {}
         self._next = 1
 
     def __len__(self) -> int:
@@ -114,7 +117,8 @@ class GrantTable:
             Conflict: GRANT_EXPIRED or GRANT_REVOKED.
         """
         grant = self._grants.get(grant_id)
-        if grant is not None and (grant.expired or 0 < grant.expires_ns <= now_ns):
+        over = grant is not None and (grant.expired or 0 < grant.expires_ns <= now_ns)
+        if over or grant_id in self._expired:
             raise Conflict(
                 f"grant {grant_id} has expired; ask its owner for a new one", reason="GRANT_EXPIRED"
             )
@@ -128,6 +132,10 @@ class GrantTable:
     def remove(self, grant: Grant) -> None:
         """Forgets a grant whose openers are quiet."""
         grant.state = GrantState.ENDED
+        if grant.expired:
+            self._expired[grant.grant_id] = None
+            while len(self._expired) > EXPIRED_KEPT:
+                del self._expired[next(iter(self._expired))]
         if grant.timer is not None:
             grant.timer.cancel()
         for peer in grant.openers:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """/metrics, /livez and /readyz on one port.
 
-The HTTP server has a thread of its own and asks the event loop, bounded: a daemon whose loop hangs is not alive,
-and says so.
+The HTTP server has a thread of its own and asks the event loop, bounded: a daemon whose loop hangs
+is not alive, and says so.
 """
 
 from __future__ import annotations

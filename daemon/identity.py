@@ -27,7 +27,8 @@ def load(state_dir: str | None) -> Identity:
     """Reads the identity, or makes one.
 
     Args:
-        state_dir: Keeps id and secret over restarts; without it both are new at each start. The epoch always is.
+        state_dir: Keeps id and secret over restarts; without it both are new at each start. The
+            epoch always is.
 
     Raises:
         StartError: The directory cannot be used.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outgoing connections: made on first use, shared by all opens of a peer, destroyed together.
 
-Every change to a lane runs as a task of its peer, to its end; who waits for it may be cancelled, the work is not.
+Every change to a lane runs as a task of its peer, to its end; who waits for it may be cancelled,
+the work is not.
 """
 
 from __future__ import annotations

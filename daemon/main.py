@@ -94,8 +94,8 @@ def check_config(file: Path) -> int:
 def certs(directory: Path, name: str, hosts: tuple[str, ...]) -> int:
     """Make development certificates in DIRECTORY: a CA (once) and a certificate for one host.
 
-    Run it again with another --name and --host for each further host, then copy NAME.crt, NAME.key and
-    ca.crt there.
+    Run it again with another --name and --host for each further host, then copy NAME.crt, NAME.key
+    and ca.crt there.
     """
     from transferd.daemon import certs as certificates
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The opener's side: grants of peers that sessions here use.
 
-A descriptor becomes a :class:`RemoteGrant` (once per daemon and grant) and, per session, an :class:`Open` with a
-native handle. An open dies when its grant is taken back, its lane breaks or its peer is lost; its handle then
-answers why, and the next OpenDescriptors makes a new one.
+A descriptor becomes a :class:`RemoteGrant` (once per daemon and grant) and, per session, an
+:class:`Open` with a native handle. An open dies when its grant is taken back, its lane breaks or
+its peer is lost; its handle then answers why, and the next OpenDescriptors makes a new one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Open:
         quiet: Done once no byte on it can land; made when it is stopped.
         forget: Remove it from the data plane once it is quiet.
 
-    Its grant and its lane list it until it is quiet, so that a fence waits for opens that died a moment before.
+    Its grant and its lane list it until it is quiet, so that a fence waits for opens that died a
+    moment before.
     """
 
     handle: int
@@ -116,7 +117,8 @@ class Opener:
             One open for each, in the same order.
 
         Raises:
-            TransferdError: The first refusal, by its reason; others of the call may have been opened and stay.
+            TransferdError: The first refusal, by its reason; others of the call may have been
+                opened and stay.
         """
         claims: dict[bytes, Claim] = {}
         for i, one in enumerate(raw):
@@ -247,7 +249,8 @@ class Opener:
             grant.keys = result  # type: ignore[assignment]
             grant.state = RemoteState.OPEN
             lease_ms = grant.keys.expires_ms if grant.keys is not None else 0
-            # From the time of asking: this daemon never believes longer in a grant than its owner does.
+            # From the time of asking: this daemon never believes longer in a grant than its owner
+            # does.
             grant.expires_ns = asked_ns + lease_ms * 1_000_000 if lease_ms else 0
             return
         grant.state = RemoteState.ENDED
@@ -510,7 +513,9 @@ class Opener:
                 continue
             grant.state = RemoteState.ENDED
             del peer.remote[gid]
-            waits += [self._die(opened, Detail.REVOKED) for opened in list(grant.opens)]
+            over = 0 < grant.expires_ns <= time.monotonic_ns()
+            detail = Detail.EXPIRED if over else Detail.REVOKED
+            waits += [self._die(opened, detail) for opened in list(grant.opens)]
         pending = [wait for wait in waits if not wait.done()]
         if pending:
             _, late = await asyncio.wait(pending, timeout=self._quiet_s)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The owner's side: grants of sessions here, the peers that have opened them, and their connections to us.
 
-Ending a grant is a fence: when :meth:`Owner.end_grants` returns, no byte can land by it any more, because every
-opener said that it is quiet, or its connections to us were destroyed.
+Ending a grant is a fence: when :meth:`Owner.end_grants` returns, no byte can land by it any more,
+because every opener said that it is quiet, or its connections to us were destroyed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Owner:
     """All grants of the daemon, and all incoming connections.
 
     Attributes:
-        on_deaf: Loses a peer that does not answer a fence; its task ends when no byte of that peer can land. Set by
-            who wires the daemon.
+        on_deaf: Loses a peer that does not answer a fence; its task ends when no byte of that peer
+            can land. Set by who wires the daemon.
     """
 
     def __init__(self, plane: Plane, sealer: Sealer, revoke_s: float) -> None:
@@ -169,8 +169,9 @@ class Owner:
                 grants=len(ids),
                 error=error.message,
             )
-            # Destroying its connections alone is not enough: it has not heard that the grants are gone, and would
-            # make new connections and write by them. A lost relation has to be begun anew, from the descriptors.
+            # Destroying its connections alone is not enough: it has not heard that the grants are
+            # gone, and would make new connections and write by them. A lost relation has to be
+            # begun anew, from the descriptors.
             await asyncio.shield(self.on_deaf(peer))
 
     async def cut_off(self, peer: Peer) -> None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other daemons, and what this one holds of them. Sans-IO.
 
-A :class:`Peer` is one *relation*: it ends when either side loses it and is never used again; the next contact makes
-a new one. So whoever comes back from an await with a Peer in hand only has to look whether it is LOST.
+A :class:`Peer` is one *relation*: it ends when either side loses it and is never used again; the
+next contact makes a new one. So whoever comes back from an await with a Peer in hand only has to
+look whether it is LOST.
 
-    GREETING --Hello answered, or the peer's own Hello came--> CONNECTED --silent, restarted, refused, stop--> LOST
+    GREETING --Hello answered, or the peer's own Hello came--> CONNECTED --silent, restarted,
+    refused, stop--> LOST
 """
 
 from __future__ import annotations
@@ -136,7 +138,8 @@ class Peer:
         remote: Its grants that we have opened.
         opened_here: Our grants that it has opened.
         revoked_early: Grants that it took back while we were opening some.
-        losses: Writes to it that will not land and that it has not been told of: known lost by (grant, imm).
+        losses: Writes to it that will not land and that it has not been told of: known lost by
+            (grant, imm).
         gone: Done once nothing of the relation is left; set when it is lost.
     """
 
@@ -220,8 +223,8 @@ class PeerTable:
             token: Its heartbeat token.
 
         Returns:
-            Earlier lives of the same daemon; others at the same address; and the relation with this very life if
-            the token is a new one: the other side has forgotten it.
+            Earlier lives of the same daemon; others at the same address; and the relation with this
+            very life if the token is a new one: the other side has forgotten it.
         """
         return [
             peer

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from transferd.daemon.wire import Half, Hello, Loss
 
 OPTIONS = [
-    # Channels otherwise share connections by address, with the back-off of the daemon that was there before.
+    # Channels otherwise share connections by address, with the back-off of the daemon that was
+    # there before.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -81,7 +82,8 @@ class GrpcLink:
         except grpc.aio.AioRpcError as error:
             failure = from_rpc(error, what)
         except asyncio.CancelledError:
-            # grpc cancels the calls of a channel that is closed; whoever waits here was not cancelled.
+            # grpc cancels the calls of a channel that is closed; whoever waits here was not
+            # cancelled.
             if not self._closed:
                 raise
             failure = PeerLost(f"{what}: the peer was lost")

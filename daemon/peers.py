@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relations with other daemons: introduced on first use, watched by heartbeats, ended alone.
 
-Both sides may introduce themselves at once: a relation's token is made with the Peer, before any message, so
-whichever Hello or answer comes first carries the same one. A peer that was lost here and comes back makes a new
-Peer with a new token, by which the other side learns to forget, too.
+Both sides may introduce themselves at once: a relation's token is made with the Peer, before any
+message, so whichever Hello or answer comes first carries the same one. A peer that was lost here
+and comes back makes a new Peer with a new token, by which the other side learns to forget, too.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ class Plane(Protocol):
         """The eventfd that tells of ended jobs and counts; the core's."""
 
     def jobs(self, session: int, limit: int) -> list[JobInfo]:
-        """Jobs in flight; session 0: of all."""
+        """Jobs in flight of a session, at most `limit`."""
 
     def counters_add(self, session: int, first: int, count: int) -> list[int]:
         """Gives counters to immediates; returns their slots."""

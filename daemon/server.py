@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon put together: start, run, stop.
 
-A start that fails raises StartError with one sentence that says what to do, and leaves nothing behind. A stop ends
-the sessions first (peers are told, fences hold), then the servers, the relations, and the data plane last.
+A start that fails raises StartError with one sentence that says what to do, and leaves nothing
+behind. A stop ends the sessions first (peers are told, fences hold), then the servers, the
+relations, and the data plane last.
 """
 
 from __future__ import annotations
@@ -443,6 +444,13 @@ def _notify_systemd(state: str) -> None:
         sock.sendall(state.encode())
 
 
+def _stop_on_signal(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Has SIGTERM and SIGINT stop the daemon, whoever handled them before."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+        loop.add_signal_handler(number, stop.set)
+
+
 async def serve(config: Config) -> int:
     """Runs a daemon until SIGTERM or SIGINT.
 
@@ -457,10 +465,11 @@ async def serve(config: Config) -> int:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _stop_on_signal(loop, stop)
     server = Server(config)
     await server.start()
+    # libfabric's shm provider has handlers of its own for these, which end the process at once.
+    _stop_on_signal(loop, stop)
     await stop.wait()
     log.info("stopping")
     try:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sessions by number and by token. Sans-IO: time comes as an argument.
 
-OPENING --data plane made it--> OPEN --socket closed, detach, lease over, broken ring, stop--> ENDING --freed--> CLOSED
+OPENING --data plane made it--> OPEN --socket closed, detach, lease over, broken ring, stop-->
+ENDING --freed--> CLOSED
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Session:
     Attributes:
         handle: The data plane's name of it; 0 before it is open.
         used_ns: When its token was last used, monotonic.
-        shared_lanes: It may use connections that other sessions use, too; not once it has registered memory
-            that can be taken away in mid-flight.
+        shared_lanes: It may use connections that other sessions use, too; not once it has
+            registered memory that can be taken away in mid-flight.
         ops: Calls that change something; its end waits for them.
         ended: Done once nothing of it is left.
         quiet: Done once none of its jobs is in flight.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of sessions: opening, memory and regions, and an end that leaves nothing behind.
 
-Whatever changes a session runs as a task that the session owns, to its end, even if the client is gone by then; the
-end of the session waits for these tasks before it takes away what they worked on. All of them are bounded.
+Whatever changes a session runs as a task that the session owns, to its end, even if the client is
+gone by then; the end of the session waits for these tasks before it takes away what they worked on.
+All of them are bounded.
 """
 
 from __future__ import annotations

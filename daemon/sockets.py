@@ -24,7 +24,8 @@ class StartError(Exception):
 class SocketPlace:
     """The right to a Unix socket's path, and to its fd socket, for as long as the daemon runs.
 
-    A lock file beside the socket settles who comes first; only its holder may remove a stale socket.
+    A lock file beside the socket settles who comes first; only its holder may remove a stale
+    socket.
     """
 
     def __init__(self, path: Path) -> None:

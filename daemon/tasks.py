@@ -18,8 +18,8 @@ log = structlog.get_logger("transferd.tasks")
 class TaskOwner:
     """Owns tasks that run to their end on their own, and waits for them when it closes.
 
-    Unlike a TaskGroup it outlives a failed child: in a daemon one session's failure must not cancel the others.
-    What fails is logged here, so no exception goes unseen.
+    Unlike a TaskGroup it outlives a failed child: in a daemon one session's failure must not cancel
+    the others. What fails is logged here, so no exception goes unseen.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,8 +57,8 @@ class TaskOwner:
     async def run(self, work: Coroutine[Any, Any, T], what: str) -> T:
         """Runs work to its end even if the caller is cancelled in the meantime.
 
-        What has begun to change native state is thereby never left half done: a client that dies ends its call,
-        not the work.
+        What has begun to change native state is thereby never left half done: a client that dies
+        ends its call, not the work.
         """
         return await asyncio.shield(self.spawn(work, what))
 

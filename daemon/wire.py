@@ -23,7 +23,8 @@ BATCH_MAX = 4096  # grants or losses in one message
 class Hello:
     """A daemon introduces itself; `token` is what the other's heartbeats to it carry.
 
-    A different token than before says that the daemon has forgotten everything it held of the other.
+    A different token than before says that the daemon has forgotten everything it held of the
+    other.
     """
 
     key: PeerKey

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+WIDTH_MAX = 1000
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -114,25 +116,32 @@ def print_table(
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for each in columns:
-        table.add_column(each.title, justify="right" if each.right else "left", overflow="fold")
+        table.add_column(each.title, justify="right" if each.right else "left", no_wrap=True)
     count = 0
     for row in rows:
         table.add_row(*(each.show(row) for each in columns))
         count += 1
     if count:
-        console.print(table)
+        _print_whole(table, console)
     else:
         console.print(empty)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Prints a row as a line, for eyes and for grep; the terminal breaks what is too long for it."""
+    natural = Measurement.get(console, console.options.update(max_width=WIDTH_MAX), table)
+    console.width = max(console.width, natural.maximum)
+    console.print(table)
 
 
 def print_fields(fields: Iterable[tuple[str, str]], console: Console) -> None:
     """Prints names and values below each other."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
     for name, value in fields:
         table.add_row(name, value)
-    console.print(table)
+    _print_whole(table, console)
 
 
 def make_console(*, error: bool = False) -> Console:

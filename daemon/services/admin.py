@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -195,17 +196,18 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """Jobs in flight, oldest first."""
         limit = min(request.max_jobs or PAGE_DEFAULT, PAGE_MAX)
-        handle = 0
-        sessions = {session.handle: session for session in self._sessions.table}
-        if request.session_id:
-            handle = next(
-                (s.handle for s in sessions.values() if s.session_id == request.session_id), 0
-            )
-            if not handle:
-                return pb.ListJobsResponse()
-        jobs = self._plane.jobs(handle, limit + 1)
+        sessions = {
+            session.handle: session
+            for session in self._sessions.table
+            if session.handle and request.session_id in (0, session.session_id)
+        }
+        jobs: list[JobInfo] = []
+        for handle in sessions:
+            with contextlib.suppress(PlaneError):  # freed a moment ago
+                jobs += self._plane.jobs(handle, limit + 1)
+        jobs.sort(key=lambda job: -job.age_ns)
         truncated = len(jobs) > limit
-        jobs = sorted(jobs[:limit], key=lambda job: -job.age_ns)
+        del jobs[limit:]
         return pb.ListJobsResponse(
             jobs=[self._job(job, sessions.get(job.session)) for job in jobs], truncated=truncated
         )

@@ -12,7 +12,7 @@
 #include "transferd/abi.h"
 
 #define TFD_ABI_SIZE(type, bytes) _Static_assert(sizeof(struct type) == (bytes), #type " size")
-#define TFD_ABI_AT(type, field, offset) \
+#define TFD_ABI_AT(type, field, offset)                                                      \
 	_Static_assert(offsetof(struct type, field) == (offset), #type "." #field " offset")
 /* A line starts with this field: it is the first of its writer. */
 #define TFD_ABI_LINE(type, field, line) TFD_ABI_AT(type, field, (line) * TFD_LINE)

@@ -24,7 +24,7 @@
 #define tfd_or_seq(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
 #define tfd_swap_seq(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
 /* Stores v if *p is still *expected, else fills *expected; may fail for no reason. */
-#define tfd_replace_seq(p, expected, v) \
+#define tfd_replace_seq(p, expected, v)                                                          \
 	__atomic_compare_exchange_n((p), (expected), (v), 1, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
 
 #endif

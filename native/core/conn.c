@@ -5,11 +5,15 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "barrier.h"
 #include "parts.h"
+
+#define DRAIN_BATCH 16
+#define DRAIN_ROUNDS 512
 
 void tfd_conn_put(struct tfd_conn *conn)
 {
-	if (--conn->refs == 0)
+	if (tfd_sub_seq(&conn->refs, 1) == 1)
 		free(conn);
 }
 
@@ -28,7 +32,7 @@ static void fail_queued(struct tfd_conn *conn, uint32_t detail)
 	for (int priority = 0; priority < 2; priority++) {
 		while (!tfd_list_empty(&conn->queue[priority])) {
 			struct tfd_shard *shard =
-			        tfd_container(conn->queue[priority].next, struct tfd_shard, link);
+				tfd_container(conn->queue[priority].next, struct tfd_shard, link);
 			struct tfd_job *job = shard->job;
 
 			tfd_shard_unqueue(shard); /* also when the job is failing already */
@@ -39,20 +43,19 @@ static void fail_queued(struct tfd_conn *conn, uint32_t detail)
 	tfd_list_remove(&conn->busy_link);
 }
 
-static void poll_until_empty(struct tfd_worker *worker, struct tfd_rail *rail)
+/* Bounded: with a queue that connections share, others go on filling it. */
+static void drain_closed(struct tfd_worker *worker, struct tfd_conn *conn)
 {
-	struct tfd_wc wc[16];
-	int count;
+	struct tfd_wc wc[DRAIN_BATCH];
 
-	do {
-		count = worker->group->ops->poll(rail->domain, wc, 16);
-		for (int i = 0; i < count; i++) {
-			if (wc[i].type == TFD_WC_IMM)
-				tfd_imm_arrived(worker, wc[i].imm);
-			else if (wc[i].wr)
-				tfd_wr_done(worker, wc[i].wr, &wc[i]);
-		}
-	} while (count > 0);
+	for (int round = 0; round < DRAIN_ROUNDS; round++) {
+		int count = worker->group->ops->half_drain(conn->half, wc, DRAIN_BATCH);
+
+		for (int i = 0; i < count; i++)
+			tfd_completion_handle(worker, conn->rail, &wc[i]);
+		if (!count)
+			return;
+	}
 }
 
 static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t detail)
@@ -66,9 +69,10 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	for (wr = conn->outstanding; wr; wr = wr->next)
 		tfd_job_fail(wr->job, TFD_JOB_PEER_LOST, detail);
 	worker->group->ops->half_close(conn->half);
-	poll_until_empty(worker, conn->rail); /* what was flushed, and what had landed before */
+	drain_closed(worker, conn); /* what was flushed, and what had landed before */
+	worker->group->ops->half_free(conn->half);
 	conn->half = NULL;
-	while (conn->outstanding) /* a provider that swallows completions on close */
+	while (conn->outstanding) /* a provider that swallows completions, or a queue too full of others' */
 		tfd_wr_abandon(conn->outstanding, &flushed);
 	fail_queued(conn, detail);
 }
@@ -90,8 +94,8 @@ static int open_command(struct tfd_worker *worker, void *argument)
 	struct conn_call *call = argument;
 	struct tfd_conn *conn = call->conn;
 
-	return worker->group->ops->half_open(conn->rail->domain, conn->outgoing, &conn->half,
-	                                     call->address, call->address_bytes, call->error);
+	return worker->group->ops->half_open(conn->rail->domain, conn->outgoing, &conn->half, call->address,
+	                                     call->address_bytes, call->error);
 }
 
 static int start_command(struct tfd_worker *worker, void *argument)
@@ -113,12 +117,11 @@ static int close_command(struct tfd_worker *worker, void *argument)
 	struct conn_call *call = argument;
 
 	conn_shut(worker, call->conn, call->detail);
-	tfd_conn_put(call->conn);
 	return 0;
 }
 
-int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing,
-                  uint64_t *handle, void *address, size_t *address_bytes, struct tfd_error *error)
+int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing, uint64_t *handle,
+                  void *address, size_t *address_bytes, struct tfd_error *error)
 {
 	struct conn_call call = { .address = address, .address_bytes = address_bytes, .error = error };
 	struct tfd_conn *conn;
@@ -153,19 +156,21 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 
 err_close:
 	(void)tfd_command_run(conn->group->worker, close_command, &call);
-	return tfd_fail(error, rc, "no memory for a connection");
+	rc = tfd_fail(error, rc, "no memory for a connection");
 err_free:
-	free(conn);
+	tfd_conn_put(conn);
 	return rc;
 }
 
-/* Connections are started and closed by control one after the other: the pointer lives until the close. */
+/* Takes a reference; with `remove` the table's own is handed over instead. */
 static struct tfd_conn *conn_get(struct tfd_core *core, uint64_t handle, bool remove)
 {
 	struct tfd_conn *conn;
 
 	(void)pthread_mutex_lock(&core->lock);
 	conn = remove ? tfd_table_remove(&core->conns, handle) : tfd_table_get(&core->conns, handle);
+	if (conn && !remove)
+		(void)tfd_add_seq(&conn->refs, 1);
 	(void)pthread_mutex_unlock(&core->lock);
 	return conn;
 }
@@ -174,19 +179,25 @@ int tfd_conn_start(struct tfd_core *core, uint64_t handle, const void *address, 
                    struct tfd_error *error)
 {
 	struct conn_call call = { .far_address = address, .far_bytes = address_bytes, .error = error };
+	int rc;
 
 	call.conn = conn_get(core, handle, false);
 	if (!call.conn)
 		return tfd_fail(error, -ENOENT, "the connection was closed");
-	return tfd_command_run(call.conn->group->worker, start_command, &call);
+	rc = tfd_command_run(call.conn->group->worker, start_command, &call);
+	tfd_conn_put(call.conn);
+	return rc;
 }
 
 int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail)
 {
 	struct conn_call call = { .detail = detail };
+	int rc;
 
 	call.conn = conn_get(core, handle, true);
 	if (!call.conn)
 		return -ENOENT;
-	return tfd_command_run(call.conn->group->worker, close_command, &call);
+	rc = tfd_command_run(call.conn->group->worker, close_command, &call);
+	tfd_conn_put(call.conn);
+	return rc;
 }

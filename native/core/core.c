@@ -10,8 +10,7 @@
 #define SEGMENT_BYTES_DEFAULT (1u << 20)
 #define WINDOW_BYTES_DEFAULT (4u << 20)
 
-int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out,
-                  struct tfd_error *error)
+int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error)
 {
 	struct tfd_core *core;
 	int rc;
@@ -120,8 +119,8 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 		return tfd_fail(error, -ENOENT, "there is no provider \"%s\"; this build has: libfabric",
 		                options->provider);
 	if (!options->rail_count || options->rail_count > TFD_MAX_RAILS)
-		return tfd_fail(error, -EINVAL, "%u rails; a domain group has 1 to %u",
-		                options->rail_count, TFD_MAX_RAILS);
+		return tfd_fail(error, -EINVAL, "%u rails; a domain group has 1 to %u", options->rail_count,
+		                TFD_MAX_RAILS);
 	if (core->group_count == TFD_MAX_RAILS)
 		return tfd_fail(error, -ENOSPC, "the daemon has all its %u domain groups", TFD_MAX_RAILS);
 	group = calloc(1, sizeof(*group));

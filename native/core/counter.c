@@ -23,8 +23,8 @@ static void counter_publish(struct tfd_session *session, uint32_t slot)
 	tfd_store_release(&shared->acknowledged, count->acknowledged);
 	tfd_store_seq(&shared->faults, count->faults);
 	tfd_store_seq(&shared->value, value);
-	tfd_store_release(&shared->gate,
-	                  value + (count->faults - count->acknowledged) * TFD_GATE_FAULT);
+	/* Once, however many faults there are: more would wrap, and signed comparisons would not be released. */
+	tfd_store_release(&shared->gate, value + (count->faults != count->acknowledged ? TFD_GATE_FAULT : 0));
 	tfd_wake_counter(session, slot);
 }
 
@@ -116,6 +116,8 @@ static int add_command(struct tfd_worker *worker, void *argument)
 	int rc = 0;
 
 	(void)worker;
+	if (call->count > session->counter_count)
+		return -ENOSPC;
 	for (uint32_t i = 0; i < call->count; i++)
 		missing += tfd_counter_find(session, call->first + i) == TFD_NO_SLOT;
 	if (missing > session->counter_count - session->counters_used)
@@ -153,9 +155,9 @@ static int read_command(struct tfd_worker *worker, void *argument)
 		*call->slots = slot;
 	if (call->state)
 		*call->state = (struct tfd_counter_state){ .value = count->eighths >> 3,
-			                                   .faults = count->faults,
-			                                   .lost = count->lost,
-			                                   .acknowledged = count->acknowledged };
+		                                           .faults = count->faults,
+		                                           .lost = count->lost,
+		                                           .acknowledged = count->acknowledged };
 	return 0;
 }
 
@@ -174,8 +176,7 @@ static int counters_call(struct tfd_core *core, uint64_t handle, struct counters
 	return rc;
 }
 
-int tfd_counters_add(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
-                     uint32_t *slots)
+int tfd_counters_add(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count, uint32_t *slots)
 {
 	struct counters_call call = { .first = first, .count = count, .slots = slots };
 
@@ -189,16 +190,14 @@ int tfd_counter_slot(struct tfd_core *core, uint64_t session, uint32_t imm, uint
 	return counters_call(core, session, &call, read_command);
 }
 
-int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
-                       uint64_t lost)
+int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count, uint64_t lost)
 {
 	struct counters_call call = { .first = first, .count = count, .lost = lost };
 
 	return counters_call(core, session, &call, fault_command);
 }
 
-int tfd_counter_read(struct tfd_core *core, uint64_t session, uint32_t imm,
-                     struct tfd_counter_state *out)
+int tfd_counter_read(struct tfd_core *core, uint64_t session, uint32_t imm, struct tfd_counter_state *out)
 {
 	struct counters_call call = { .first = imm, .count = 1, .state = out };
 

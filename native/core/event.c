@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "barrier.h"
 #include "parts.h"
 
 int tfd_events_open(struct tfd_core *core)
@@ -56,8 +57,7 @@ static int queue_grow(struct tfd_core *core, uint32_t needed)
 }
 
 /* Returns how many were taken. */
-static uint32_t queue_add_locked(struct tfd_core *core, const struct tfd_event *events,
-                                 uint32_t count)
+static uint32_t queue_add_locked(struct tfd_core *core, const struct tfd_event *events, uint32_t count)
 {
 	uint32_t room;
 
@@ -66,8 +66,7 @@ static uint32_t queue_add_locked(struct tfd_core *core, const struct tfd_event *
 	if (count > room)
 		count = room;
 	for (uint32_t i = 0; i < count; i++)
-		core->queue[(core->queue_head + core->queue_count + i) % core->queue_capacity] =
-		        events[i];
+		core->queue[(core->queue_head + core->queue_count + i) % core->queue_capacity] = events[i];
 	core->queue_count += count;
 	return count;
 }
@@ -85,8 +84,7 @@ static void hand_over_locked(struct tfd_worker *worker)
 	uint32_t taken = queue_add_locked(worker->core, worker->events, worker->event_count);
 
 	worker->event_count -= taken;
-	memmove(worker->events, worker->events + taken,
-	        worker->event_count * sizeof(*worker->events));
+	memmove(worker->events, worker->events + taken, worker->event_count * sizeof(*worker->events));
 	if (taken)
 		event_signal(worker->core);
 }
@@ -115,6 +113,18 @@ int tfd_core_event_fd(const struct tfd_core *core)
 	return core->event_fd;
 }
 
+/* Lets the session's rings go on, if they wait for this (drain_rings). */
+static void loss_taken(struct tfd_core *core, uint64_t handle)
+{
+	struct tfd_session *session;
+
+	(void)pthread_mutex_lock(&core->lock);
+	session = tfd_table_get(&core->sessions, handle);
+	if (session)
+		(void)tfd_sub_seq(&session->losses_queued, 1);
+	(void)pthread_mutex_unlock(&core->lock);
+}
+
 uint32_t tfd_core_events(struct tfd_core *core, struct tfd_event *events, uint32_t max)
 {
 	uint64_t ignored;
@@ -131,5 +141,9 @@ uint32_t tfd_core_events(struct tfd_core *core, struct tfd_event *events, uint32
 	if (core->queue_count)
 		event_signal(core);
 	(void)pthread_mutex_unlock(&core->event_lock);
+	for (uint32_t i = 0; i < count; i++) {
+		if (events[i].type == TFD_EVENT_LOST)
+			loss_taken(core, events[i].session);
+	}
 	return count;
 }

@@ -14,8 +14,7 @@
 /* Sleeps while *word == expected, at most timeout_ns (< 0: no bound). Spurious returns happen. */
 static inline void tfd_futex_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
 {
-	struct timespec timeout = { .tv_sec = timeout_ns / 1000000000,
-		                    .tv_nsec = timeout_ns % 1000000000 };
+	struct timespec timeout = { .tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000 };
 
 	(void)syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns < 0 ? NULL : &timeout, NULL, 0);
 }

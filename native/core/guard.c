@@ -18,44 +18,82 @@
 
 #define GUARD_SLOTS 65536
 
+/*
+ * A slot is written under guard_lock and read by a handler that can wait for nobody: `version` is odd while it changes, and
+ * a reader that sees it change looks again.
+ */
 struct guard_slot {
-	uintptr_t base; /* 0: free; published last */
+	uint32_t version;
+	uintptr_t base; /* 0: free */
 	uintptr_t end;
 	uint32_t *broken;
 };
 
 static struct guard_slot guard_slots[GUARD_SLOTS];
 static uint32_t guard_used; /* slots below this may be taken */
-static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER; /* guards taking and freeing slots */
+static uint32_t guard_count; /* faults mended */
+static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER; /* guards changes of slots */
 static struct sigaction guard_previous;
 
-static int guard_mend(uintptr_t address)
+static void slot_set(struct guard_slot *slot, uintptr_t base, uintptr_t end, uint32_t *broken)
+{
+	(void)tfd_add_seq(&slot->version, 1); /* pairs with slot_read */
+	tfd_store_seq(&slot->base, base);
+	tfd_store_seq(&slot->end, end);
+	tfd_store_seq(&slot->broken, broken);
+	(void)tfd_add_seq(&slot->version, 1);
+}
+
+static struct guard_slot slot_read(struct guard_slot *slot)
+{
+	struct guard_slot copy;
+
+	do {
+		copy.version = tfd_load_seq(&slot->version);
+		copy.base = tfd_load_seq(&slot->base);
+		copy.end = tfd_load_seq(&slot->end);
+		copy.broken = tfd_load_seq(&slot->broken);
+	} while (copy.version & 1 || copy.version != tfd_load_seq(&slot->version));
+	return copy;
+}
+
+static bool guard_mend(uintptr_t address)
 {
 	uint32_t used = tfd_load_acquire(&guard_used);
 
 	for (uint32_t i = 0; i < used; i++) {
-		uintptr_t base = tfd_load_acquire(&guard_slots[i].base); /* pairs with tfd_guard_add */
+		struct guard_slot slot = slot_read(&guard_slots[i]);
 
-		if (!base || address < base || address >= tfd_load_relaxed(&guard_slots[i].end))
+		if (!slot.base || address < slot.base || address >= slot.end)
 			continue;
-		tfd_store_relaxed(tfd_load_relaxed(&guard_slots[i].broken), 1);
+		/* The region is in use by whoever faulted, so it and its slot stay meanwhile. */
+		tfd_store_seq(slot.broken, 1);
+		(void)tfd_add_seq(&guard_count, 1);
 		/* The whole region: a hugetlbfs mapping cannot be replaced by the small page. */
-		return mmap((void *)base, tfd_load_relaxed(&guard_slots[i].end) - base,
-		            PROT_READ | PROT_WRITE,
-		            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
-		            0) == MAP_FAILED;
+		return mmap((void *)slot.base, slot.end - slot.base, PROT_READ | PROT_WRITE,
+		            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
 	}
-	return -1;
+	return false;
 }
 
 static void guard_handler(int number, siginfo_t *info, void *context)
 {
 	int saved = errno;
 
-	(void)context;
-	if (guard_mend((uintptr_t)info->si_addr) != 0)
-		(void)sigaction(number, &guard_previous, NULL); /* not ours: the next try meets the old handler */
+	if (!guard_mend((uintptr_t)info->si_addr)) {
+		if (guard_previous.sa_flags & SA_SIGINFO)
+			guard_previous.sa_sigaction(number, info, context);
+		else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN)
+			guard_previous.sa_handler(number);
+		else if (info->si_code > 0) /* a fault of our own: the next try ends the process */
+			(void)sigaction(number, &guard_previous, NULL);
+	}
 	errno = saved;
+}
+
+uint32_t tfd_guard_hits(void)
+{
+	return tfd_load_relaxed(&guard_count);
 }
 
 int tfd_guard_install(void)
@@ -80,9 +118,8 @@ int tfd_guard_add(struct tfd_region *region)
 	while (i < GUARD_SLOTS && guard_slots[i].base)
 		i++;
 	if (i < GUARD_SLOTS) {
-		tfd_store_relaxed(&guard_slots[i].end, (uintptr_t)region->base + region->length);
-		tfd_store_relaxed(&guard_slots[i].broken, &region->broken);
-		tfd_store_release(&guard_slots[i].base, (uintptr_t)region->base); /* pairs with guard_mend */
+		slot_set(&guard_slots[i], (uintptr_t)region->base,
+		         (uintptr_t)region->base + region->map_bytes, &region->broken);
 		if (i >= guard_used)
 			tfd_store_release(&guard_used, i + 1);
 		region->guard = (int)i;
@@ -94,6 +131,6 @@ int tfd_guard_add(struct tfd_region *region)
 void tfd_guard_remove(struct tfd_region *region)
 {
 	(void)pthread_mutex_lock(&guard_lock);
-	tfd_store_release(&guard_slots[region->guard].base, 0);
+	slot_set(&guard_slots[region->guard], 0, 0, NULL);
 	(void)pthread_mutex_unlock(&guard_lock);
 }

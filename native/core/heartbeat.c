@@ -135,7 +135,7 @@ static void *heartbeat_run(void *argument)
 {
 	struct tfd_heartbeat *heartbeat = argument;
 	struct pollfd fds[2] = { { .fd = heartbeat->stop_fd, .events = POLLIN },
-		                 { .fd = heartbeat->socket, .events = POLLIN } };
+	                         { .fd = heartbeat->socket, .events = POLLIN } };
 	uint64_t interval = (uint64_t)heartbeat->options.interval_ms * 1000000;
 	uint64_t tick = TICK_MS * 1000000ull;
 	uint64_t ticked = tfd_now_ns();
@@ -202,7 +202,8 @@ int tfd_heartbeat_open(struct tfd_core *core, const struct tfd_heartbeat_options
 	if (core->heartbeat)
 		return tfd_fail(error, -EALREADY, "heartbeats run already");
 	if (!options->interval_ms || options->timeout_ms < 2 * options->interval_ms)
-		return tfd_fail(error, -EINVAL, "heartbeat timeout %u ms: at least twice the interval of %u ms",
+		return tfd_fail(error, -EINVAL,
+		                "heartbeat timeout %u ms: at least twice the interval of %u ms",
 		                options->timeout_ms, options->interval_ms);
 	heartbeat = calloc(1, sizeof(*heartbeat));
 	if (!heartbeat)
@@ -260,9 +261,8 @@ static int peer_address(struct peer *peer, const char *address, uint16_t port)
 	return -EINVAL;
 }
 
-int tfd_peer_watch(struct tfd_core *core, const char *address, uint16_t port,
-                   const uint8_t send_token[16], const uint8_t receive_token[16], uint64_t *handle,
-                   struct tfd_error *error)
+int tfd_peer_watch(struct tfd_core *core, const char *address, uint16_t port, const uint8_t send_token[16],
+                   const uint8_t receive_token[16], uint64_t *handle, struct tfd_error *error)
 {
 	struct tfd_heartbeat *heartbeat = core->heartbeat;
 	struct peer *peer;

@@ -10,7 +10,6 @@
 #include "barrier.h"
 #include "parts.h"
 
-
 /* Jobs come from a free list; growing it is the one allocation a submit may cause, and it is never given back. */
 struct tfd_job *tfd_job_alloc(struct tfd_worker *worker)
 {
@@ -21,9 +20,8 @@ struct tfd_job *tfd_job_alloc(struct tfd_worker *worker)
 		if (!job)
 			return NULL;
 	} else {
-		worker->job_free = job->link.next ?
-		                           tfd_container(job->link.next, struct tfd_job, link) :
-		                           NULL;
+		worker->job_free =
+			job->link.next ? tfd_container(job->link.next, struct tfd_job, link) : NULL;
 	}
 	memset(job, 0, offsetof(struct tfd_job, shards));
 	tfd_list_init(&job->link);
@@ -51,8 +49,13 @@ void tfd_job_start(struct tfd_job *job)
 	job->open->jobs++;
 	if (job->region)
 		job->region->jobs++;
-	if (job->deadline_ns)
-		tfd_list_push(&session->group->worker->deadlines, &job->deadline_link);
+	if (job->deadline_ns) {
+		struct tfd_worker *worker = session->group->worker;
+
+		if (tfd_list_empty(&worker->deadlines) || job->deadline_ns < worker->next_deadline_ns)
+			worker->next_deadline_ns = job->deadline_ns;
+		tfd_list_push(&worker->deadlines, &job->deadline_link);
+	}
 	tfd_shards_cut(job);
 	tfd_job_finish_if_quiet(job);
 }
@@ -71,9 +74,9 @@ void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail)
 static void tell_loss(struct tfd_job *job)
 {
 	struct tfd_event event = { .type = TFD_EVENT_LOST,
-		                   .detail = job->detail,
-		                   .id = job->open->handle,
-		                   .session = job->session->handle };
+	                           .detail = job->detail,
+	                           .id = job->open->handle,
+	                           .session = job->session->handle };
 	bool all = true;
 	bool unposted = false;
 
@@ -81,8 +84,9 @@ static void tell_loss(struct tfd_job *job)
 		all = all && job->shards[i].imm_acked;
 		unposted = unposted || !job->shards[i].imm_posted;
 	}
-	if (all)
+	if (all && job->status != TFD_JOB_LOCAL_ACCESS)
 		return;
+	(void)tfd_add_relaxed(&job->session->losses_queued, 1); /* tfd_core_events takes it away */
 	event.imm = job->imm & (TFD_IMM_COUNT - 1);
 	event.count = unposted ? 1 : 0; /* posted but not acknowledged: nobody knows */
 	tfd_event_post(job->session->group->worker, &event);
@@ -111,8 +115,8 @@ static uint32_t job_path(const struct tfd_job *job)
 
 	for (uint32_t i = 0; i < job->shard_count; i++)
 		rails |= 1ull << job->open->paths[job->shards[i].path].conn->rail->index;
-	return job->session->group->ops->path_id |
-	       (uint32_t)__builtin_popcountll(rails) << TFD_PATH_RAILS_SHIFT;
+	return job->session->group->ops->path_id | (uint32_t)__builtin_popcountll(rails)
+	                                                   << TFD_PATH_RAILS_SHIFT;
 }
 
 static void job_unlink(struct tfd_job *job)
@@ -133,8 +137,8 @@ static void job_unlink(struct tfd_job *job)
 static void open_quiet_if_revoked(struct tfd_open *open)
 {
 	struct tfd_event event = { .type = TFD_EVENT_OPEN_QUIET,
-		                   .id = open->handle,
-		                   .session = open->session->handle };
+	                           .id = open->handle,
+	                           .session = open->session->handle };
 
 	if (open->refused && !open->jobs)
 		tfd_event_post(open->session->group->worker, &event);
@@ -149,7 +153,8 @@ void tfd_job_finish_if_quiet(struct tfd_job *job)
 
 	if (job->inflight || (job->status == TFD_JOB_PENDING && job->shards_left))
 		return;
-	if (!job->shards_left) /* everything was acknowledged before the failure could matter */
+	/* Everything was acknowledged before the failure could matter; but wrong bytes stay wrong. */
+	if (!job->shards_left && job->status != TFD_JOB_LOCAL_ACCESS)
 		job->status = TFD_JOB_OK;
 	if (job->status != TFD_JOB_OK) {
 		tell_loss(job);
@@ -157,13 +162,13 @@ void tfd_job_finish_if_quiet(struct tfd_job *job)
 	}
 	tfd_store_relaxed(&session->stat.jobs_ended, session->stat.jobs_ended + 1);
 	end = (struct tfd_record){ .done_id = job->job_id,
-		                   .status = job->status,
-		                   .detail = job->status == TFD_JOB_OK ? TFD_DETAIL_NONE : job->detail,
-		                   .bytes = job->acked,
-		                   .accepted_ns = job->accepted_ns,
-		                   .posted_ns = job->posted_ns,
-		                   .ended_ns = tfd_now_ns(),
-		                   .path = job_path(job) };
+	                           .status = job->status,
+	                           .detail = job->status == TFD_JOB_OK ? TFD_DETAIL_NONE : job->detail,
+	                           .bytes = job->acked,
+	                           .accepted_ns = job->accepted_ns,
+	                           .posted_ns = job->posted_ns,
+	                           .ended_ns = tfd_now_ns(),
+	                           .path = job_path(job) };
 	job_unlink(job); /* the record may be used again as soon as done_id is seen */
 	tfd_record_end(session, job->source, job->record, &end);
 	job_release(worker, job);
@@ -173,6 +178,7 @@ void tfd_job_finish_if_quiet(struct tfd_job *job)
 
 void tfd_jobs_check_deadlines(struct tfd_worker *worker)
 {
+	uint64_t earliest = UINT64_MAX;
 	struct tfd_list *link;
 	struct tfd_list *next;
 
@@ -180,11 +186,15 @@ void tfd_jobs_check_deadlines(struct tfd_worker *worker)
 		struct tfd_job *job = tfd_container(link, struct tfd_job, deadline_link);
 
 		next = link->next;
-		if (worker->now_ns < job->deadline_ns)
+		if (worker->now_ns < job->deadline_ns) {
+			earliest = job->deadline_ns < earliest ? job->deadline_ns : earliest;
 			continue;
+		}
+		tfd_list_remove(&job->deadline_link); /* it has failed: its deadline matters no more */
 		tfd_job_fail(job, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
 		tfd_job_finish_if_quiet(job);
 	}
+	worker->next_deadline_ns = earliest;
 }
 
 /* ---- control's calls ---- */
@@ -251,14 +261,15 @@ int tfd_job_result(struct tfd_core *core, uint64_t session, uint64_t job_id, str
 		rc = -EAGAIN;
 		if (tfd_load_acquire(&record->done_id) == job_id) { /* pairs with tfd_record_end */
 			*out = (struct tfd_job_end){ .job_id = job_id,
-				                     .status = record->status,
-				                     .detail = record->detail,
-				                     .bytes = record->bytes,
-				                     .accepted_ns = record->accepted_ns,
-				                     .posted_ns = record->posted_ns,
-				                     .ended_ns = record->ended_ns,
-				                     .path = record->path };
-			rc = 0;
+			                             .status = record->status,
+			                             .detail = record->detail,
+			                             .bytes = record->bytes,
+			                             .accepted_ns = record->accepted_ns,
+			                             .posted_ns = record->posted_ns,
+			                             .ended_ns = record->ended_ns,
+			                             .path = record->path };
+			/* Its record may have been taken by a later job meanwhile. */
+			rc = tfd_load_acquire(&record->done_id) == job_id ? 0 : -ENOENT;
 		}
 	}
 	tfd_session_put(s);

@@ -8,8 +8,7 @@
 
 #include "model.h"
 
-#define tfd_container(pointer, type, member) \
-	((type *)(void *)((char *)(pointer) - offsetof(type, member)))
+#define tfd_container(pointer, type, member) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
 
 static inline void tfd_list_init(struct tfd_list *list)
 {

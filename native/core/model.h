@@ -32,11 +32,12 @@ struct tfd_region {
 	struct tfd_session *session;
 	uint8_t *base;
 	uint64_t length;
+	uint64_t map_bytes; /* length in whole pages of its file system */
 	int fd; /* own duplicate: tells after an error whether the file still has its pages */
 	uint64_t file_end;
 	bool writable;
 	uint32_t broken; /* shared; set by the SIGBUS guard */
-	uint32_t broken_told; /* worker */
+	bool broken_told;    /* worker */
 	uint32_t jobs;        /* worker; jobs in flight that read it */
 	int guard;            /* index in the guard's table */
 	uint32_t rail_count;
@@ -53,7 +54,7 @@ struct tfd_conn {
 	bool outgoing;
 	bool started;
 	bool broken; /* no more posts; CONN_LOST was told */
-	uint32_t refs;
+	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
 	uint32_t inflight_wrs;
 	uint64_t stalled_ns; /* since when nothing can be posted though nothing is in flight; 0: not so */
@@ -74,6 +75,7 @@ struct tfd_open {
 	struct tfd_session *session;
 	struct tfd_path paths[TFD_MAX_PATHS];
 	uint32_t path_count;
+	uint8_t next_path; /* of the next job */
 	uint32_t rights;
 	uint64_t length;
 	uint32_t imm_first;
@@ -132,7 +134,7 @@ struct tfd_job {
 	uint64_t deadline_ns;
 	uint64_t accepted_ns;
 	uint64_t posted_ns;
-	struct tfd_shard shards[TFD_MAX_PATHS];
+	struct tfd_shard shards[1]; /* [shard_count] */
 };
 
 /* A submit ring with its completion records: the client's in the segment, or control's in private memory. */
@@ -200,7 +202,7 @@ struct tfd_session {
 	struct tfd_list jobs;
 	uint32_t job_count;
 	struct tfd_list link;  /* worker->sessions */
-	uint8_t state;         /* enum tfd_session_state */
+	uint8_t state;         /* enum tfd_session_state; others look, relaxed */
 	bool control_watch;    /* control wants control_fd signalled */
 
 	/* shared */
@@ -210,6 +212,7 @@ struct tfd_session {
 	uint32_t wake_control; /* control_fd is due */
 	uint32_t wake_event;   /* event_fd is due */
 	struct tfd_session *wake_next;
+	uint32_t losses_queued; /* LOST events that control has not taken yet */
 	struct tfd_session_info stat; /* worker writes, anyone reads, relaxed */
 };
 
@@ -254,6 +257,8 @@ struct tfd_worker {
 
 	/* worker */
 	bool stop;
+	uint32_t guard_hits; /* as of the last look */
+	uint64_t next_deadline_ns; /* none of the deadlines is earlier */
 	struct tfd_list sessions;
 	struct tfd_session *name_spaces[TFD_NAME_SPACES];
 	struct tfd_list conns_busy;
@@ -265,7 +270,6 @@ struct tfd_worker {
 	uint32_t event_count;
 	uint64_t now_ns;
 	uint64_t active_ns;
-	uint64_t deadline_check_ns;
 	uint64_t dropped_imms; /* outside every grant */
 };
 

@@ -9,13 +9,12 @@ struct name_row {
 	const char *text;
 };
 
-#define NAME_ROW(number, name, sentence) [number] = {#name, sentence},
-static const struct name_row job_status_rows[TFD_JOB_STATUS_COUNT] = {
-	TFD_JOB_STATUS_TABLE(NAME_ROW)};
-static const struct name_row detail_rows[TFD_DETAIL_COUNT] = {TFD_DETAIL_TABLE(NAME_ROW)};
+#define NAME_ROW(number, name, sentence) [number] = { #name, sentence },
+static const struct name_row job_status_rows[TFD_JOB_STATUS_COUNT] = { TFD_JOB_STATUS_TABLE(NAME_ROW) };
+static const struct name_row detail_rows[TFD_DETAIL_COUNT] = { TFD_DETAIL_TABLE(NAME_ROW) };
 #undef NAME_ROW
 
-static const struct name_row unknown_row = {"UNKNOWN", "unknown to this version of transferd"};
+static const struct name_row unknown_row = { "UNKNOWN", "unknown to this version of transferd" };
 
 static const struct name_row *job_status_row(uint32_t status)
 {

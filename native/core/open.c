@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "barrier.h"
 #include "parts.h"
 
 void tfd_open_destroy(struct tfd_open *open)
@@ -26,12 +27,9 @@ static int add_command(struct tfd_worker *worker, void *argument)
 	int rc = tfd_table_add(&call->session->opens, open, &open->handle);
 
 	(void)worker;
-	if (rc)
-		return rc;
-	for (uint32_t i = 0; i < open->path_count; i++)
-		open->paths[i].conn->refs++;
-	call->handle = open->handle;
-	return 0;
+	if (!rc)
+		call->handle = open->handle;
+	return rc;
 }
 
 static int revoke_command(struct tfd_worker *worker, void *argument)
@@ -39,8 +37,8 @@ static int revoke_command(struct tfd_worker *worker, void *argument)
 	struct open_call *call = argument;
 	struct tfd_open *open = tfd_table_get(&call->session->opens, call->handle);
 	struct tfd_event quiet = { .type = TFD_EVENT_OPEN_QUIET,
-		                   .id = call->handle,
-		                   .session = call->session->handle };
+	                           .id = call->handle,
+	                           .session = call->session->handle };
 	struct tfd_list *link;
 	struct tfd_list *next;
 
@@ -89,21 +87,23 @@ static int open_call(struct tfd_core *core, uint64_t session, struct open_call *
 	return rc;
 }
 
-/* The conns must not be closed meanwhile: control opens and closes them one after the other. */
-static int fill_paths(struct tfd_core *core, struct tfd_open *open,
-                      const struct tfd_open_options *options)
+/* Takes a reference on each connection; path_count says how many. */
+static int fill_paths(struct tfd_core *core, struct tfd_open *open, const struct tfd_open_options *options)
 {
 	int rc = 0;
 
 	(void)pthread_mutex_lock(&core->lock);
-	for (uint32_t i = 0; !rc && i < options->path_count; i++) {
+	for (uint32_t i = 0; i < options->path_count; i++) {
 		struct tfd_conn *conn = tfd_table_get(&core->conns, options->paths[i].conn);
 
-		open->paths[i] = (struct tfd_path){ .conn = conn,
-			                            .key = options->paths[i].key,
-			                            .address = options->paths[i].address };
-		if (!conn || !conn->outgoing)
+		if (!conn || !conn->outgoing || conn->group != open->session->group) {
 			rc = -ENOTCONN;
+			break;
+		}
+		(void)tfd_add_seq(&conn->refs, 1);
+		open->paths[open->path_count++] = (struct tfd_path){ .conn = conn,
+		                                                     .key = options->paths[i].key,
+		                                                     .address = options->paths[i].address };
 	}
 	(void)pthread_mutex_unlock(&core->lock);
 	return rc;
@@ -123,7 +123,6 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	open = calloc(1, sizeof(*open));
 	if (!open)
 		return -ENOMEM;
-	open->path_count = options->path_count;
 	open->rights = options->rights;
 	open->length = options->length;
 	open->imm_first = options->imm_first;
@@ -132,17 +131,14 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	open->expires_ns = options->expires_ns;
 	tfd_list_init(&open->job_list);
 	call.open = open;
-	rc = fill_paths(core, open, options);
-	call.session = rc ? NULL : tfd_session_get(core, session);
-	if (!rc && !call.session)
-		rc = -ENOENT;
-	if (!rc) {
-		open->session = call.session;
+	call.session = open->session = tfd_session_get(core, session);
+	rc = call.session ? fill_paths(core, open, options) : -ENOENT;
+	if (!rc)
 		rc = tfd_command_run(call.session->group->worker, add_command, &call);
+	if (call.session)
 		tfd_session_put(call.session);
-	}
 	if (rc) {
-		free(open);
+		tfd_open_destroy(open);
 		return rc;
 	}
 	*handle = call.handle;

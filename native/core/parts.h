@@ -7,8 +7,7 @@
 #include "model.h"
 
 /* error.c */
-int tfd_fail(struct tfd_error *error, int rc, const char *format, ...)
-        __attribute__((format(printf, 3, 4)));
+int tfd_fail(struct tfd_error *error, int rc, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* clock.c */
 uint64_t tfd_now_ns(void);
@@ -36,10 +35,12 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 void tfd_worker_close(struct tfd_worker *worker);
 int tfd_worker_watch(struct tfd_worker *worker, int fd);
 void tfd_worker_unwatch(struct tfd_worker *worker, int fd);
+void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc);
 
 /* ring.c */
-uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session,
-                        struct tfd_source *source);
+void tfd_entry_end(struct tfd_session *session, struct tfd_source *source, const struct tfd_entry *entry,
+                   uint32_t status, uint32_t detail);
+uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source);
 void tfd_session_break(struct tfd_session *session, uint32_t detail);
 
 /* job.c */
@@ -56,6 +57,7 @@ void tfd_shards_cut(struct tfd_job *job);
 void tfd_shard_unqueue(struct tfd_shard *shard);
 uint32_t tfd_conns_post(struct tfd_worker *worker);
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
+
 /* As tfd_wr_done, but the provider may still name wr in a late completion: it is not used again before that. */
 void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc);
 
@@ -81,6 +83,7 @@ bool tfd_region_probe(struct tfd_region *region); /* worker, after an error: whe
 int tfd_guard_install(void);
 int tfd_guard_add(struct tfd_region *region);
 void tfd_guard_remove(struct tfd_region *region);
+uint32_t tfd_guard_hits(void); /* faults mended so far */
 
 /* session.c */
 struct tfd_session *tfd_session_get(struct tfd_core *core, uint64_t handle);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "barrier.h"
@@ -18,7 +19,7 @@ void tfd_region_destroy(struct tfd_region *region)
 	for (uint32_t i = 0; i < region->rail_count; i++)
 		group->ops->mr_close(group->rails[i].domain, region->mrs[i]);
 	tfd_guard_remove(region);
-	(void)munmap(region->base, region->length);
+	(void)munmap(region->base, region->map_bytes);
 	(void)close(region->fd);
 	free(region);
 }
@@ -26,8 +27,8 @@ void tfd_region_destroy(struct tfd_region *region)
 bool tfd_region_probe(struct tfd_region *region)
 {
 	struct tfd_event event = { .type = TFD_EVENT_REGION_BROKEN,
-		                   .id = region->handle,
-		                   .session = region->session->handle };
+	                           .id = region->handle,
+	                           .session = region->session->handle };
 	struct stat file;
 
 	if (fstat(region->fd, &file) != 0 || (uint64_t)file.st_size < region->file_end)
@@ -35,7 +36,7 @@ bool tfd_region_probe(struct tfd_region *region)
 	if (!tfd_load_relaxed(&region->broken))
 		return false;
 	if (!region->broken_told) {
-		region->broken_told = 1;
+		region->broken_told = true;
 		tfd_event_post(region->session->group->worker, &event);
 	}
 	return true;
@@ -91,26 +92,29 @@ static int region_map(struct tfd_region *region, const struct tfd_region_options
                       struct tfd_error *error)
 {
 	int protection = options->writable ? PROT_READ | PROT_WRITE : PROT_READ;
+	struct statfs system;
 	struct stat file;
 	void *base;
 
-	if (fstat(options->fd, &file) != 0)
+	if (fstat(options->fd, &file) != 0 || fstatfs(options->fd, &system) != 0)
 		return tfd_fail(error, -errno, "the memory's fd cannot be examined: %s", strerror(errno));
 	if (!options->length || options->offset > (uint64_t)file.st_size ||
 	    options->length > (uint64_t)file.st_size - options->offset)
-		return tfd_fail(error, -EINVAL,
-		                "offset %llu and length %llu leave the memory's %llu bytes",
+		return tfd_fail(error, -EINVAL, "offset %llu and length %llu leave the memory's %llu bytes",
 		                (unsigned long long)options->offset, (unsigned long long)options->length,
 		                (unsigned long long)file.st_size);
 	base = mmap(NULL, options->length, protection, MAP_SHARED, options->fd, (off_t)options->offset);
 	if (base == MAP_FAILED)
 		return tfd_fail(error, -errno, "mapping %llu bytes failed: %s",
 		                (unsigned long long)options->length, strerror(errno));
+	/* hugetlbfs maps, unmaps and replaces whole huge pages only. */
+	region->map_bytes = (options->length + (uint64_t)system.f_bsize - 1) / (uint64_t)system.f_bsize *
+	                    (uint64_t)system.f_bsize;
 	region->fd = fcntl(options->fd, F_DUPFD_CLOEXEC, 0);
 	if (region->fd < 0) {
 		int rc = -errno;
 
-		(void)munmap(base, options->length);
+		(void)munmap(base, region->map_bytes);
 		return tfd_fail(error, rc, "no file descriptor is left: %s", strerror(-rc));
 	}
 	region->base = base;
@@ -174,7 +178,7 @@ err_destroy:
 	tfd_region_destroy(region);
 	goto out;
 err_unmap:
-	(void)munmap(region->base, region->length);
+	(void)munmap(region->base, region->map_bytes);
 	(void)close(region->fd);
 err_free:
 	free(region);
@@ -198,8 +202,8 @@ int tfd_region_remove(struct tfd_core *core, uint64_t session, uint64_t region)
 	return rc;
 }
 
-int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region,
-                    struct tfd_region_key *keys, uint32_t max)
+int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region, struct tfd_region_key *keys,
+                    uint32_t max)
 {
 	struct region_call call = { .handle = region, .keys = keys, .max = max };
 	int rc;

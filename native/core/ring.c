@@ -13,11 +13,13 @@
 
 void tfd_session_break(struct tfd_session *session, uint32_t detail)
 {
-	struct tfd_event event = { .type = TFD_EVENT_SESSION_BROKEN, .detail = detail, .id = session->handle };
+	struct tfd_event event = { .type = TFD_EVENT_SESSION_BROKEN,
+	                           .detail = detail,
+	                           .id = session->handle };
 
 	if (session->state != TFD_STATE_OPEN)
 		return;
-	session->state = TFD_STATE_BROKEN;
+	tfd_store_relaxed(&session->state, TFD_STATE_BROKEN);
 	tfd_event_post(session->group->worker, &event);
 }
 
@@ -60,8 +62,8 @@ static bool all_zero(const uint64_t *words, size_t count)
 
 static uint32_t check_form(const struct tfd_entry *entry)
 {
-	if (entry->op != TFD_OP_WRITE && entry->op != TFD_OP_IMM &&
-	    entry->op != TFD_OP_ACKNOWLEDGE && entry->op != TFD_OP_CANCEL)
+	if (entry->op != TFD_OP_WRITE && entry->op != TFD_OP_IMM && entry->op != TFD_OP_ACKNOWLEDGE &&
+	    entry->op != TFD_OP_CANCEL)
 		return TFD_DETAIL_BAD_OP;
 	if (entry->flags || entry->priority > TFD_PRIORITY_LATENCY || entry->_resv0 || entry->_resv1 ||
 	    !all_zero(entry->_resv2, sizeof(entry->_resv2) / sizeof(entry->_resv2[0])))
@@ -75,12 +77,15 @@ static uint32_t check_form(const struct tfd_entry *entry)
 	return TFD_DETAIL_NONE;
 }
 
-static void end_now(struct tfd_session *session, struct tfd_source *source,
-                    const struct tfd_entry *entry, uint32_t status, uint32_t detail)
+void tfd_entry_end(struct tfd_session *session, struct tfd_source *source, const struct tfd_entry *entry,
+                   uint32_t status, uint32_t detail)
 {
 	uint64_t now = session->group->worker->now_ns;
-	struct tfd_record end = { .done_id = entry->job_id, .status = status, .detail = detail,
-		                  .accepted_ns = now, .ended_ns = now };
+	struct tfd_record end = { .done_id = entry->job_id,
+	                          .status = status,
+	                          .detail = detail,
+	                          .accepted_ns = now,
+	                          .ended_ns = now };
 
 	tfd_store_relaxed(&session->stat.jobs_ended, session->stat.jobs_ended + 1);
 	if (status != TFD_JOB_OK)
@@ -94,33 +99,29 @@ static void take_acknowledge(struct tfd_session *session, struct tfd_source *sou
 	uint32_t slot = tfd_counter_find(session, entry->imm);
 
 	if (slot == TFD_NO_SLOT) {
-		end_now(session, source, entry, TFD_JOB_INVALID, TFD_DETAIL_BAD_COUNTER);
+		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, TFD_DETAIL_BAD_COUNTER);
 		return;
 	}
 	tfd_counter_acknowledge(session, slot);
-	end_now(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
+	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
 }
 
-static void take_cancel(struct tfd_session *session, struct tfd_source *source,
-                        const struct tfd_entry *entry)
+static void take_cancel(struct tfd_session *session, struct tfd_source *source, const struct tfd_entry *entry)
 {
-	struct tfd_list *link;
+	/* Found by its record, not by a search: a flood of cancels costs what a flood of anything costs. */
+	struct tfd_job *job = source->in_flight[entry->argument & (source->record_count - 1)];
 
-	for (link = session->jobs.next; link != &session->jobs; link = link->next) {
-		struct tfd_job *job = tfd_container(link, struct tfd_job, link);
-
-		if (job->source == source && job->job_id == entry->argument) {
-			tfd_job_fail(job, TFD_JOB_CANCELLED, TFD_DETAIL_NONE);
-			tfd_job_finish_if_quiet(job);
-			end_now(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
-			return;
-		}
+	if (!job || job->job_id != entry->argument) {
+		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, TFD_DETAIL_NO_SUCH_JOB);
+		return;
 	}
-	end_now(session, source, entry, TFD_JOB_INVALID, TFD_DETAIL_NO_SUCH_JOB);
+	tfd_job_fail(job, TFD_JOB_CANCELLED, TFD_DETAIL_NONE);
+	tfd_job_finish_if_quiet(job);
+	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
 }
 
-static void take_job(struct tfd_worker *worker, struct tfd_session *session,
-                     struct tfd_source *source, const struct tfd_entry *entry)
+static void take_job(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source,
+                     const struct tfd_entry *entry)
 {
 	struct tfd_open *open = tfd_table_get(&session->opens, entry->dst_grant);
 	struct tfd_region *region = NULL;
@@ -135,16 +136,16 @@ static void take_job(struct tfd_worker *worker, struct tfd_session *session,
 		bool lost = detail == TFD_DETAIL_STALE || detail == TFD_DETAIL_CONNECTION ||
 		            detail == TFD_DETAIL_HEARTBEAT;
 
-		end_now(session, source, entry, lost ? TFD_JOB_PEER_LOST : TFD_JOB_INVALID, detail);
+		tfd_entry_end(session, source, entry, lost ? TFD_JOB_PEER_LOST : TFD_JOB_INVALID, detail);
 		return;
 	}
 	if (entry->deadline_ns && worker->now_ns >= entry->deadline_ns) {
-		end_now(session, source, entry, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
+		tfd_entry_end(session, source, entry, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
 		return;
 	}
 	job = tfd_job_alloc(worker);
 	if (!job) {
-		end_now(session, source, entry, TFD_JOB_QUOTA, TFD_DETAIL_NONE);
+		tfd_entry_end(session, source, entry, TFD_JOB_QUOTA, TFD_DETAIL_NONE);
 		return;
 	}
 	job->session = session;
@@ -165,17 +166,18 @@ static void take_job(struct tfd_worker *worker, struct tfd_session *session,
 }
 
 /* False: the ring itself is wrong. */
-static bool take_entry(struct tfd_worker *worker, struct tfd_session *session,
-                       struct tfd_source *source, const struct tfd_entry *entry)
+static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source,
+                       const struct tfd_entry *entry)
 {
 	uint32_t detail;
 
 	/* The record is where an answer goes: without one of its own an entry cannot even be refused. */
-	if (!entry->job_id || entry->record >= source->record_count || source->in_flight[entry->record])
+	if (!entry->job_id || entry->record != (entry->job_id & (source->record_count - 1)) ||
+	    source->in_flight[entry->record])
 		return false;
 	detail = check_form(entry);
 	if (detail)
-		end_now(session, source, entry, TFD_JOB_INVALID, detail);
+		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, detail);
 	else if (entry->op == TFD_OP_ACKNOWLEDGE)
 		take_acknowledge(session, source, entry);
 	else if (entry->op == TFD_OP_CANCEL)
@@ -185,8 +187,7 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session,
 	return true;
 }
 
-uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session,
-                        struct tfd_source *source)
+uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source)
 {
 	/* pairs with tfd_client_submit (release of tail): the entries below tail */
 	uint32_t waiting = tfd_load_acquire(&source->ring->tail) - source->head;
@@ -205,12 +206,12 @@ uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session,
 		/* A compiler must not read the segment again in place of the copy. */
 		__asm__ volatile("" : : "r"(&entry) : "memory");
 		source->head++;
-		/* pairs with the client's acquire of head: the slot may be written again */
-		tfd_store_release(&source->ring->head, source->head);
 		if (!take_entry(worker, session, source, &entry)) {
 			tfd_session_break(session, TFD_DETAIL_BAD_FLAGS);
 			break;
 		}
 	}
+	/* pairs with the client's acquire of head: the slots may be written again */
+	tfd_store_release(&source->ring->head, source->head);
 	return done ? done : 1;
 }

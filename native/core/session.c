@@ -50,8 +50,7 @@ static uint64_t align_line(uint64_t bytes)
 	return (bytes + TFD_LINE - 1) & ~(uint64_t)(TFD_LINE - 1);
 }
 
-static void header_layout(struct tfd_segment_header *header,
-                          const struct tfd_session_options *options)
+static void header_layout(struct tfd_segment_header *header, const struct tfd_session_options *options)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 
@@ -63,16 +62,15 @@ static void header_layout(struct tfd_segment_header *header,
 	header->record_count = options->record_count;
 	header->counter_count = options->counter_count;
 	header->ring_offset = align_line(sizeof(*header));
-	header->ring_stride = sizeof(struct tfd_ring) +
-	                      (uint64_t)options->ring_entries * sizeof(struct tfd_entry);
+	header->ring_stride =
+		sizeof(struct tfd_ring) + (uint64_t)options->ring_entries * sizeof(struct tfd_entry);
 	header->record_offset = header->ring_offset + header->ring_stride;
 	header->counter_offset =
-	        header->record_offset + (uint64_t)options->record_count * sizeof(struct tfd_record);
+		header->record_offset + (uint64_t)options->record_count * sizeof(struct tfd_record);
 	header->arena_offset =
-	        header->counter_offset + (uint64_t)options->counter_count * sizeof(struct tfd_counter);
+		header->counter_offset + (uint64_t)options->counter_count * sizeof(struct tfd_counter);
 	header->arena_bytes = options->arena_bytes;
-	header->segment_bytes =
-	        (header->arena_offset + header->arena_bytes + page - 1) / page * page;
+	header->segment_bytes = (header->arena_offset + header->arena_bytes + page - 1) / page * page;
 	header->session_id = options->session_id;
 	header->state = TFD_SESSION_OPEN;
 }
@@ -117,8 +115,8 @@ static int segment_open(struct tfd_session *session, const struct tfd_session_op
 	if (ftruncate(session->segment_fd, (off_t)header.segment_bytes) != 0 ||
 	    fcntl(session->segment_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0)
 		return -errno;
-	segment = mmap(NULL, header.segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
-	               session->segment_fd, 0);
+	segment =
+		mmap(NULL, header.segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, session->segment_fd, 0);
 	if (segment == MAP_FAILED)
 		return -errno;
 	session->segment = segment;
@@ -257,8 +255,8 @@ static struct tfd_session *session_new(struct tfd_core *core, uint32_t group)
 	return session;
 }
 
-int tfd_session_open(struct tfd_core *core, const struct tfd_session_options *options,
-                     uint64_t *handle, struct tfd_session_fds *fds, struct tfd_error *error)
+int tfd_session_open(struct tfd_core *core, const struct tfd_session_options *options, uint64_t *handle,
+                     struct tfd_session_fds *fds, struct tfd_error *error)
 {
 	struct tfd_session *session;
 	int rc = check_options(core, options, error);
@@ -326,8 +324,21 @@ void tfd_session_quiet_if_idle(struct tfd_session *session)
 
 	if (session->state != TFD_STATE_ENDING || session->job_count)
 		return;
-	session->state = TFD_STATE_QUIET;
+	tfd_store_relaxed(&session->state, TFD_STATE_QUIET);
 	tfd_event_post(session->group->worker, &event);
+}
+
+/* Ends what control has submitted and the worker has not taken yet. */
+static void cancel_waiting(struct tfd_session *session, uint32_t detail)
+{
+	struct tfd_source *source = &session->sources[1];
+
+	if (!source->ring)
+		return;
+	for (; source->head != tfd_load_acquire(&source->ring->tail);
+	     source->head++) /* pairs with tfd_jobs_submit */
+		tfd_entry_end(session, source, &source->entries[source->head & source->entry_mask],
+		              TFD_JOB_CANCELLED, detail);
 }
 
 struct end_call {
@@ -345,7 +356,8 @@ static int end_command(struct tfd_worker *worker, void *argument)
 	(void)worker;
 	if (session->state >= TFD_STATE_ENDING)
 		return 0;
-	session->state = TFD_STATE_ENDING;
+	tfd_store_relaxed(&session->state, TFD_STATE_ENDING);
+	cancel_waiting(session, call->detail);
 	session->header->end_reason = call->detail;
 	/* pairs with the client's acquire of state: end_reason */
 	tfd_store_release(&session->header->state, TFD_SESSION_ENDED);

@@ -8,7 +8,6 @@
 #include "barrier.h"
 #include "parts.h"
 
-#define STRIPE_MIN_BYTES (256u * 1024u) /* per shard: below it a second rail costs more than it brings */
 #define CONNECT_BOUND_NS 5000000000u    /* from the first refused post to giving up */
 #define WINDOW_WRS 64u                  /* pieces in flight per connection */
 
@@ -39,37 +38,24 @@ void tfd_shard_unqueue(struct tfd_shard *shard)
 	shard->queued = false;
 }
 
-static uint32_t shard_count_for(const struct tfd_job *job)
-{
-	uint32_t count = 1;
-
-	while (count * 2 <= job->open->path_count && job->length / (count * 2) >= STRIPE_MIN_BYTES)
-		count *= 2;
-	return count;
-}
-
+/*
+ * A job travels whole, by the open's paths in turn. Cut into halves, the landed half of a lost write would complete
+ * another's count: that has to wait until the receiver can take it out again.
+ */
 void tfd_shards_cut(struct tfd_job *job)
 {
-	uint32_t count = shard_count_for(job);
-	uint64_t share = job->length / count;
-	uint64_t offset = 0;
+	struct tfd_open *open = job->open;
+	struct tfd_shard *shard = &job->shards[0];
 
-	job->shard_count = (uint8_t)count;
-	job->shards_left = count;
-	for (uint32_t i = 0; i < count; i++) {
-		struct tfd_shard *shard = &job->shards[i];
-		uint64_t length = i + 1 == count ? job->length - offset : share;
-
-		*shard = (struct tfd_shard){ .job = job, .path = (uint8_t)i, .offset = offset, .length = length };
-		tfd_list_init(&shard->link);
-		offset += length;
-	}
-	for (uint32_t i = 0; i < count; i++) {
-		if (!job->open->paths[i].conn->half)
-			tfd_job_fail(job, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
-	}
-	for (uint32_t i = 0; job->status == TFD_JOB_PENDING && i < count; i++)
-		shard_queue(&job->shards[i]);
+	job->shard_count = 1;
+	job->shards_left = 1;
+	*shard = (struct tfd_shard){ .job = job, .path = open->next_path, .length = job->length };
+	tfd_list_init(&shard->link);
+	open->next_path = (uint8_t)(open->next_path + 1u < open->path_count ? open->next_path + 1u : 0);
+	if (open->paths[shard->path].conn->half)
+		shard_queue(shard);
+	else
+		tfd_job_fail(job, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 }
 
 /* The weight of a shard's immediate: 1 over the number of shards. */
@@ -138,15 +124,8 @@ static void wr_detach(struct tfd_wr *wr)
 	wr->conn = NULL;
 }
 
-static void wr_release(struct tfd_worker *worker, struct tfd_wr *wr)
-{
-	wr->next = worker->wr_free;
-	worker->wr_free = wr;
-}
-
 /* After a piece went out: the shard goes to the queue's end while it has more, so that others get their turn. */
-static void shard_advance(struct tfd_worker *worker, struct tfd_shard *shard,
-                          const struct tfd_post *post)
+static void shard_advance(struct tfd_worker *worker, struct tfd_shard *shard, const struct tfd_post *post)
 {
 	struct tfd_conn *conn = shard->job->open->paths[shard->path].conn;
 
@@ -191,8 +170,10 @@ static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd
 /* A provider may say -EAGAIN for ever where nobody listens (libfabric's tcp does): that has a bound, too. */
 static void check_stall(struct tfd_worker *worker, struct tfd_conn *conn)
 {
-	if (conn->inflight_wrs || !worker->wr_free)
+	if (conn->inflight_wrs || !worker->wr_free) {
+		conn->stalled_ns = 0;
 		return;
+	}
 	if (!conn->stalled_ns)
 		conn->stalled_ns = worker->now_ns;
 	else if (worker->now_ns - conn->stalled_ns > CONNECT_BOUND_NS)
@@ -231,14 +212,22 @@ uint32_t tfd_conns_post(struct tfd_worker *worker)
 	struct tfd_list *link;
 	struct tfd_list *next;
 
+	if (!tfd_list_empty(
+		    &worker->conns_busy)) { /* another's turn to be first: work requests may run out */
+		link = worker->conns_busy.next;
+		tfd_list_remove(link);
+		tfd_list_push(&worker->conns_busy, link);
+	}
 	for (link = worker->conns_busy.next; link != &worker->conns_busy; link = next) {
 		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, busy_link);
 
 		next = link->next;
 		if (conn->half && conn->started && !conn->broken)
 			posted += conn_post(worker, conn);
-		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1]))
+		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1])) {
 			tfd_list_remove(&conn->busy_link);
+			conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
+		}
 	}
 	return posted;
 }
@@ -271,6 +260,8 @@ static void wr_settle(struct tfd_wr *wr, const struct tfd_wc *wc)
 		tfd_store_relaxed(&session->stat.bytes_sent, session->stat.bytes_sent + wr->length);
 		tfd_store_relaxed(&rail->info.bytes_sent, rail->info.bytes_sent + wr->length);
 		tfd_store_relaxed(&rail->info.writes_sent, rail->info.writes_sent + 1);
+		if (job->region && tfd_load_relaxed(&job->region->broken)) /* zeros were sent in its place */
+			tfd_job_fail(job, TFD_JOB_LOCAL_ACCESS, TFD_DETAIL_BROKEN_REGION);
 		shard_acked(&job->shards[wr->shard], wr->carries_imm != 0);
 	} else {
 		bool local = job->region && tfd_region_probe(job->region);
@@ -288,7 +279,8 @@ void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_
 {
 	if (wr->conn) /* else abandoned before */
 		wr_settle(wr, wc);
-	wr_release(worker, wr);
+	wr->next = worker->wr_free;
+	worker->wr_free = wr;
 }
 
 void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc)

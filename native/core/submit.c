@@ -12,14 +12,14 @@ static int source_command(struct tfd_worker *worker, void *argument)
 {
 	struct tfd_session *session = argument;
 	struct tfd_source source = { .entry_mask = TFD_CONTROL_ENDS - 1,
-		                     .record_count = TFD_CONTROL_ENDS,
-		                     .control = true };
+	                             .record_count = TFD_CONTROL_ENDS,
+	                             .control = true };
 
 	(void)worker;
 	if (session->sources[1].ring)
 		return 0;
-	source.ring = aligned_alloc(TFD_LINE, sizeof(struct tfd_ring) +
-	                                              TFD_CONTROL_ENDS * sizeof(struct tfd_entry));
+	source.ring = aligned_alloc(TFD_LINE,
+	                            sizeof(struct tfd_ring) + TFD_CONTROL_ENDS * sizeof(struct tfd_entry));
 	source.records = aligned_alloc(TFD_LINE, TFD_CONTROL_ENDS * sizeof(struct tfd_record));
 	source.in_flight = calloc(TFD_CONTROL_ENDS, sizeof(struct tfd_job *));
 	if (!source.ring || !source.records || !source.in_flight) {
@@ -42,8 +42,8 @@ static bool records_free(struct tfd_source *source, uint64_t first, uint32_t cou
 		uint64_t id = first + i;
 		const struct tfd_record *record = &source->records[id % TFD_CONTROL_ENDS];
 
-		if (id > TFD_CONTROL_ENDS &&
-		    tfd_load_acquire(&record->done_id) != id - TFD_CONTROL_ENDS) /* pairs with tfd_record_end */
+		if (id > TFD_CONTROL_ENDS && tfd_load_acquire(&record->done_id) !=
+		                                     id - TFD_CONTROL_ENDS) /* pairs with tfd_record_end */
 			return false;
 	}
 	return true;
@@ -80,16 +80,21 @@ int tfd_jobs_submit(struct tfd_core *core, uint64_t handle, struct tfd_entry *en
 
 	if (!session)
 		return -ENOENT;
+	if (count > TFD_CONTROL_ENDS) {
+		tfd_session_put(session);
+		return -E2BIG;
+	}
 	worker = session->group->worker;
-	rc = tfd_load_relaxed(&session->control_ready) ?
-	             0 :
-	             tfd_command_run(worker, source_command, session);
+	rc = tfd_load_relaxed(&session->control_ready) ? 0 : tfd_command_run(worker, source_command, session);
 	if (!rc) {
 		(void)pthread_mutex_lock(&core->lock);
 		tfd_store_relaxed(&session->control_ready, 1);
 		rc = publish_locked(session, entries, count);
 		(void)pthread_mutex_unlock(&core->lock);
 	}
+	/* After publishing: whoever ends the session has cancelled the entries, or will never look at them. */
+	if (!rc && tfd_load_relaxed(&session->state) != TFD_STATE_OPEN)
+		rc = -ESHUTDOWN;
 	if (!rc && tfd_load_seq(&worker->sleeping))
 		(void)!write(worker->wake_fd, &one, sizeof(one));
 	tfd_session_put(session);

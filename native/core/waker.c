@@ -80,7 +80,7 @@ static void wake_word(uint32_t *event)
 static void wake_bits(uint64_t *bitmap, uint32_t count, uint8_t *first_event, size_t stride)
 {
 	for (uint32_t word = 0; word < (count + 63) / 64; word++) {
-		uint64_t bits = tfd_load_relaxed(&bitmap[word]) ? tfd_swap_seq(&bitmap[word], 0) : 0;
+		uint64_t bits = tfd_load_seq(&bitmap[word]) ? tfd_swap_seq(&bitmap[word], 0) : 0;
 
 		for (; bits; bits &= bits - 1) {
 			size_t index = word * 64u + (uint32_t)__builtin_ctzll(bits);
@@ -95,8 +95,8 @@ static void session_wake(struct tfd_session *session)
 	uint64_t one = 1;
 
 	tfd_store_seq(&session->wake_pending, 0); /* before the bits: a bit set after this pushes anew */
-	wake_bits(session->wake_counters, session->counter_count,
-	          (uint8_t *)&session->counters[0].event, sizeof(struct tfd_counter));
+	wake_bits(session->wake_counters, session->counter_count, (uint8_t *)&session->counters[0].event,
+	          sizeof(struct tfd_counter));
 	wake_bits(session->wake_records, session->sources[0].record_count,
 	          (uint8_t *)&session->sources[0].records[0].event, sizeof(struct tfd_record));
 	if (tfd_swap_seq(&session->wake_event, 0))
@@ -113,7 +113,8 @@ void tfd_waker_drain(struct tfd_core *core)
 	(void)pthread_mutex_lock(&waker->lock);
 	session = tfd_swap_seq(&waker->stack, NULL);
 	while (session) {
-		struct tfd_session *next = session->wake_next; /* before session_wake lets it be pushed again */
+		struct tfd_session *next =
+			session->wake_next; /* before session_wake lets it be pushed again */
 
 		session_wake(session);
 		session = next;

@@ -15,13 +15,12 @@
 #include "parts.h"
 
 #define POLL_BATCH 64
-#define DEADLINE_TICK_NS 1000000u
 #define SLEEP_MAX_MS 1000 /* nothing depends on it: a net under a lost wake-up */
 #define BUSY_SLEEP_MAX_MS 10 /* with something to post: a connection that comes up need not tell */
+#define LOSSES_QUEUED_MAX 4096 /* of one session: then its rings wait until control has caught up */
 #define EPOLL_BATCH 32
 
-static void handle_completion(struct tfd_worker *worker, struct tfd_rail *rail,
-                              const struct tfd_wc *wc)
+void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc)
 {
 	switch (wc->type) {
 	case TFD_WC_IMM:
@@ -45,7 +44,7 @@ static uint32_t poll_rail(struct tfd_worker *worker, struct tfd_rail *rail)
 	int count = worker->group->ops->poll(rail->domain, wc, POLL_BATCH);
 
 	for (int i = 0; i < count; i++)
-		handle_completion(worker, rail, &wc[i]);
+		tfd_completion_handle(worker, rail, &wc[i]);
 	return (uint32_t)count;
 }
 
@@ -59,13 +58,30 @@ static uint32_t drain_rings(struct tfd_worker *worker)
 		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
 
 		next = link->next;
-		if (session->state != TFD_STATE_OPEN)
+		if (session->state != TFD_STATE_OPEN ||
+		    tfd_load_relaxed(&session->losses_queued) > LOSSES_QUEUED_MAX)
 			continue;
 		did += tfd_ring_drain(worker, session, &session->sources[0]);
 		if (session->sources[1].ring && session->state == TFD_STATE_OPEN)
 			did += tfd_ring_drain(worker, session, &session->sources[1]);
 	}
 	return did;
+}
+
+/* Some page was taken away somewhere: finds whose, so that its owner's peers hear of it. */
+static void probe_regions(struct tfd_worker *worker)
+{
+	struct tfd_list *link;
+
+	worker->guard_hits = tfd_guard_hits();
+	for (link = worker->sessions.next; link != &worker->sessions; link = link->next) {
+		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
+
+		for (uint32_t i = 0; i < session->regions.capacity; i++) {
+			if (session->regions.items[i])
+				(void)tfd_region_probe(session->regions.items[i]);
+		}
+	}
 }
 
 uint32_t tfd_worker_poll_hot(struct tfd_worker *worker);
@@ -78,11 +94,10 @@ uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
 	did += tfd_conns_post(worker);
 	for (uint32_t i = 0; i < worker->group->rail_count; i++)
 		did += poll_rail(worker, &worker->group->rails[i]);
-	if (!tfd_list_empty(&worker->deadlines) &&
-	    worker->now_ns - worker->deadline_check_ns > DEADLINE_TICK_NS) {
-		worker->deadline_check_ns = worker->now_ns;
+	if (!tfd_list_empty(&worker->deadlines) && worker->now_ns >= worker->next_deadline_ns)
 		tfd_jobs_check_deadlines(worker);
-	}
+	if (tfd_guard_hits() != worker->guard_hits)
+		probe_regions(worker);
 	tfd_events_flush(worker);
 	return did;
 }
@@ -130,17 +145,25 @@ static bool arm_rails(struct tfd_worker *worker)
 	return true;
 }
 
-static int sleep_bound_ms(const struct tfd_worker *worker)
+static int sleep_bound_ms(struct tfd_worker *worker)
 {
-	if (!tfd_list_empty((struct tfd_list *)&worker->deadlines))
-		return 1;
+	int bound = SLEEP_MAX_MS;
+
 	for (uint32_t i = 0; i < worker->group->rail_count; i++) {
 		if (worker->group->rails[i].wait_fd < 0)
 			return 1; /* such a rail must be polled */
 	}
-	if (!tfd_list_empty((struct tfd_list *)&worker->conns_busy))
-		return BUSY_SLEEP_MAX_MS;
-	return SLEEP_MAX_MS;
+	if (!tfd_list_empty(&worker->conns_busy))
+		bound = BUSY_SLEEP_MAX_MS;
+	if (!tfd_list_empty(&worker->deadlines)) {
+		uint64_t left = worker->next_deadline_ns > worker->now_ns ?
+		                        worker->next_deadline_ns - worker->now_ns :
+		                        0;
+
+		if (left / 1000000 < (uint64_t)bound)
+			bound = (int)(left / 1000000) + 1;
+	}
+	return bound;
 }
 
 static void worker_sleep(struct tfd_worker *worker)
@@ -182,8 +205,7 @@ static void *worker_run(void *argument)
 
 static int watch(struct tfd_worker *worker, int fd, bool doorbell)
 {
-	struct epoll_event event = { .events = EPOLLIN,
-		                     .data.u64 = (uint64_t)doorbell << 32 | (uint32_t)fd };
+	struct epoll_event event = { .events = EPOLLIN, .data.u64 = (uint64_t)doorbell << 32 | (uint32_t)fd };
 
 	return epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
@@ -215,8 +237,8 @@ static void pools_close(struct tfd_worker *worker)
 	while (worker->job_free) {
 		struct tfd_job *job = worker->job_free;
 
-		worker->job_free = job->link.next ? tfd_container(job->link.next, struct tfd_job, link) :
-		                                    NULL;
+		worker->job_free =
+			job->link.next ? tfd_container(job->link.next, struct tfd_job, link) : NULL;
 		free(job);
 	}
 	free(worker->wr_pool);

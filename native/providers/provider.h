@@ -81,10 +81,14 @@ struct tfd_provider_ops {
 	int (*half_start)(struct tfd_half *half, const void *address, size_t address_bytes,
 	                  struct tfd_error *error);
 	/*
-	 * worker. After it and a poll until empty, no posted wr of this half is referenced by the provider, none of its bytes
-	 * can be read or land any more. May block for a moment.
+	 * worker. Once it returns, no byte can land by this half; once its completions are drained, too, no posted wr of it is
+	 * referenced by the provider and none of its memory is read. May block for a moment.
 	 */
 	void (*half_close)(struct tfd_half *half);
+	/* worker. Polls the queue that a closed half's completions are in, others' perhaps among them; 0: it is empty. */
+	int (*half_drain)(struct tfd_half *half, struct tfd_wc *wc, int max);
+	/* worker. Frees a closed half. */
+	void (*half_free)(struct tfd_half *half);
 
 	/* worker, hot. -EAGAIN: try after a poll. Anything else: the connection is broken. */
 	int (*post)(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);

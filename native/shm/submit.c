@@ -2,6 +2,7 @@
 /* Publishing requests. Producers of one process take turns by the client's lock; the worker is the one consumer. */
 #include <errno.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -51,12 +52,23 @@ static int publish_locked(struct tfd_client *client, struct tfd_client_ring *rin
 /* pairs with the worker's store of need_wakeup before it looks at tail a last time: one of the two sees the other */
 static void doorbell_ring(const struct tfd_client_ring *ring)
 {
-	uint64_t one = 1;
+	const struct timespec at_once = { 0 };
+	const uint64_t one = 1; /* what an eventfd would take, too */
+	sigset_t broken_pipe, before;
 
 	if (!tfd_load_seq(&ring->shared->need_wakeup))
 		return;
-	while (write(ring->doorbell_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-		continue;
+	/* A daemon that has died must not kill this process by SIGPIPE; the session's end is told otherwise. */
+	sigemptyset(&broken_pipe);
+	sigaddset(&broken_pipe, SIGPIPE);
+	pthread_sigmask(SIG_BLOCK, &broken_pipe, &before);
+	while (write(ring->doorbell_fd, &one, sizeof(one)) < 0 && errno != EAGAIN) {
+		if (errno == EPIPE)
+			(void)sigtimedwait(&broken_pipe, NULL, &at_once);
+		if (errno != EINTR)
+			break;
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries, uint32_t count)

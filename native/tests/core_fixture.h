@@ -13,21 +13,21 @@
 #include "core/barrier.h"
 #include "transferd/core.h"
 
-#define CHECK(condition)                                                              \
-	do {                                                                          \
-		if (!(condition)) {                                                   \
+#define CHECK(condition)                                                                      \
+	do {                                                                                  \
+		if (!(condition)) {                                                           \
 			(void)fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1);                                                      \
-		}                                                                     \
+			exit(1);                                                              \
+		}                                                                             \
 	} while (0)
-#define CHECK_OK(call)                                                                      \
-	do {                                                                                \
-		int check_rc = (call);                                                      \
-		if (check_rc != 0) {                                                        \
+#define CHECK_OK(call)                                                                           \
+	do {                                                                                     \
+		int check_rc = (call);                                                           \
+		if (check_rc != 0) {                                                             \
 			(void)fprintf(stderr, "%s:%d: %s: %s (%s)\n", __FILE__, __LINE__, #call, \
-			              strerror(-check_rc), error.text);                     \
-			exit(1);                                                            \
-		}                                                                           \
+			              strerror(-check_rc), error.text);                          \
+			exit(1);                                                                 \
+		}                                                                                \
 	} while (0)
 
 #define REGION_BYTES (8u << 20)
@@ -67,10 +67,9 @@ static inline void host_open(struct host *host)
 
 static inline void user_open(struct host *host, struct user *user)
 {
-	struct tfd_session_options options = { .ring_entries = 64,
-		                               .record_count = 64,
-		                               .counter_count = 64,
-		                               .arena_bytes = 65536 };
+	struct tfd_session_options options = {
+		.ring_entries = 64, .record_count = 64, .counter_count = 64, .arena_bytes = 65536
+	};
 	struct tfd_region_options region = { .writable = 1, .length = REGION_BYTES };
 
 	memset(user, 0, sizeof(*user));
@@ -107,16 +106,22 @@ static inline struct tfd_event wait_event(struct host *host, uint32_t type, uint
 	exit(1);
 }
 
-static inline void user_close(struct user *user)
+/* Once it is quiet. */
+static inline void user_free(struct user *user)
 {
-	CHECK_OK(tfd_session_end(user->host->core, user->session, TFD_DETAIL_SESSION_ENDED));
-	(void)wait_event(user->host, TFD_EVENT_SESSION_QUIET, user->session);
 	CHECK_OK(tfd_session_close(user->host->core, user->session));
 	(void)munmap(user->segment, 1u << 20);
 	(void)munmap(user->memory, REGION_BYTES);
 	(void)close(user->fds.segment_fd);
 	(void)close(user->fds.doorbell_fd);
 	(void)close(user->fds.event_fd);
+}
+
+static inline void user_close(struct user *user)
+{
+	CHECK_OK(tfd_session_end(user->host->core, user->session, TFD_DETAIL_SESSION_ENDED));
+	(void)wait_event(user->host, TFD_EVENT_SESSION_QUIET, user->session);
+	user_free(user);
 }
 
 /* An outgoing half at `from` joined to an incoming one at `to`. */
@@ -134,10 +139,9 @@ static inline void connect_hosts(struct host *from, struct host *to, uint64_t *o
 /* `from` may write into the whole region of `to`, imms 0 to 15. */
 static inline uint64_t open_grant(struct user *from, struct user *to, uint64_t conn)
 {
-	struct tfd_open_options options = { .path_count = 1,
-		                            .rights = TFD_RIGHT_WRITE,
-		                            .length = REGION_BYTES,
-		                            .imm_count = 16 };
+	struct tfd_open_options options = {
+		.path_count = 1, .rights = TFD_RIGHT_WRITE, .length = REGION_BYTES, .imm_count = 16
+	};
 	struct tfd_region_key key;
 	uint32_t slots[16];
 	uint64_t open;

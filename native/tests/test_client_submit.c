@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Submitting: all or none, back-pressure, records that come back however their owners behave, several threads. */
+#include <signal.h>
+
 #include "fake_daemon.h"
 
 #define FOREVER (-1)
@@ -182,8 +184,39 @@ static void test_several_threads(void)
 	fake_fini(&fake);
 }
 
+/* The doorbell of a daemon that is gone is a broken pipe: no signal, no failure here, and none left pending. */
+static void test_doorbell_of_a_dead_daemon(void)
+{
+	struct fake_daemon fake;
+	struct tfd_client *client = NULL;
+	sigset_t pending;
+	int doorbell[2];
+
+	fake_layout(&fake, 8, 16, 4);
+	CHECK(pipe2(doorbell, O_CLOEXEC | O_NONBLOCK) == 0);
+	CHECK(tfd_client_open(fake.segment_fd, &doorbell[1], 1, &client) == 0);
+	tfd_store_seq(&fake.ring->need_wakeup, 1u);
+	CHECK(submit_one(client, 0, 1, 0) > 0);
+	close(doorbell[0]);
+	CHECK(submit_one(client, 0, 1, 0) > 0);
+	CHECK(sigpending(&pending) == 0 && !sigismember(&pending, SIGPIPE));
+	tfd_client_close(client);
+	close(doorbell[1]);
+	/* Full is as good as written. */
+	CHECK(pipe2(doorbell, O_CLOEXEC | O_NONBLOCK) == 0);
+	while (write(doorbell[1], "full", 4) == 4)
+		continue;
+	CHECK(tfd_client_open(fake.segment_fd, &doorbell[1], 1, &client) == 0);
+	CHECK(submit_one(client, 0, 1, 0) > 0);
+	tfd_client_close(client);
+	close(doorbell[0]);
+	close(doorbell[1]);
+	fake_fini(&fake);
+}
+
 int main(void)
 {
+	test_doorbell_of_a_dead_daemon();
 	test_entry_arrives_whole();
 	test_all_or_none();
 	test_kept_results_block_nobody();

@@ -38,15 +38,16 @@ static void test_writes(struct user *a, struct user *b, uint64_t open)
 
 static void test_refusals(struct user *a, uint64_t open)
 {
-	const struct tfd_entry good = { .op = TFD_OP_WRITE, .src_region = a->region, .dst_grant = open,
-		                        .length = 8, .imm = 1 };
+	const struct tfd_entry good = {
+		.op = TFD_OP_WRITE, .src_region = a->region, .dst_grant = open, .length = 8, .imm = 1
+	};
 	struct tfd_entry bad;
 
-#define REFUSED(field, value, detail)           \
-	do {                                    \
-		bad = good;                     \
-		bad.field = (value);            \
-		check_refused(a, bad, detail);  \
+#define REFUSED(field, value, detail)          \
+	do {                                   \
+		bad = good;                    \
+		bad.field = (value);           \
+		check_refused(a, bad, detail); \
 	} while (0)
 	REFUSED(op, 0, TFD_DETAIL_BAD_OP);
 	REFUSED(op, 99, TFD_DETAIL_BAD_OP);
@@ -75,8 +76,11 @@ static void test_refusals(struct user *a, uint64_t open)
 
 static void test_cancel(struct user *a, uint64_t open)
 {
-	struct tfd_entry entry = { .op = TFD_OP_WRITE, .src_region = a->region, .dst_grant = open,
-		                   .length = REGION_BYTES, .imm = 5 };
+	struct tfd_entry entry = { .op = TFD_OP_WRITE,
+	                           .src_region = a->region,
+	                           .dst_grant = open,
+	                           .length = REGION_BYTES,
+	                           .imm = 5 };
 	struct tfd_record *records[16];
 	uint64_t jobs[16];
 	uint32_t cancelled = 0;
@@ -106,8 +110,11 @@ static void test_faults(struct user *b)
 
 static void test_revoke(struct user *a, uint64_t open)
 {
-	struct tfd_entry entry = { .op = TFD_OP_WRITE, .src_region = a->region, .dst_grant = open,
-		                   .length = REGION_BYTES, .imm = 6 };
+	struct tfd_entry entry = { .op = TFD_OP_WRITE,
+	                           .src_region = a->region,
+	                           .dst_grant = open,
+	                           .length = REGION_BYTES,
+	                           .imm = 6 };
 	struct tfd_record *record = user_submit(a, entry);
 	uint64_t job = a->next_job;
 
@@ -122,7 +129,9 @@ static void test_revoke(struct user *a, uint64_t open)
 /* The receiving half goes away in the middle: the job ends PEER_LOST, a new connection works at once. */
 static void test_connection_loss(struct user *a, struct user *b)
 {
-	struct tfd_entry entry = { .op = TFD_OP_WRITE, .src_region = a->region, .length = REGION_BYTES, .imm = 2 };
+	struct tfd_entry entry = {
+		.op = TFD_OP_WRITE, .src_region = a->region, .length = REGION_BYTES, .imm = 2
+	};
 	struct tfd_record *records[8];
 	uint64_t jobs[8], out, in, open;
 
@@ -176,8 +185,11 @@ static void test_control_submit(struct user *a, uint64_t open)
 	struct tfd_job_end end;
 
 	for (int i = 0; i < 100; i++)
-		entries[i] = (struct tfd_entry){ .op = TFD_OP_WRITE, .src_region = a->region,
-			                         .dst_grant = open, .length = 100, .imm = 8 };
+		entries[i] = (struct tfd_entry){ .op = TFD_OP_WRITE,
+		                                 .src_region = a->region,
+		                                 .dst_grant = open,
+		                                 .length = 100,
+		                                 .imm = 8 };
 	CHECK_OK(tfd_jobs_submit(a->host->core, a->session, entries, 100));
 	for (int i = 0; i < 100; i++) {
 		int rc = -EAGAIN;

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 WAIT_S = 20.0
 LENGTH = 64 << 20
+MIDDLE_S = 0.1  # 50 writes of it take about ten times as long
 
 
 def test_receivers_daemon_dies_in_mid_transfer(
@@ -43,7 +44,7 @@ def test_receivers_daemon_dies_in_mid_transfer(
         waiter = threading.Thread(target=wait)
         waiter.start()
         jobs = [sender.write(source, grant.descriptor, imm=1) for _ in range(50)]
-        jobs[0].wait(WAIT_S)
+        time.sleep(MIDDLE_S)
         far.kill()
         killed = time.monotonic()
         waiter.join(WAIT_S)
@@ -73,7 +74,8 @@ def test_own_daemon_dies(daemon: DaemonProcess) -> None:
         grant = region.grant(imms=[1])
         assert client.write(region, grant.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
         counter = client.counter(1)
-        threading.Timer(0.1, daemon.kill).start()
+        killer = threading.Timer(0.1, daemon.kill)
+        killer.start()
         started = time.monotonic()
         with pytest.raises(transferd.Unavailable):
             counter.wait(2, WAIT_S)
@@ -83,6 +85,7 @@ def test_own_daemon_dies(daemon: DaemonProcess) -> None:
         with pytest.raises(transferd.Unavailable):
             client.alloc(4096)
         assert counter.value == 1
+    killer.join()
     daemon.restart()
     with transferd.Client(daemon.socket) as client:
         client.alloc(4096)
@@ -91,9 +94,11 @@ def test_own_daemon_dies(daemon: DaemonProcess) -> None:
 def test_daemon_stops_cleanly_under_a_client(daemon: DaemonProcess) -> None:
     with transferd.Client(daemon.socket) as client:
         counter = client.counter(1)
-        threading.Timer(0.1, daemon.stop).start()
+        stopper = threading.Timer(0.1, daemon.stop)
+        stopper.start()
         with pytest.raises(transferd.Unavailable):
             counter.wait(1, WAIT_S)
+    stopper.join()
     daemon.start()
 
 
@@ -117,7 +122,8 @@ def test_sender_killed_in_mid_transfer(
     del again
     near, far = daemon_pair
     with transferd.Client(far.socket) as receiver, transferd.Client(near.socket) as bystander:
-        grant = receiver.alloc(LENGTH).grant(imms=range(4))
+        region = receiver.alloc(LENGTH)
+        grant, others = region.grant(imms=range(4)), region.grant(imms=range(4, 8))
         source = bystander.alloc(4096)
         process = subprocess.Popen(
             [sys.executable, "-c", SENDER, near.socket, grant.descriptor.hex()],
@@ -131,9 +137,9 @@ def test_sender_killed_in_mid_transfer(
         with pytest.raises(transferd.CounterFault):
             receiver.counter(1).wait(1 << 40, WAIT_S)
         # Neither the receiver nor the other client of the sender's daemon is harmed.
-        assert bystander.write(source, grant.descriptor, imm=2).wait(WAIT_S) is JobStatus.OK
-        receiver.counter(2).wait(1, WAIT_S)
-        assert receiver.counter(2).faults == 0
+        assert bystander.write(source, others.descriptor, imm=4).wait(WAIT_S) is JobStatus.OK
+        receiver.counter(4).wait(1, WAIT_S)
+        assert receiver.counter(4).faults == 0
 
 
 RECEIVER = """
@@ -161,7 +167,7 @@ def test_receiver_killed_in_mid_transfer(
         source = sender.alloc(LENGTH)
         sender.warm(descriptor)
         jobs = [sender.write(source, descriptor, imm=1) for _ in range(50)]
-        jobs[0].wait(WAIT_S)
+        time.sleep(MIDDLE_S)
         process.kill()
         process.wait()
         for job in jobs:

@@ -139,7 +139,7 @@ class DaemonProcess:
         try:
             with self.channel() as channel:
                 request = health_pb2.HealthCheckRequest(service="")
-                reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+                reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)  # type: ignore[attr-defined]
                 if reply.status != health_pb2.HealthCheckResponse.SERVING:
                     return False
             self.status()

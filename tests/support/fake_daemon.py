@@ -118,9 +118,9 @@ class FakeSession:
         self.entry = ffi.cast("struct tfd_entry *", self._buffer + HEADER_BYTES + RING_BYTES)
         self.record = ffi.cast("struct tfd_record *", self._buffer + self.record_at)
         self.counter = ffi.cast("struct tfd_counter *", self._buffer + self.counter_at)
-        self.doorbell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        return self.segment_fd, self.doorbell_fd, self.event_fd
+        self.doorbell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.event = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        return self.segment_fd, self.doorbell[1], self.event[0]
 
     def slot(self, imm: int) -> int:
         """Gives an immediate its counter."""
@@ -135,7 +135,8 @@ class FakeSession:
             address = int(ffi.cast("uintptr_t", ffi.addressof(line, "event")))
             _libc.syscall(SYS_FUTEX, ctypes.c_void_p(address), FUTEX_WAKE, 1 << 30, None, None, 0)
         if self.header.event_waiters:
-            os.eventfd_write(self.event_fd, 1)
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                os.write(self.event[1], b"x")
 
     def count(self, imm: int) -> None:
         """Counts 1."""
@@ -242,7 +243,7 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
                     response.detach.SetInParent()
             with contextlib.suppress(OSError):
                 socket.send_fds(sock, [response.SerializeToString()], send)
-            for fd in send[:1]:
+            for fd in send:
                 os.close(fd)
         sock.close()
 
@@ -393,5 +394,5 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
         for thread in self._threads:
             thread.join(10)
         for session in self.sessions:
-            for fd in (session.doorbell_fd, session.event_fd):
+            for fd in (session.doorbell[0], session.event[1]):
                 os.close(fd)

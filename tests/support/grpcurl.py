@@ -96,7 +96,7 @@ class Grpcurl:
                 be strings.
 
         Returns:
-            The response, in the same form; fields that are zero are absent.
+            The response, in the same form, with the names of the proto file; zeros are absent.
         """
         text = self.run("-d", "@", f"transferd.v1.{method}", stdin=json.dumps(request or {}))
         reply: dict[str, Any] = json.loads(text)
@@ -104,5 +104,5 @@ class Grpcurl:
 
     def open_session(self, name: str, lease_ms: int = 60_000) -> Grpcurl:
         """Opens a session on a lease; what is returned speaks for it."""
-        reply = self.call("SessionService/OpenSession", {"name": name, "leaseMs": lease_ms})
+        reply = self.call("SessionService/OpenSession", {"name": name, "lease_ms": lease_ms})
         return Grpcurl(self.socket, reply["token"])

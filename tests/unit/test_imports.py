@@ -72,7 +72,7 @@ def test_only_dataplane_imports_native() -> None:
 
 
 def test_cores_do_not_import_services() -> None:
-    wiring = {f"transferd.daemon.{name}" for name in ("main", "server", "listeners")}
+    wiring = {f"transferd.daemon.{name}" for name in ("main", "server", "listeners", "metrics")}
     wrong = [
         f"{module} imports {name}"
         for module, path in modules()

@@ -45,7 +45,7 @@ def test_public_names_exist() -> None:
     assert sorted(transferd.__all__) == sorted([*transferd.client.__all__, "__version__"])
     missing = [name for name in transferd.__all__ if not hasattr(transferd, name)]
     assert not missing
-    assert transferd.aio.Client
+    assert importlib.import_module("transferd.aio").Client is transferd.aio.Client  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = transferd.nothing
 

@@ -23,7 +23,7 @@
 #define TFD_MAX_LENGTH (1ull << 40)
 #define TFD_MAX_PATHS 8u /* (local rail, remote rail) pairs that one grant's traffic may use */
 
-/* What a fault adds to a counter's gate, so that every waiter on the gate is released. */
+/* What a counter's gate is raised by while a fault is not acknowledged: every waiter on the gate is released. */
 #define TFD_GATE_FAULT (1ull << 62)
 
 /* struct tfd_segment_header.state */
@@ -31,10 +31,10 @@
 #define TFD_SESSION_ENDED 2u
 
 /* struct tfd_entry.op */
-#define TFD_OP_WRITE 1u       /* bytes, then one count on the immediate */
-#define TFD_OP_IMM 2u         /* one count, no bytes */
+#define TFD_OP_WRITE 1u /* bytes, then one count on the immediate */
+#define TFD_OP_IMM 2u /* one count, no bytes */
 #define TFD_OP_ACKNOWLEDGE 3u /* take the faults of an immediate of this session as seen */
-#define TFD_OP_CANCEL 4u      /* stop the job whose id is in `argument` */
+#define TFD_OP_CANCEL 4u /* stop the job whose id is in `argument` */
 
 /* struct tfd_entry.priority */
 #define TFD_PRIORITY_BULK 0u
@@ -50,40 +50,40 @@
  * How a job ends (DESIGN: a job ends exactly once). One table makes the enum, the strings and the
  * Python IntEnum's test. X(number, NAME, sentence)
  */
-#define TFD_JOB_STATUS_TABLE(X)                                                 \
-	X(0, PENDING, "not ended yet")                                          \
-	X(1, OK, "acknowledged by the far side")                                \
-	X(2, CANCELLED, "stopped by its owner or by a fence")                   \
-	X(3, DEADLINE, "its deadline passed first")                             \
-	X(4, PEER_LOST, "the far daemon died, restarted or cannot be reached")  \
-	X(5, REMOTE_ACCESS, "the far side refused the access")                  \
-	X(6, LOCAL_ACCESS, "the source memory could not be read")               \
-	X(7, INVALID, "the request was wrong; detail names what")               \
-	X(8, QUOTA, "a limit of the session was reached")                       \
+#define TFD_JOB_STATUS_TABLE(X)                                                \
+	X(0, PENDING, "not ended yet")                                         \
+	X(1, OK, "acknowledged by the far side")                               \
+	X(2, CANCELLED, "stopped by its owner or by a fence")                  \
+	X(3, DEADLINE, "its deadline passed first")                            \
+	X(4, PEER_LOST, "the far daemon died, restarted or cannot be reached") \
+	X(5, REMOTE_ACCESS, "the far side refused the access")                 \
+	X(6, LOCAL_ACCESS, "the source memory could not be read")              \
+	X(7, INVALID, "the request was wrong; detail names what")              \
+	X(8, QUOTA, "a limit of the session was reached")                      \
 	X(9, SHUTDOWN, "the daemon stops")
 
 /* Why, in a word: struct tfd_record.detail. X(number, NAME, sentence) */
-#define TFD_DETAIL_TABLE(X)                                                              \
-	X(0, NONE, "")                                                                   \
-	X(1, BAD_OP, "unknown operation")                                                \
-	X(2, BAD_FLAGS, "unknown flag, priority or non-zero reserved field")             \
-	X(3, BAD_REGION, "the source region handle is not registered in this session")   \
-	X(4, SOURCE_BOUNDS, "offset and length leave the source region")                 \
-	X(5, BAD_GRANT, "the destination handle is not open in this session")            \
-	X(6, DESTINATION_BOUNDS, "offset and length leave the grant")                    \
-	X(7, RIGHTS, "the grant does not give the right to write")                       \
-	X(8, IMM_RANGE, "the immediate is outside the grant")                            \
-	X(9, EXPIRED, "the grant has expired")                                           \
-	X(10, REVOKED, "the owner revoked the grant")                                    \
-	X(11, STALE, "the owner restarted; get a new descriptor")                        \
-	X(12, IMM_BITS, "the immediate needs more than 20 bits")                         \
-	X(13, LENGTH, "the length is above 2^40 bytes")                                  \
-	X(14, BROKEN_REGION, "the region's pages were taken away by its owner")          \
-	X(15, PROVIDER, "the provider reported an error")                                \
-	X(16, HEARTBEAT, "the far daemon fell silent")                                   \
-	X(17, CONNECTION, "the connection broke")                                        \
-	X(18, BAD_COUNTER, "the immediate has no counter in this session")               \
-	X(19, NO_SUCH_JOB, "no job with that id is in flight")                           \
+#define TFD_DETAIL_TABLE(X)                                                            \
+	X(0, NONE, "")                                                                 \
+	X(1, BAD_OP, "unknown operation")                                              \
+	X(2, BAD_FLAGS, "unknown flag, priority or non-zero reserved field")           \
+	X(3, BAD_REGION, "the source region handle is not registered in this session") \
+	X(4, SOURCE_BOUNDS, "offset and length leave the source region")               \
+	X(5, BAD_GRANT, "the destination handle is not open in this session")          \
+	X(6, DESTINATION_BOUNDS, "offset and length leave the grant")                  \
+	X(7, RIGHTS, "the grant does not give the right to write")                     \
+	X(8, IMM_RANGE, "the immediate is outside the grant")                          \
+	X(9, EXPIRED, "the grant has expired")                                         \
+	X(10, REVOKED, "the owner revoked the grant")                                  \
+	X(11, STALE, "the owner restarted; get a new descriptor")                      \
+	X(12, IMM_BITS, "the immediate needs more than 20 bits")                       \
+	X(13, LENGTH, "the length is above 2^40 bytes")                                \
+	X(14, BROKEN_REGION, "the region's pages were taken away by its owner")        \
+	X(15, PROVIDER, "the provider reported an error")                              \
+	X(16, HEARTBEAT, "the far daemon fell silent")                                 \
+	X(17, CONNECTION, "the connection broke")                                      \
+	X(18, BAD_COUNTER, "the immediate has no counter in this session")             \
+	X(19, NO_SUCH_JOB, "no job with that id is in flight")                         \
 	X(20, SESSION_ENDED, "the session ended")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
@@ -103,7 +103,7 @@ struct tfd_segment_header {
 	uint64_t segment_bytes;
 	uint64_t features; /* none defined; a client refuses bits it does not know */
 	uint64_t session_id;
-	uint32_t ring_count;   /* one ring per domain group */
+	uint32_t ring_count; /* one ring per domain group */
 	uint32_t ring_entries; /* a power of two */
 	uint32_t record_count; /* jobs in flight */
 	uint32_t counter_count;
@@ -124,8 +124,8 @@ struct tfd_segment_header {
 
 	/* line 4; writer: the daemon's heartbeat thread and control */
 	uint64_t heartbeat_ns; /* CLOCK_MONOTONIC; a daemon that lives renews it every 100 ms */
-	uint32_t state;        /* TFD_SESSION_* */
-	uint32_t end_reason;   /* enum tfd_detail, valid when state is TFD_SESSION_ENDED */
+	uint32_t state; /* TFD_SESSION_* */
+	uint32_t end_reason; /* enum tfd_detail, valid when state is TFD_SESSION_ENDED */
 	uint8_t _resv2[48];
 
 	/* line 5; writer: client */
@@ -152,46 +152,46 @@ struct tfd_entry {
 	uint8_t flags; /* none defined */
 	uint8_t priority;
 	uint8_t _resv0;
-	uint32_t record;      /* index of the completion record that tells the end */
-	uint64_t job_id;      /* the client's; not 0; unique among its jobs in flight */
-	uint64_t src_region;  /* region handle */
-	uint64_t src_offset;  /* bytes into the region */
-	uint64_t dst_grant;   /* handle of an opened grant */
-	uint64_t dst_offset;  /* bytes into the grant */
-	uint64_t length;      /* bytes; 0 is a legal write that counts */
+	uint32_t record; /* completion record that tells the end: job_id modulo record_count */
+	uint64_t job_id; /* the client's; not 0; unique among its jobs in flight */
+	uint64_t src_region; /* region handle */
+	uint64_t src_offset; /* bytes into the region */
+	uint64_t dst_grant; /* handle of an opened grant */
+	uint64_t dst_offset; /* bytes into the grant */
+	uint64_t length; /* bytes; 0 is a legal write that counts */
 	uint32_t imm;
 	uint32_t _resv1;
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
-	uint64_t argument;    /* TFD_OP_CANCEL: job id */
+	uint64_t argument; /* TFD_OP_CANCEL: job id */
 	uint64_t _resv2[6];
 };
 
 /* How a job ended. Writer: worker, but for `waiters`. */
 struct tfd_record {
 	uint64_t done_id; /* the job's id once it has ended; published last */
-	uint32_t status;  /* enum tfd_job_status */
-	uint32_t detail;  /* enum tfd_detail */
-	uint64_t bytes;   /* acknowledged by the far side */
+	uint32_t status; /* enum tfd_job_status */
+	uint32_t detail; /* enum tfd_detail */
+	uint64_t bytes; /* acknowledged by the far side */
 	uint64_t accepted_ns; /* CLOCK_MONOTONIC: taken from the ring */
-	uint64_t posted_ns;   /* last piece handed to the NIC */
+	uint64_t posted_ns; /* last piece handed to the NIC */
 	uint64_t ended_ns;
 	uint32_t path;
-	uint32_t event;   /* futex word: changes whenever a wake-up is due */
+	uint32_t event; /* futex word: changes whenever a wake-up is due */
 	uint32_t waiters; /* writer: client; number of threads that sleep on `event` */
 	uint32_t _resv0;
 };
 
 /* An ImmCounter. Writer: worker, but for `waiters`. */
 struct tfd_counter {
-	uint64_t value;        /* landed writes; only grows */
-	uint64_t gate;         /* value, plus TFD_GATE_FAULT for each fault not acknowledged */
-	uint64_t faults;       /* times that writes on this immediate became untrustworthy */
-	uint64_t lost;         /* writes known lost */
+	uint64_t value; /* landed writes; only grows */
+	uint64_t gate; /* value, plus TFD_GATE_FAULT while a fault is not acknowledged */
+	uint64_t faults; /* times that writes on this immediate became untrustworthy */
+	uint64_t lost; /* writes known lost */
 	uint64_t acknowledged; /* faults that the owner has acknowledged */
-	uint32_t imm;          /* whose count this is */
-	uint32_t in_use;       /* 1 once the counter belongs to `imm` */
-	uint32_t event;        /* futex word: changes whenever a wake-up is due */
-	uint32_t waiters;      /* writer: client */
+	uint32_t imm; /* whose count this is */
+	uint32_t in_use; /* 1 once the counter belongs to `imm` */
+	uint32_t event; /* futex word: changes whenever a wake-up is due */
+	uint32_t waiters; /* writer: client */
 	uint64_t _resv0;
 };
 

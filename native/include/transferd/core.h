@@ -37,8 +37,7 @@ struct tfd_core_options {
 	uint32_t max_sessions;  /* at most 511: name space 0 is never given */
 };
 
-int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out,
-                  struct tfd_error *error);
+int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error);
 /* Stops all threads and frees everything; live sessions end. Idempotent on NULL. */
 void tfd_core_close(struct tfd_core *core);
 
@@ -47,12 +46,13 @@ void tfd_core_close(struct tfd_core *core);
 enum tfd_event_type {
 	TFD_EVENT_NONE = 0,
 	TFD_EVENT_SESSION_BROKEN = 1, /* id: session; detail: why. Its rings are no longer read; close it */
-	TFD_EVENT_SESSION_QUIET = 2,  /* id: session that was told to end: no job of it is in flight any more */
+	TFD_EVENT_SESSION_QUIET =
+		2,  /* id: session that was told to end: no job of it is in flight any more */
 	TFD_EVENT_OPEN_QUIET = 3,     /* id: open that was revoked: no byte on it can land any more */
 	TFD_EVENT_CONN_LOST = 4,      /* id: conn that the provider reported broken; close it */
 	TFD_EVENT_PEER_SILENT = 5,    /* id: peer whose heartbeats stopped */
-	TFD_EVENT_LOST = 6,           /* writes that will not land. id: open; imm; count: writes known lost */
-	TFD_EVENT_REGION_BROKEN = 7,  /* id: region whose owner took pages away */
+	TFD_EVENT_LOST = 6, /* writes that will not land. id: open; imm; count: writes known lost */
+	TFD_EVENT_REGION_BROKEN = 7, /* id: region whose owner took pages away */
 };
 
 struct tfd_event {
@@ -62,7 +62,8 @@ struct tfd_event {
 	uint32_t imm;
 	uint32_t _pad;
 	uint64_t count;
-	uint64_t session; /* handle of the session whose open or region it is: those names are its own; else 0 */
+	uint64_t
+		session; /* handle of the session whose open or region it is: those names are its own; else 0 */
 };
 
 int tfd_core_event_fd(const struct tfd_core *core); /* readable while events wait; the core's */
@@ -72,26 +73,26 @@ uint32_t tfd_core_events(struct tfd_core *core, struct tfd_event *events, uint32
 /* ---- providers and domain groups ---- */
 
 struct tfd_rail_info {
-	char name[TFD_NAME_MAX];     /* interface or device */
+	char name[TFD_NAME_MAX]; /* interface or device */
 	char provider[TFD_NAME_MAX]; /* "tcp;ofi_rxm" */
 	char protocol[TFD_NAME_MAX]; /* what both ends must have alike: "libfabric/tcp;ofi_rxm/1.17" */
 	uint64_t max_message_bytes;
-	uint64_t bytes_sent;    /* acknowledged */
+	uint64_t bytes_sent; /* acknowledged */
 	uint64_t writes_sent;
 	uint64_t imms_received;
 	uint64_t errors;
 	uint32_t ordered; /* not 0: an immediate on the last segment follows the earlier ones' data */
-	uint32_t state;   /* 1: usable */
+	uint32_t state; /* 1: usable */
 };
 
 struct tfd_group_options {
-	char provider[TFD_NAME_MAX];                  /* "libfabric" */
-	char fabric[TFD_NAME_MAX];                    /* libfabric's own provider name; "" lets us choose */
-	char rails[TFD_MAX_RAILS][TFD_NAME_MAX];      /* interface or device names, or addresses */
+	char provider[TFD_NAME_MAX]; /* "libfabric" */
+	char fabric[TFD_NAME_MAX]; /* libfabric's own provider name; "" lets us choose */
+	char rails[TFD_MAX_RAILS][TFD_NAME_MAX]; /* interface or device names, or addresses */
 	uint32_t rail_count;
-	uint32_t segment_bytes;  /* largest piece posted at once; 0: default */
-	uint32_t window_bytes;   /* bytes in flight per connection; 0: default */
-	char library[256];       /* path of libfabric; "" lets dlopen find it */
+	uint32_t segment_bytes; /* largest piece posted at once; 0: default */
+	uint32_t window_bytes; /* bytes in flight per connection; 0: default */
+	char library[256]; /* path of libfabric; "" lets dlopen find it */
 };
 
 /* -ENOENT: provider's library missing; -ENODEV: no such rail; -ENOTSUP: library too old; error says what to do. */
@@ -103,23 +104,23 @@ int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct 
 /* ---- sessions ---- */
 
 struct tfd_session_options {
-	uint32_t group;         /* for now one group: the session's ring 0 */
-	uint32_t ring_entries;  /* power of two */
+	uint32_t group; /* for now one group: the session's ring 0 */
+	uint32_t ring_entries; /* power of two */
 	uint32_t record_count;
 	uint32_t counter_count;
 	uint64_t arena_bytes;
-	uint64_t session_id;    /* the control plane's own number, shown in the segment */
+	uint64_t session_id; /* the control plane's own number, shown in the segment */
 };
 
 struct tfd_session_fds { /* the caller's to close */
-	int segment_fd;  /* memfd, sealed against shrinking and growing */
+	int segment_fd; /* memfd, sealed against shrinking and growing */
 	int doorbell_fd; /* pipe: a write of any bytes wakes the worker; non-blocking, full is as good as written */
-	int event_fd;    /* pipe: readable after jobs ended or counts changed, while event_waiters is set */
+	int event_fd; /* pipe: readable after jobs ended or counts changed, while event_waiters is set */
 };
 
 /* -EMFILE: no name space is free; -EINVAL: sizes. The handle names the session in every later call. */
-int tfd_session_open(struct tfd_core *core, const struct tfd_session_options *options,
-                     uint64_t *session, struct tfd_session_fds *fds, struct tfd_error *error);
+int tfd_session_open(struct tfd_core *core, const struct tfd_session_options *options, uint64_t *session,
+                     struct tfd_session_fds *fds, struct tfd_error *error);
 /* The client has mapped the segment: nobody else may map it writable (F_SEAL_FUTURE_WRITE). */
 int tfd_session_sealed(struct tfd_core *core, uint64_t session);
 /*
@@ -156,7 +157,7 @@ struct tfd_job_info {
 	uint32_t status; /* PENDING, or how it will end once it is quiet */
 	uint32_t priority;
 };
-/* Jobs in flight of one session (0: of all), at most `max`; fills *count. */
+/* Jobs in flight of one session, oldest first, at most `max`; fills *count. */
 int tfd_jobs_list(struct tfd_core *core, uint64_t session, struct tfd_job_info *jobs, uint32_t max,
                   uint32_t *count);
 
@@ -176,14 +177,14 @@ int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, 
 /* ---- regions ---- */
 
 struct tfd_region_options {
-	int fd;            /* memfd, or a file of tmpfs or hugetlbfs; duplicated, stays the caller's */
+	int fd; /* memfd, or a file of tmpfs or hugetlbfs; duplicated, stays the caller's */
 	uint32_t writable; /* not 0: may be a destination, too */
-	uint64_t offset;   /* into the file; a multiple of the page size */
+	uint64_t offset; /* into the file; a multiple of the page size */
 	uint64_t length;
 };
 
 struct tfd_region_key {
-	uint64_t key;     /* remote key on that rail */
+	uint64_t key; /* remote key on that rail */
 	uint64_t address; /* what the rail's writes count from: virtual address or 0 */
 };
 
@@ -193,8 +194,8 @@ int tfd_region_add(struct tfd_core *core, uint64_t session, const struct tfd_reg
 /* Deregisters and unmaps. -EBUSY while jobs of its own session read it. The caller has seen to it that no opener writes. */
 int tfd_region_remove(struct tfd_core *core, uint64_t session, uint64_t region);
 /* keys[rail_count of the group] */
-int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region,
-                    struct tfd_region_key *keys, uint32_t max);
+int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region, struct tfd_region_key *keys,
+                    uint32_t max);
 
 /* ---- connections: one (local rail, remote rail, direction) ---- */
 
@@ -202,8 +203,8 @@ int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region,
  * Makes the local half and tells its address, to be handed to the other side. `outgoing`: this side writes.
  * -ENODEV: no such rail.
  */
-int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing,
-                  uint64_t *conn, void *address, size_t *address_bytes, struct tfd_error *error);
+int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing, uint64_t *conn,
+                  void *address, size_t *address_bytes, struct tfd_error *error);
 /* Joins it to the other side's half. -EPROTO: address is not of this provider. */
 int tfd_conn_start(struct tfd_core *core, uint64_t conn, const void *address, size_t address_bytes,
                    struct tfd_error *error);
@@ -216,20 +217,20 @@ int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail);
 /* ---- opens: a grant of another session, as one session may use it ---- */
 
 struct tfd_open_path {
-	uint64_t conn;    /* an outgoing connection */
-	uint64_t key;     /* remote key */
+	uint64_t conn; /* an outgoing connection */
+	uint64_t key; /* remote key */
 	uint64_t address; /* where the grant begins, in the terms of that key */
 };
 
 struct tfd_open_options {
 	struct tfd_open_path paths[TFD_MAX_PATHS];
 	uint32_t path_count;
-	uint32_t rights;      /* TFD_RIGHT_* */
-	uint64_t length;      /* bytes */
+	uint32_t rights; /* TFD_RIGHT_* */
+	uint64_t length; /* bytes */
 	uint32_t imm_first;
 	uint32_t imm_count;
-	uint32_t name_space;  /* of the receiver's session */
-	uint64_t expires_ns;  /* CLOCK_MONOTONIC; 0: never */
+	uint32_t name_space; /* of the receiver's session */
+	uint64_t expires_ns; /* CLOCK_MONOTONIC; 0: never */
 };
 
 #define TFD_RIGHT_WRITE 1u
@@ -245,7 +246,7 @@ int tfd_open_remove(struct tfd_core *core, uint64_t session, uint64_t open);
 
 /*
  * The same entries, through a ring of the daemon's own in front of the same validation. Fills job_id of each.
- * -EAGAIN: full. Ends are read with tfd_job_result.
+ * -EAGAIN: full; -E2BIG: more than 4,096; -ESHUTDOWN: the session ends. Ends are read with tfd_job_result.
  */
 int tfd_jobs_submit(struct tfd_core *core, uint64_t session, struct tfd_entry *entries, uint32_t count);
 
@@ -287,9 +288,8 @@ int tfd_heartbeat_open(struct tfd_core *core, const struct tfd_heartbeat_options
  * Sends `send_token` to the peer each interval, and expects `receive_token` from it. TFD_EVENT_PEER_SILENT tells
  * once that none came for timeout_ms.
  */
-int tfd_peer_watch(struct tfd_core *core, const char *address, uint16_t port,
-                   const uint8_t send_token[16], const uint8_t receive_token[16], uint64_t *peer,
-                   struct tfd_error *error);
+int tfd_peer_watch(struct tfd_core *core, const char *address, uint16_t port, const uint8_t send_token[16],
+                   const uint8_t receive_token[16], uint64_t *peer, struct tfd_error *error);
 int tfd_peer_unwatch(struct tfd_core *core, uint64_t peer);
 
 #endif

@@ -51,8 +51,8 @@ static bool interface_address(const char *name, char *out, size_t bytes)
 	return found;
 }
 
-static const char *choose_fabric(const struct tfd_domain *domain,
-                                 const struct tfd_group_options *options, bool is_interface)
+static const char *choose_fabric(const struct tfd_domain *domain, const struct tfd_group_options *options,
+                                 bool is_interface)
 {
 	if (options->fabric[0])
 		return options->fabric;
@@ -85,8 +85,8 @@ static struct fi_info *make_hints(struct tfd_domain *domain, const char *fabric,
 	return hints;
 }
 
-static int find_info(struct tfd_domain *domain, const struct tfd_group_options *options,
-                     const char *name, struct tfd_error *error)
+static int find_info(struct tfd_domain *domain, const struct tfd_group_options *options, const char *name,
+                     struct tfd_error *error)
 {
 	char address[INET_ADDRSTRLEN];
 	bool is_interface = interface_address(name, address, sizeof(address));
@@ -106,7 +106,8 @@ static int find_info(struct tfd_domain *domain, const struct tfd_group_options *
 	domain->library->freeinfo(hints);
 	if (rc == -FI_ENODATA)
 		return tfd_fail(error, -ENODEV,
-		                "rail \"%s\": no such interface or device for libfabric provider %s (`ip -br addr` and "
+		                "rail \"%s\": no such interface or device for libfabric provider %s (`ip -br "
+		                "addr` and "
 		                "`fi_info -l` list them)",
 		                name, fabric);
 	return rc ? tfd_fi_fail(domain, error, "fi_getinfo", rc) : 0;
@@ -125,9 +126,15 @@ static int open_objects(struct tfd_domain *domain, struct tfd_error *error)
 	rc = fi_av_open(domain->domain, &av, &domain->av, NULL);
 	if (rc)
 		return tfd_fi_fail(domain, error, "fi_av_open", rc);
-	domain->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (domain->epoll_fd < 0)
-		return tfd_fail(error, -errno, "no file descriptor is left: %s", strerror(errno));
+	if (FI_VERSION_GE(domain->library->version(), NATIVE_RDM_TCP)) {
+		rc = tfd_fi_queue_open(domain, &domain->cq);
+		if (rc)
+			return tfd_fi_fail(domain, error, "fi_cq_open", rc);
+	} else {
+		domain->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+		if (domain->epoll_fd < 0)
+			return tfd_fail(error, -errno, "no file descriptor is left: %s", strerror(errno));
+	}
 	if (strcmp(domain->info->fabric_attr->prov_name, "efa") == 0)
 		return tfd_fi_half_make(domain, &domain->shared, error);
 	return 0;
@@ -140,7 +147,8 @@ static int describe(struct tfd_domain *domain, const char *name, struct tfd_rail
 	uint32_t version = domain->library->version();
 
 	if (fi->domain_attr->cq_data_size < sizeof(uint32_t))
-		return tfd_fail(error, -ENOTSUP, "libfabric provider %s carries %zu bytes of immediate; 4 are needed",
+		return tfd_fail(error, -ENOTSUP,
+		                "libfabric provider %s carries %zu bytes of immediate; 4 are needed",
 		                fi->fabric_attr->prov_name, fi->domain_attr->cq_data_size);
 	(void)snprintf(info->name, sizeof(info->name), "%s", name);
 	(void)snprintf(info->provider, sizeof(info->provider), "libfabric %s %u.%u",
@@ -154,8 +162,8 @@ static int describe(struct tfd_domain *domain, const char *name, struct tfd_rail
 	return 0;
 }
 
-int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name,
-                       struct tfd_rail_info *info, struct tfd_domain **out, struct tfd_error *error)
+int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name, struct tfd_rail_info *info,
+                       struct tfd_domain **out, struct tfd_error *error)
 {
 	struct tfd_domain *domain = calloc(1, sizeof(*domain));
 	int rc;
@@ -190,6 +198,9 @@ void tfd_fi_domain_close(struct tfd_domain *domain)
 		return;
 	while (domain->halves)
 		tfd_fi_half_free(domain->halves);
+	if (domain->shared)
+		tfd_fi_half_free(domain->shared);
+	close_fid(domain->cq ? &domain->cq->fid : NULL);
 	if (domain->epoll_fd >= 0)
 		(void)close(domain->epoll_fd);
 	close_fid(domain->av ? &domain->av->fid : NULL);
@@ -212,8 +223,8 @@ static int mr_enable(struct tfd_domain *domain, struct tfd_mr *mr)
 	return rc ? rc : fi_mr_enable(mr->mr);
 }
 
-int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
-                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
+int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
+                   struct tfd_region_key *key, struct tfd_error *error)
 {
 	uint64_t access = FI_WRITE | (writable ? FI_REMOTE_WRITE : 0);
 	int mode = domain->info->domain_attr->mr_mode;
@@ -235,7 +246,8 @@ int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 		free(mr);
 		if (rc == -FI_ENOMEM)
 			return tfd_fail(error, -ENOMEM,
-			                "registering %zu bytes failed: raise the memlock limit (ulimit -l, LimitMEMLOCK)",
+			                "registering %zu bytes failed: raise the memlock limit (ulimit -l, "
+			                "LimitMEMLOCK)",
 			                length);
 		return tfd_fi_fail(domain, error, "fi_mr_reg", rc);
 	}

@@ -21,9 +21,14 @@ struct tfd_domain {
 	struct fid_fabric *fabric;
 	struct fid_domain *domain;
 	struct fid_av *av;
-	int epoll_fd; /* readable while a completion queue of a half may have work */
-	struct tfd_half *halves; /* worker; ring of those to poll, next in turn first */
-	uint32_t half_count;     /* worker */
+	/*
+	 * One completion queue for all, or (NULL) one for each half: rxm 1.17 leaves a closed endpoint in the wait set of its
+	 * queue, and the next fi_trywait reads freed memory. With native tcp the kernel allows 50 queues below one epoll.
+	 */
+	struct fid_cq *cq;
+	int epoll_fd; /* with a queue for each half: readable while one of them may have work; else -1 */
+	struct tfd_half *halves; /* worker; ring of those with a queue of their own, next in turn first */
+	uint32_t half_count; /* worker */
 	struct tfd_half *shared; /* EFA: one endpoint for all peers; else NULL, and each half has its own */
 	char protocol[TFD_NAME_MAX];
 };
@@ -33,18 +38,13 @@ struct tfd_mr {
 	void *descriptor;
 };
 
-/*
- * An endpoint with a completion queue of its own. Owner: worker. They are not shared between endpoints: rxm 1.17 leaves
- * a closed endpoint in the wait set of its queue, and the next fi_trywait reads freed memory. Besides, the queue
- * tells which connection an immediate came by.
- */
+/* An endpoint. Owner: worker. */
 struct tfd_half {
 	struct tfd_domain *domain;
-	struct fid_ep *ep; /* owned, or the shared half's */
-	struct fid_cq *cq; /* NULL: the shared half's is used */
-	fi_addr_t far;     /* FI_ADDR_UNSPEC until started */
-	bool closing;      /* endpoint closed; freed once its queue is empty */
-	struct tfd_half *next; /* in domain->halves; NULL: not polled by itself */
+	struct fid_ep *ep; /* owned, or the shared half's; NULL once closed */
+	struct fid_cq *cq; /* owned; NULL: the domain's is used */
+	fi_addr_t far; /* FI_ADDR_UNSPEC until started */
+	struct tfd_half *next; /* in domain->halves; NULL: no queue of its own */
 	struct tfd_half *prev;
 };
 
@@ -54,16 +54,18 @@ struct tfd_fi_address {
 	uint8_t name[TFD_ADDRESS_MAX - TFD_NAME_MAX];
 };
 
-/* Makes an endpoint with its queue and has it polled. Worker, or control before the worker runs. */
+/* Opens a completion queue with a wait fd. */
+int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out);
+/* Makes an endpoint, with a queue of its own where the domain has none. Worker, or control before the worker runs. */
 int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tfd_error *error);
 void tfd_fi_half_free(struct tfd_half *half);
 int tfd_fi_fail(const struct tfd_domain *domain, struct tfd_error *error, const char *what, int rc);
 
-int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name,
-                       struct tfd_rail_info *info, struct tfd_domain **out, struct tfd_error *error);
+int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name, struct tfd_rail_info *info,
+                       struct tfd_domain **out, struct tfd_error *error);
 void tfd_fi_domain_close(struct tfd_domain *domain);
-int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
-                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
+int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
+                   struct tfd_region_key *key, struct tfd_error *error);
 void tfd_fi_mr_close(struct tfd_domain *domain, struct tfd_mr *mr);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Making and freeing an endpoint with its completion queue, and its place among those that are polled. */
+/* Making and freeing an endpoint, with a completion queue of its own or the domain's. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 #include "../../core/parts.h"
 #include "domain.h"
 
-#define CQ_ENTRIES 1024
+#define CQ_ENTRIES 4096
 
 static void ring_insert(struct tfd_domain *domain, struct tfd_half *half)
 {
@@ -41,25 +41,32 @@ static void ring_remove(struct tfd_domain *domain, struct tfd_half *half)
 static int endpoint_open(struct tfd_half *half)
 {
 	struct tfd_domain *domain = half->domain;
+	struct fid_cq *cq = half->cq ? half->cq : domain->cq;
 	int rc = fi_endpoint(domain->domain, domain->info, &half->ep, NULL);
 
 	if (rc)
 		return rc;
 	rc = fi_ep_bind(half->ep, &domain->av->fid, 0);
 	if (!rc)
-		rc = fi_ep_bind(half->ep, &half->cq->fid, FI_TRANSMIT | FI_RECV);
+		rc = fi_ep_bind(half->ep, &cq->fid, FI_TRANSMIT | FI_RECV);
 	return rc ? rc : fi_enable(half->ep);
 }
 
-static int queue_open(struct tfd_half *half)
+int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out)
 {
 	struct fi_cq_attr attributes = { .size = CQ_ENTRIES,
-		                         .format = FI_CQ_FORMAT_DATA,
-		                         .wait_obj = FI_WAIT_FD };
+	                                 .format = FI_CQ_FORMAT_DATA,
+	                                 .wait_obj = FI_WAIT_FD };
+
+	return fi_cq_open(domain->domain, &attributes, out, NULL);
+}
+
+static int own_queue_open(struct tfd_half *half)
+{
 	struct epoll_event event = { .events = EPOLLIN };
 	struct tfd_domain *domain = half->domain;
 	int fd;
-	int rc = fi_cq_open(domain->domain, &attributes, &half->cq, NULL);
+	int rc = tfd_fi_queue_open(domain, &half->cq);
 
 	if (rc)
 		return rc;
@@ -78,14 +85,15 @@ int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tf
 		return tfd_fail(error, -ENOMEM, "no memory for a connection");
 	half->domain = domain;
 	half->far = FI_ADDR_UNSPEC;
-	rc = queue_open(half);
+	rc = domain->cq ? 0 : own_queue_open(half);
 	if (!rc)
 		rc = endpoint_open(half);
 	if (rc) {
 		tfd_fi_half_free(half);
 		return tfd_fi_fail(domain, error, "opening an endpoint", rc);
 	}
-	ring_insert(domain, half);
+	if (half->cq)
+		ring_insert(domain, half);
 	*out = half;
 	return 0;
 }
@@ -96,7 +104,7 @@ void tfd_fi_half_free(struct tfd_half *half)
 	int fd;
 
 	ring_remove(domain, half);
-	if (half->cq && half->ep)
+	if (half->ep && (!domain->shared || half->ep != domain->shared->ep || half == domain->shared))
 		(void)fi_close(&half->ep->fid);
 	if (half->cq) {
 		if (fi_control(&half->cq->fid, FI_GETWAIT, &fd) == 0)

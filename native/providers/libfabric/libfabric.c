@@ -28,7 +28,9 @@ static int half_open(struct tfd_domain *domain, int outgoing, struct tfd_half **
 		half = calloc(1, sizeof(*half));
 		if (!half)
 			return tfd_fail(error, -ENOMEM, "no memory for a connection");
-		*half = (struct tfd_half){ .domain = domain, .ep = domain->shared->ep, .far = FI_ADDR_UNSPEC };
+		*half = (struct tfd_half){ .domain = domain,
+		                           .ep = domain->shared->ep,
+		                           .far = FI_ADDR_UNSPEC };
 	} else {
 		rc = tfd_fi_half_make(domain, &half, error);
 		if (rc)
@@ -58,7 +60,8 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 	memcpy(&blob, address, address_bytes);
 	blob.protocol[sizeof(blob.protocol) - 1] = 0;
 	if (strcmp(blob.protocol, domain->protocol) != 0)
-		return tfd_fail(error, -EPROTO, "the peer speaks %s, this rail %s: use the same provider on both hosts",
+		return tfd_fail(error, -EPROTO,
+		                "the peer speaks %s, this rail %s: use the same provider on both hosts",
 		                blob.protocol, domain->protocol);
 	/* The length is the provider's own: a shorter name from the peer was zero-filled above. */
 	rc = fi_av_insert(domain->av, blob.name, 1, &half->far, 0, NULL);
@@ -71,13 +74,12 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 
 static void half_close(struct tfd_half *half)
 {
-	if (!half->cq) { /* shares the domain's endpoint */
-		tfd_fi_half_free(half);
-		return;
-	}
-	(void)fi_close(&half->ep->fid);
+	if (!half->domain->shared)
+		(void)fi_close(&half->ep->fid);
 	half->ep = NULL;
-	half->closing = true; /* what was flushed is still in its queue */
+	if (half->far != FI_ADDR_UNSPEC)
+		(void)fi_av_remove(half->domain->av, &half->far, 1, 0);
+	half->far = FI_ADDR_UNSPEC;
 }
 
 static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
@@ -86,17 +88,17 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 	uint64_t flags = FI_COMPLETION | FI_DELIVERY_COMPLETE | (post->has_imm ? FI_REMOTE_CQ_DATA : 0);
 	struct iovec local = { .iov_base = (void *)(uintptr_t)post->local, .iov_len = post->length };
 	struct fi_rma_iov remote = { .addr = post->remote_address,
-		                     .len = post->length,
-		                     .key = post->remote_key };
+	                             .len = post->length,
+	                             .key = post->remote_key };
 	void *descriptor = post->mr ? post->mr->descriptor : NULL;
 	struct fi_msg_rma message = { .msg_iov = &local,
-		                      .desc = &descriptor,
-		                      .iov_count = 1,
-		                      .addr = half->far,
-		                      .rma_iov = &remote,
-		                      .rma_iov_count = 1,
-		                      .context = wr->context,
-		                      .data = post->imm };
+	                              .desc = &descriptor,
+	                              .iov_count = 1,
+	                              .addr = half->far,
+	                              .rma_iov = &remote,
+	                              .rma_iov_count = 1,
+	                              .context = wr->context,
+	                              .data = post->imm };
 	ssize_t rc = fi_writemsg(half->ep, &message, flags);
 
 	return rc == -FI_EAGAIN ? -EAGAIN : (int)rc;
@@ -115,19 +117,19 @@ static int cq_poll_error(struct fid_cq *cq, struct tfd_wc *wc)
 		return 0;
 	/* prov_errno is not looked at, nor fi_cq_strerror called: stale and, in rxm 1.17, fatal after a close. */
 	*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
-		               .wr = entry.op_context,
-		               .error = entry.err,
-		               .remote_access = is_access_error(entry.err) };
+	                       .wr = entry.op_context,
+	                       .error = entry.err,
+	                       .remote_access = is_access_error(entry.err) };
 	return 1;
 }
 
-static int half_poll(struct tfd_half *half, struct tfd_wc *wc, int max)
+static int queue_poll(struct fid_cq *cq, struct tfd_wc *wc, int max)
 {
 	struct fi_cq_data_entry entries[POLL_ENTRIES];
-	ssize_t count = fi_cq_read(half->cq, entries, max < POLL_ENTRIES ? (size_t)max : POLL_ENTRIES);
+	ssize_t count = fi_cq_read(cq, entries, max < POLL_ENTRIES ? (size_t)max : POLL_ENTRIES);
 
 	if (count == -FI_EAVAIL)
-		return cq_poll_error(half->cq, wc);
+		return cq_poll_error(cq, wc);
 	if (count <= 0)
 		return 0;
 	for (ssize_t i = 0; i < count; i++) {
@@ -139,44 +141,53 @@ static int half_poll(struct tfd_half *half, struct tfd_wc *wc, int max)
 	return (int)count;
 }
 
+static int half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
+{
+	return queue_poll(half->cq ? half->cq : half->domain->cq, wc, max);
+}
+
 static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 {
 	struct tfd_half *half = domain->halves;
 	uint32_t left = domain->half_count;
 	int total = 0;
 
+	if (domain->cq)
+		return queue_poll(domain->cq, wc, max);
 	for (; left && total < max; left--) {
-		struct tfd_half *next = half->next;
-		int count = half_poll(half, wc + total, max - total);
-
-		total += count;
-		if (half->closing && !count)
-			tfd_fi_half_free(half); /* the last one leaves no next, and left is 1 */
-		half = next;
+		total += queue_poll(half->cq, wc + total, max - total);
+		half = half->next;
 	}
-	if (left)
-		domain->halves = half; /* begin with those that had no turn */
+	domain->halves = half; /* begin with those that had no turn */
 	return total;
 }
 
 static int wait_fd(struct tfd_domain *domain)
 {
-	return domain->epoll_fd;
+	int fd;
+
+	if (!domain->cq)
+		return domain->epoll_fd;
+	return fi_control(&domain->cq->fid, FI_GETWAIT, &fd) == 0 ? fd : -1;
+}
+
+static int queue_arm(struct tfd_domain *domain, struct fid_cq *cq)
+{
+	struct fid *fid = &cq->fid;
+
+	return fi_trywait(domain->fabric, &fid, 1) == 0 ? 0 : -EAGAIN;
 }
 
 static int arm(struct tfd_domain *domain)
 {
 	struct tfd_half *half = domain->halves;
 
-	if (!half)
-		return 0;
-	do {
-		struct fid *fid = &half->cq->fid;
-
-		if (fi_trywait(domain->fabric, &fid, 1) != 0)
+	if (domain->cq)
+		return queue_arm(domain, domain->cq);
+	for (uint32_t i = 0; i < domain->half_count; i++, half = half->next) {
+		if (queue_arm(domain, half->cq) != 0)
 			return -EAGAIN;
-		half = half->next;
-	} while (half != domain->halves);
+	}
 	return 0;
 }
 
@@ -190,6 +201,8 @@ const struct tfd_provider_ops tfd_libfabric_ops = {
 	.half_open = half_open,
 	.half_start = half_start,
 	.half_close = half_close,
+	.half_drain = half_drain,
+	.half_free = tfd_fi_half_free,
 	.post = post,
 	.poll = cq_poll,
 	.wait_fd = wait_fd,

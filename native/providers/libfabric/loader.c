@@ -31,7 +31,8 @@ static int resolve(void *handle, struct tfd_fi_library *out, struct tfd_error *e
 		void *symbol = dlsym(handle, symbols[i].name);
 
 		if (!symbol)
-			return tfd_fail(error, -ENOTSUP, "libfabric has no symbol %s: install libfabric 1.17 or newer",
+			return tfd_fail(error, -ENOTSUP,
+			                "libfabric has no symbol %s: install libfabric 1.17 or newer",
 			                symbols[i].name);
 		memcpy(symbols[i].slot, &symbol, sizeof(symbol));
 	}
@@ -53,10 +54,11 @@ static int load_locked(const char *path, struct tfd_error *error)
 	(void)setenv("FI_PROVIDER", "efa,verbs,tcp,ofi_rxm", 0);
 	handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!handle)
-		return tfd_fail(error, -ENOENT,
-		                "provider libfabric is unavailable: %s; install libfabric1 (Debian, Ubuntu) or set "
-		                "fabric.library",
-		                dlerror());
+		return tfd_fail(
+			error, -ENOENT,
+			"provider libfabric is unavailable: %s; install libfabric1 (Debian, Ubuntu) or set "
+			"fabric.library",
+			dlerror());
 	rc = resolve(handle, &fresh, error);
 	if (!rc && FI_VERSION_LT(fresh.version(), MINIMUM))
 		rc = tfd_fail(error, -ENOTSUP, "libfabric %u.%u is too old: install 1.17 or newer",
@@ -80,7 +82,8 @@ int tfd_fi_load(const char *path, const struct tfd_fi_library **out, struct tfd_
 	if (!loaded_path[0])
 		rc = load_locked(path, error);
 	else if (strcmp(loaded_path, path) != 0)
-		rc = tfd_fail(error, -EBUSY, "libfabric was loaded from %s; one process uses one version", loaded_path);
+		rc = tfd_fail(error, -EBUSY, "libfabric was loaded from %s; one process uses one version",
+		              loaded_path);
 	(void)pthread_mutex_unlock(&load_lock);
 	if (!rc)
 		*out = &library;

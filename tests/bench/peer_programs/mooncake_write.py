@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections import deque
+from typing import Any
 
 ENDED = 1  # transfer_check_status
 
 
-def make_engine(length: int) -> tuple[object, int, mmap.mmap]:
+def make_engine(length: int) -> tuple[Any, int, mmap.mmap]:
     """Starts an engine with registered memory; returns it, the memory's address and its owner."""
     from mooncake.engine import TransferEngine
 
@@ -41,7 +42,7 @@ def target(length: int) -> None:
     os._exit(0)  # its destructors may hang when the far side is gone
 
 
-def flood(engine: object, name: str, here: int, there: int, size: int, slots: int, n: int) -> float:
+def flood(engine: Any, name: str, here: int, there: int, size: int, slots: int, n: int) -> float:
     """Writes n times with as many in flight as there are slots; returns seconds."""
     flying: deque[int] = deque()
     begin = time.monotonic()
@@ -55,7 +56,7 @@ def flood(engine: object, name: str, here: int, there: int, size: int, slots: in
     return time.monotonic() - begin
 
 
-def finish(engine: object, batch: int) -> None:
+def finish(engine: Any, batch: int) -> None:
     """Waits for one write."""
     while (state := engine.transfer_check_status(batch)) == 0:
         os.sched_yield()
@@ -66,7 +67,7 @@ def finish(engine: object, batch: int) -> None:
 def main() -> None:
     """Runs either side."""
     if sys.argv[1] == "target":
-        return target(int(sys.argv[2]))
+        target(int(sys.argv[2]))
     size, slots, count = (int(word) for word in sys.argv[1:])
     far = subprocess.Popen(
         [sys.executable, __file__, "target", str(size * slots)],
@@ -75,6 +76,8 @@ def main() -> None:
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert far.stdin is not None
+    assert far.stdout is not None
     while not (line := far.stdout.readline()).startswith("{"):
         if not line:
             raise SystemExit("mooncake: the receiving process ended")
@@ -88,7 +91,6 @@ def main() -> None:
     result = {"seconds": seconds, "gbps": count * size * 8 / seconds / 1e9}
     print(json.dumps(result), flush=True)
     os._exit(0)
-    return None
 
 
 main()

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 from collections import deque
+from typing import Any
 
 # Loopback tcp and nothing faster: what is compared is the same wire.
 TRANSPORT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "NIXL_LOG_LEVEL": "ERROR"}
 
 
-def make_agent(name: str, length: int) -> tuple[object, int, mmap.mmap]:
+def make_agent(name: str, length: int) -> tuple[Any, int, mmap.mmap]:
     """Starts an agent with registered memory; returns it, the memory's address and its owner."""
     from nixl._api import nixl_agent, nixl_agent_config
 
@@ -44,7 +45,7 @@ def target(length: int) -> None:
 class Sender:
     """The writing process's agent and its prepared transfers, one for each slot."""
 
-    def __init__(self, told: dict, size: int, slots: int) -> None:
+    def __init__(self, told: dict[str, Any], size: int, slots: int) -> None:
         self.agent, here, self._memory = make_agent("sender", size * slots)
         far = self.agent.add_remote_agent(base64.b64decode(told["metadata"]))
         self.handles = []
@@ -57,7 +58,7 @@ class Sender:
 
     def flood(self, count: int) -> float:
         """Writes count times with one in flight in each slot; returns seconds."""
-        flying: deque = deque()
+        flying: deque[Any] = deque()
         begin = time.monotonic()
         for index in range(count):
             if len(flying) == len(self.handles):
@@ -70,7 +71,7 @@ class Sender:
             self.finish(flying.popleft())
         return time.monotonic() - begin
 
-    def finish(self, handle: object) -> None:
+    def finish(self, handle: Any) -> None:
         """Waits for one write."""
         while (state := self.agent.check_xfer_state(handle)) != "DONE":
             if state == "ERR":
@@ -82,7 +83,7 @@ def main() -> None:
     """Runs either side."""
     os.environ.update(TRANSPORT)
     if sys.argv[1] == "target":
-        return target(int(sys.argv[2]))
+        target(int(sys.argv[2]))
     size, slots, count = (int(word) for word in sys.argv[1:])
     far = subprocess.Popen(
         [sys.executable, __file__, "target", str(size * slots)],
@@ -91,6 +92,8 @@ def main() -> None:
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert far.stdin is not None
+    assert far.stdout is not None
     while not (line := far.stdout.readline()).startswith("{"):
         if not line:
             raise SystemExit("nixl: the receiving process ended")
@@ -102,7 +105,6 @@ def main() -> None:
     result = {"seconds": seconds, "gbps": count * size * 8 / seconds / 1e9}
     print(json.dumps(result), flush=True)
     os._exit(0)
-    return None
 
 
 main()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the C programs of the benchmarks when they are wanted, into build/bench."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BENCH = Path(__file__).resolve().parent
+ROOT = BENCH.parents[1]
+OUT = ROOT / "build" / "bench"
+FLAGS = ("-std=gnu11", "-O2", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
+
+
+def compile_c(target: str, sources: Sequence[Path], *flags: str) -> Path:
+    """Compiles unless the result is newer than all sources.
+
+    Args:
+        target: File name of the result.
+        sources: C files; headers beside them count as sources for the age.
+        flags: Further flags, of the linker too.
+
+    Returns:
+        Path of the result.
+
+    Raises:
+        subprocess.CalledProcessError: The compiler refused; it has said why.
+    """
+    OUT.mkdir(parents=True, exist_ok=True)
+    path = OUT / target
+    headers = [header for source in sources for header in source.parent.glob("*.h")]
+    newest = max(file.stat().st_mtime for file in [*sources, *headers])
+    if not path.exists() or path.stat().st_mtime < newest:
+        compiler = os.environ.get("CC", "cc")
+        files = [str(source) for source in sources]
+        subprocess.run([compiler, *FLAGS, *files, "-o", str(path), *flags], check=True)
+    return path
+
+
+def fi_raw() -> Path:
+    """Builds the raw baseline."""
+    return compile_c("fi_raw", sorted((BENCH / "raw").glob("*.c")), "-ldl")
+
+
+def ping() -> Path:
+    """Builds the C ping-pong with the client half of the data plane, as a library."""
+    native = ROOT / "native"
+    sources = [BENCH / "native" / "ping.c", *sorted((native / "shm").glob("*.c"))]
+    include = (f"-I{native / 'include'}", f"-I{native}")
+    return compile_c(
+        "ping.so", sources, *include, "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"
+    )

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client process of the benchmarks: commands as lines of JSON on stdin, answers on stdout.
+
+Run as ``python -m bench.endpoint SOCKET LENGTH``; :mod:`bench.pair` starts two and joins them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import transferd
+from bench import ping
+from transferd.native.client_half import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transferd import Client, Job
+
+WAIT_S = 60.0
+IMMS = 64
+
+
+class Endpoint:
+    """One session with memory that the other side may write to, and one to write from."""
+
+    def __init__(self, client: Client, length: int) -> None:
+        self._client = client
+        self._source = client.alloc(length)
+        self._region = client.alloc(length)
+        self._source.view[:] = b"\x5a" * length
+        self._region.view[:] = bytes(length)  # its pages are there before anything is timed
+        self._grant = self._region.grant(imms=range(IMMS))
+        self._far = b""
+        self._counted = dict.fromkeys(range(IMMS), 0)
+
+    def describe(self) -> dict[str, Any]:
+        """Tells what the other side and the reports need to know."""
+        session = self._client._session
+        header = lib.tfd_client_header(session.client)  # type: ignore[attr-defined]
+        return {
+            "descriptor": base64.b64encode(self._grant.descriptor).decode(),
+            "segment_bytes": int(header.segment_bytes),
+            "provider": self._client.provider,
+        }
+
+    def join(self, descriptor: str) -> dict[str, Any]:
+        """Learns where to write to."""
+        self._far = base64.b64decode(descriptor)
+        self._client.warm(self._far)
+        self._client.write(self._source[0:8], self._far, imm=IMMS - 1).wait(WAIT_S)
+        return {}
+
+    def flood(self, size: int, window: int, count: int, imm: int) -> dict[str, Any]:
+        """Writes count times, ``window`` jobs in flight; tells when it began."""
+        sources = [self._source[slot * size : (slot + 1) * size] for slot in range(window)]
+        flying: deque[Job] = deque()
+        write, far = self._client.write, self._far
+        begin_ns = time.monotonic_ns()
+        for index in range(count):
+            slot = index % window
+            if len(flying) == window:
+                flying.popleft().wait(WAIT_S)
+            flying.append(write(sources[slot], far, slot * size, imm=imm))
+        path = flying[-1]
+        for job in flying:
+            job.wait(WAIT_S)
+        return {"begin_ns": begin_ns, "path": str(path.path)}
+
+    def landed(self, count: int, imm: int) -> dict[str, Any]:
+        """Waits for so many more writes; tells when the last was seen."""
+        self._counted[imm] += count
+        self._client.counter(imm).wait(self._counted[imm], WAIT_S)
+        return {"seen_ns": time.monotonic_ns()}
+
+    def ping(self, size: int, count: int, imm: int, first: bool) -> dict[str, Any]:
+        """Writes back and forth by the SDK; tells when writes were called and counts seen."""
+        called, seen = [0] * count, [0] * count
+        write, wait = self._client.write, self._client.counter(imm).wait
+        source, far, now = self._source[0:size], self._far, time.monotonic_ns
+        before = self._counted[imm]
+        for index in range(count):
+            if first:
+                called[index] = now()
+                write(source, far, imm=imm, priority="latency")
+            wait(before + index + 1, WAIT_S)
+            seen[index] = now()
+            if not first:
+                called[index] = now()
+                write(source, far, imm=imm, priority="latency")
+        self._counted[imm] += count
+        return {"called_ns": called, "seen_ns": seen}
+
+    def ping_native(self, size: int, count: int, imm: int, first: bool) -> dict[str, Any]:
+        """The same loop in C."""
+        called, seen = ping.run(
+            self._client._session, self._source.open_handle(), self._far, size, imm,
+            count=count, counted=self._counted[imm], first=first,
+        )  # fmt: skip
+        self._counted[imm] += count
+        return {"called_ns": called, "seen_ns": seen}
+
+
+def cycle(address: str, count: int, far: str) -> dict[str, Any]:
+    """Opens and closes sessions that each use what a session has."""
+    descriptor = base64.b64decode(far)
+    begin = time.monotonic()
+    for _ in range(count):
+        with transferd.Client(address, name="cycle") as client:
+            region = client.alloc(1 << 16)
+            region.grant(imms=range(4))
+            client.write(region, descriptor, imm=0).wait(WAIT_S)
+    return {"seconds": time.monotonic() - begin}
+
+
+def serve(client: Client, address: str, length: int) -> None:
+    """Answers until stdin closes."""
+    endpoint = Endpoint(client, length)
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
+        "join": endpoint.join,
+        "flood": endpoint.flood,
+        "landed": endpoint.landed,
+        "ping": endpoint.ping,
+        "ping_native": endpoint.ping_native,
+        "cycle": lambda count, far: cycle(address, count, far),
+    }
+    print(json.dumps(endpoint.describe()), flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        print(json.dumps(commands[command.pop("do")](**command)), flush=True)
+
+
+def main() -> None:
+    """Runs one endpoint."""
+    address, length = sys.argv[1], int(sys.argv[2])
+    with transferd.Client(address, name=f"bench {os.getpid()}") as client:
+        serve(client, address, length)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast writes are: rate and latency, beside the raw provider in the same run.
+
+A machine's speed may change by a factor of two within seconds. So the two are measured in turn, the
+ratio is taken per turn, and the median of the ratios counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench import raw_provider
+from bench.stats import median, percentile
+
+if TYPE_CHECKING:
+    from bench.pair import Endpoint
+    from bench.quiet import Gate
+
+PING_WARM_UP = 300
+FLOOD_IMM, PING_IMM = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What one size reached.
+
+    Attributes:
+        ratios: Daemons to the better raw variant, one for each turn.
+        daemons_gbps: One for each turn.
+        raw_gbps: Of the better variant, one for each turn.
+        raw_variant: Which was better: "whole" or "in segments".
+        other_raw_gbps: Median of the other.
+        path: What the jobs used.
+    """
+
+    ratios: list[float]
+    daemons_gbps: list[float]
+    raw_gbps: list[float]
+    raw_variant: str
+    other_raw_gbps: float
+    path: str
+
+
+def flood_gbps(
+    sender: Endpoint, receiver: Endpoint, size: int, window: int, count: int
+) -> tuple[float, str]:
+    """Measures once; from the first call until the receiver saw the last count."""
+    receiver.tell("landed", count=count, imm=FLOOD_IMM)
+    sent = sender.ask("flood", size=size, window=window, count=count, imm=FLOOD_IMM)
+    seconds = (receiver.answer()["seen_ns"] - sent["begin_ns"]) / 1e9
+    return count * size * 8 / seconds / 1e9, sent["path"]
+
+
+def rate(
+    sender: Endpoint,
+    receiver: Endpoint,
+    size: int,
+    window: int,
+    count: int,
+    turns: int,
+    gate: Gate,
+) -> Rate:
+    """Measures daemons and raw provider in turn."""
+    flood_gbps(sender, receiver, size, window, 2 * window)
+    daemons, whole, cut = [], [], []
+    path = ""
+    for turn in range(turns):
+        gate.wait()
+        if turn % 2:
+            whole.append(raw_provider.whole_gbps(size, window, count))
+        gbps, path = flood_gbps(sender, receiver, size, window, count)
+        daemons.append(gbps)
+        cut.append(raw_provider.cut_gbps(size, window, count))
+        if not turn % 2:
+            whole.append(raw_provider.whole_gbps(size, window, count))
+    # The better by medians, not turn by turn: the larger of two noisy figures flatters.
+    variants = [("whole", whole), ("in segments", cut)]
+    (_, worse), (name, better) = sorted(variants, key=lambda variant: median(variant[1]))
+    ratios = [mine / theirs for mine, theirs in zip(daemons, better, strict=True)]
+    return Rate(ratios, daemons, better, name, median(worse), path)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One way, in microseconds."""
+
+    p50_us: float
+    p99_us: float
+
+
+def ping(one: Endpoint, other: Endpoint, size: int, count: int, *, native: bool) -> Latency:
+    """Measures from the call of write() until the other side's wait for the counter returned.
+
+    The two write in turn, so that exactly one write is in flight.
+    """
+    do = "ping_native" if native else "ping"
+    total = PING_WARM_UP + count
+    other.tell(do, size=size, count=total, imm=PING_IMM, first=False)
+    here = one.ask(do, size=size, count=total, imm=PING_IMM, first=True)
+    there = other.answer()
+    forth = zip(here["called_ns"], there["seen_ns"], strict=True)
+    back = zip(there["called_ns"], here["seen_ns"], strict=True)
+    samples = [
+        (seen - called) / 1e3 for way in (forth, back) for called, seen in list(way)[PING_WARM_UP:]
+    ]
+    return Latency(percentile(samples, 50), percentile(samples, 99))

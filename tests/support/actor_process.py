@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process behind support.actor.Actor: a client that is about to be killed.
+
+Says "ready" (a receiver: its descriptor), then works until its end.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import transferd
+
+BATCH = 4
+
+
+def send(client: transferd.Client, length: int, imm: int, descriptor: bytes) -> None:
+    """Writes without end; says "sending" while bytes are in flight."""
+    source = client.alloc(length)
+    client.warm(descriptor)
+    print("ready", flush=True)
+    while True:
+        jobs = [client.write(source, descriptor, imm=imm) for _ in range(BATCH)]
+        print("sending", flush=True)
+        for job in jobs:
+            job.wait()
+
+
+def receive(client: transferd.Client, length: int, imm: int) -> None:
+    """Grants memory and lets others write into it."""
+    grant = client.alloc(length).grant(imms=[imm])
+    print(grant.descriptor.hex(), flush=True)
+    signal.pause()
+
+
+def main() -> None:
+    """Runs one role: ROLE SOCKET LENGTH IMM [DESCRIPTOR]."""
+    role, socket, length, imm = sys.argv[1:5]
+    with transferd.Client(socket, name=role) as client:
+        if role == "send":
+            send(client, int(length), int(imm), bytes.fromhex(sys.argv[5]))
+        else:
+            receive(client, int(length), int(imm))
+
+
+if __name__ == "__main__":
+    main()
