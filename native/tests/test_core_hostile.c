@@ -37,8 +37,10 @@ static void test_loss_flood(struct user *bad, struct user *good, uint64_t open)
 		tfd_store_seq(&bad->ring->tail, tail);
 		(void)!write(bad->fds.doorbell_fd, &one, sizeof(one));
 	}
+	(void)pthread_mutex_lock(&bad->host->core->event_lock);
 	CHECK(bad->host->core->queue_count > 1000); /* the flood was one */
 	CHECK(bad->host->core->queue_capacity <= QUEUE_BOUND);
+	(void)pthread_mutex_unlock(&bad->host->core->event_lock);
 	CHECK(user_run(good, (struct tfd_entry){ .op = TFD_OP_CANCEL, .argument = 1 })->status ==
 	      TFD_JOB_INVALID);
 }
