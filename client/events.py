@@ -128,7 +128,7 @@ class ThreadDriver:
 
 
 class _Sleep:
-    """How a :class:`ThreadDriver` waits: for the events fd where there is one, else in intervals."""
+    """How a :class:`ThreadDriver` waits: for the events fd, or in intervals where there is none."""
 
     def __init__(self, event_fd: int | None, wake_fd: int) -> None:
         self._event_fd = event_fd

@@ -10,6 +10,7 @@ import array
 import contextlib
 import os
 import socket
+import struct
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -71,8 +72,16 @@ class FdSocket:
         self._on_end: Callable[[errors.Unavailable], None] | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            self._socket.settimeout(timeout_s)
+            # A blocking connect with a bound of the kernel's waits while many others attach;
+            # settimeout() would have it fail at once then.
+            whole_s, part_s = divmod(timeout_s, 1)
+            self._socket.setsockopt(
+                socket.SOL_SOCKET,
+                socket.SO_SNDTIMEO,
+                struct.pack("@ll", int(whole_s), int(part_s * 1e6)),
+            )
             self._socket.connect(path)
+            self._socket.settimeout(timeout_s)
         except BaseException:
             self._socket.close()
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -19,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 DAYS = 365
 CA_CERT, CA_KEY = "ca.crt", "ca.key"

@@ -255,7 +255,8 @@ class Config(Section):
         directories = [tenant.socket_dir or str(self.socket_path.parent) for tenant in self.tenants]
         if len(set(directories)) != len(directories):
             raise ValueError(
-                "tenants: each needs a socket_dir of its own; one may leave it out and gets that of listen"
+                "tenants: each needs a socket_dir of its own; one may leave it out and gets that "
+                "of listen"
             )
         self._development_mode()
         if self.peer_address is None and is_wildcard(split_host_port(self.peer_listen)[0]):
@@ -279,7 +280,8 @@ class Config(Section):
         for rail in self.rails:
             if rail != "lo" and not is_loopback(rail):
                 raise ValueError(
-                    f"rails: {rail} is not loopback, but there is no tls section; give tls or use lo"
+                    f"rails: {rail} is not loopback, but there is no tls section; give tls or "
+                    "use lo"
                 )
 
     @property

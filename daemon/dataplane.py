@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data plane behind cffi: the typed face of core.h, and the only daemon module that imports transferd.native.
+"""The data plane behind cffi: the typed face of core.h.
+
+The only daemon module that imports transferd.native.
 
 Calls that may take long (registration, connections, freeing) run on one small executor. They are
 never

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Descriptors: the opaque bytes that name a grant. Sans-IO.
 
-    "tfd1" | version u8 | address length u8 | grant id u64 | daemon id 16 | boot epoch 16 | address | CRC-32 u32 | MAC 32
+    "tfd1" | version u8 | address length u8 | grant id u64 | daemon id 16 | boot epoch 16
+           | address | CRC-32 u32 | MAC 32
 
 The CRC lets a holder's daemon refuse a damaged descriptor before it asks anybody; the MAC
 (HMAC-SHA-256 by the owner's own secret, over all before it) is what the owner trusts. No keys and
@@ -137,7 +138,8 @@ class Sealer:
         claim = parse(raw)
         if claim.owner != self._owner:
             raise StaleDescriptor(
-                f"the descriptor is of daemon {claim.owner}, this is {self._owner}; get a new one from its owner"
+                f"the descriptor is of daemon {claim.owner}, this is {self._owner}; get a new "
+                "one from its owner"
             )
         if not hmac.compare_digest(self._mac(raw[:-MAC_BYTES]), raw[-MAC_BYTES:]):
             raise AccessDenied(

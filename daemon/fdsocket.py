@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fd socket: where clients attach. AF_UNIX, SOCK_SEQPACKET, one message a packet, fds beside them.
+"""The fd socket: where clients attach. AF_UNIX, SOCK_SEQPACKET, one message a packet.
 
 Everything that comes in is hostile until it is proven otherwise. Rules that keep it harmless:
 
@@ -174,8 +174,8 @@ class Connection:
             keep = await self._handle(request, packet)
         except TransferdError as error:
             # A stranger gets one answer; a session survives a refused request, but not garbage.
-            self._refuse(request.request_id, error)
-            keep = self.attached and request.WhichOneof("body") is not None
+            taken = self._refuse(request.request_id, error)
+            keep = taken and self.attached and request.WhichOneof("body") is not None
         except Exception:
             log.exception("serving a packet", pid=self._pid)
             self._refuse(request.request_id, Internal("the daemon failed; its log says why"))
@@ -222,7 +222,8 @@ class Connection:
         if attach.abi_version != ABI_VERSION:
             raise InvalidRequest(
                 "abi_version",
-                f"{attach.abi_version} is not this daemon's {ABI_VERSION}; use a transferd package of its version",
+                f"{attach.abi_version} is not this daemon's {ABI_VERSION}; use a transferd "
+                "package of its version",
                 reason="ABI_MISMATCH",
             )
         origin = Origin(self._server.listener, check_name(attach.name), self._pid, self._uid)
@@ -269,11 +270,12 @@ class Connection:
             return False
         return True
 
-    def _refuse(self, request_id: int, error: TransferdError) -> None:
+    def _refuse(self, request_id: int, error: TransferdError) -> bool:
+        """Answers with an error; False if the client does not take it."""
         response = pb.FdResponse(request_id=request_id)
         response.error.reason = error.reason
         response.error.message = error.message
-        self._send(response)
+        return self._send(response)
 
     def session_ending(self) -> None:
         """The daemon ends the session: tells the client, then closes."""

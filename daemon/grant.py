@@ -65,7 +65,7 @@ class Grant:
 
 
 class GrantTable:
-    """All grants of the daemon by number. Numbers are never used twice in one life of the daemon."""
+    """All grants of the daemon by number; none is used twice in one life of the daemon."""
 
     def __init__(self) -> None:
         self._grants: dict[int, Grant] = {}

@@ -44,7 +44,8 @@ def load(state_dir: str | None) -> Identity:
         secret = _keep(directory / "secret", SECRET_BYTES)
     except OSError as error:
         raise StartError(
-            f"state_dir: {state_dir} cannot be used ({error.strerror}); choose a directory that this user may "
+            f"state_dir: {state_dir} cannot be used ({error.strerror}); choose a directory that "
+            "this user may "
             "write to"
         ) from None
     return Identity(PeerKey(daemon_id, epoch), secret)

@@ -88,18 +88,17 @@ class Lanes:
             raise
         lane.paths = tuple(made)
         lane.state = LaneState.UP
-        for path in made:
-            self._by_conn[path.conn] = lane
         log.debug("connected", peer=lane.peer.address, paths=len(made))
 
     async def _make(self, lane: Lane, made: list[LanePath]) -> None:
-        """Opens, exchanges and starts the halves; `made` tells at any time what there is to undo."""
+        """Opens, exchanges and starts the halves; `made` tells what there is to undo."""
         peer = lane.peer
         local = [rail.protocol for rail in self._plane.rails]
         halves = []
         for here, there in pair_rails(local, peer.protocols):
             conn, address = await self._plane.conn_open(here, outgoing=True)
             made.append(LanePath(conn, there))
+            self._by_conn[conn] = lane  # from here on it may break
             halves.append(Half(conn, there, local[here], address))
         addresses = await peer.link.connect(peer.key.boot_epoch, halves)
         if len(addresses) != len(halves):
@@ -112,6 +111,8 @@ class Lanes:
         if lane.peer.lanes.get(lane.key) is lane:
             del lane.peer.lanes[lane.key]
         conns = [path.conn for path in made]
+        for conn in conns:
+            self._by_conn.pop(conn, None)
         await self._destroy_here(lane.peer, conns, Detail.CONNECTION)
         await self._tell(lane.peer, conns)
 
@@ -162,12 +163,14 @@ class Lanes:
         self, lane: Lane, conn_detail: Detail, open_detail: Detail, *, was_up: bool
     ) -> None:
         if was_up:
-            # First the connections: what is in flight ends with PEER_LOST, not as cancelled.
-            await self._destroy_here(lane.peer, [path.conn for path in lane.paths], conn_detail)
+            conns = [path.conn for path in lane.paths]
+            # The far halves first: what this side has sent may still be on its way to them, and a
+            # job may only end when no byte of it can land. Then our halves, which ends the jobs
+            # with PEER_LOST; the opens last, because stopping them would end the jobs as cancelled.
+            await self._tell(lane.peer, conns)
+            await self._destroy_here(lane.peer, conns, conn_detail)
         for opened in list(lane.opens):
             self.on_dead(opened, open_detail)
-        if was_up:
-            await self._tell(lane.peer, [path.conn for path in lane.paths])
 
     def conn_lost(self, conn: int) -> bool:
         """The provider reported a connection broken; False if it is none of ours."""

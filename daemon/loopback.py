@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The link of a daemon to itself: a session here writes to another session here, by the same rules."""
+"""The link of a daemon to itself: sessions of one host write to each other by the same rules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's commands: serve, check-config, certs; and demo, which belongs to the client and runs as a process."""
+"""The daemon's commands: serve, check-config, certs; and demo, a process of the client's."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def demo(arguments: tuple[str, ...]) -> int:
 
 
 def main() -> int:
-    """Runs the command line; returns the exit status. Errors of usage are sentences, not tracebacks."""
+    """Runs the command line; returns the exit status."""
     try:
         status = cli.main(standalone_mode=False, prog_name="transferd")
     except click.ClickException as error:

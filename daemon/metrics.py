@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics: read when they are scraped, from the tables and the data plane's own counts. Names: transferd_*."""
+"""Metrics transferd_*: read from the tables and the data plane's counts when they are scraped."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from transferd.daemon.owner import Owner
     from transferd.daemon.peers import Peers
     from transferd.daemon.plane import Plane
-    from transferd.daemon.sessions import Sessions
     from transferd.daemon.services.admin import Facts
+    from transferd.daemon.sessions import Sessions
 
 
 class Snapshot:

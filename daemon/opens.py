@@ -48,7 +48,6 @@ DEAD_OPENS_KEPT = 1024  # per session; handles that still answer why they do not
 ATTEMPTS = 3  # a lane or relation may break between two steps of an opening
 RETRY_S = 0.2
 OPEN_S = 10.0  # all steps of opening at one owner; each call has its own bound
-PEERS_PER_SESSION = 16  # strangers that one session may have greeted at a time
 
 
 @dataclass(slots=True, eq=False)
@@ -128,11 +127,10 @@ class Opener:
         for one, claim in claims.items():
             by_peer.setdefault((claim.owner, claim.address), {})[one] = claim.grant_id
         if by_peer:
-            limit = asyncio.Semaphore(PEERS_PER_SESSION)
 
             async def of_peer(key: PeerKey, address: str, wanted: dict[bytes, int]) -> None:
                 try:
-                    async with limit, asyncio.timeout(OPEN_S):
+                    async with session.openings, asyncio.timeout(OPEN_S):
                         await self._open_at(session, key, address, wanted)
                 except TimeoutError:
                     raise TimedOut(f"opening grants of {address} took over {OPEN_S} s") from None
@@ -260,7 +258,10 @@ class Opener:
     def _add_all(
         self, session: Session, peer: Peer, wanted: dict[bytes, int], lanes: dict[LaneKey, Lane]
     ) -> bool:
-        """Makes the native opens; False if something ended meanwhile. Awaits nothing: what is checked holds."""
+        """Makes the native opens; False if something ended meanwhile.
+
+        Awaits nothing: what is checked holds.
+        """
         session.check_open()
         for raw, gid in wanted.items():
             grant = peer.remote.get(gid)
@@ -397,7 +398,7 @@ class Opener:
             self._unhold(opened.grant, session.session_id, abandoned=False)
 
     def isolate(self, session: Session) -> None:
-        """The session has memory that can be taken away in mid-flight: it leaves the shared connections."""
+        """The session has memory that may vanish in mid-flight: it leaves shared connections."""
         if not session.shared_lanes:
             return
         session.shared_lanes = False
@@ -423,7 +424,7 @@ class Opener:
         )
 
     def _abandon(self, grant: RemoteGrant) -> None:
-        """Others still use the grant: the fate of what the dead session would have written is unknown."""
+        """Others still use the grant: what the dead session would have written is unknown."""
         keys = grant.keys
         if keys is None:
             return
@@ -432,7 +433,7 @@ class Opener:
         self._report(grant.peer)
 
     async def _release(self, peer: Peer, grants: list[RemoteGrant], *, abandoned: bool) -> None:
-        """Tells the owner, for as long as the relation lives: it must not take us for openers for ever."""
+        """Tells the owner until it has heard it: it must not take us for openers for ever."""
         await self.flush_losses(peer)
         ids = [grant.grant_id for grant in grants]
         while not peer.is_lost:
@@ -454,7 +455,7 @@ class Opener:
                 del peer.remote[grant.grant_id]
 
     async def cut_off(self, session: Session) -> None:
-        """Destroys every connection that a session writes on: its jobs end, whatever the far side does."""
+        """Destroys the connections that a session writes on: its jobs end, whatever happens."""
         closing = [
             self._lanes.close(lane, Detail.CONNECTION)
             for lane in {opened.lane for opened in session.opens.values()}
@@ -463,7 +464,7 @@ class Opener:
             await asyncio.wait(closing)
 
     def drop_session(self, session: Session) -> None:
-        """Forgets the opens of an ended session of which no job is in flight; the data plane frees them with it."""
+        """Forgets the opens of a session that is quiet; the data plane frees them with it."""
         for opened in list(session.opens.values()):
             self._hide(opened)
             self._by_handle.pop((session.handle, opened.handle), None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The owner's side: grants of sessions here, the peers that have opened them, and their connections to us.
+"""The owner's side: grants of sessions here, who has opened them, and connections to us.
 
 Ending a grant is a fence: when :meth:`Owner.end_grants` returns, no byte can land by it any more,
 because every opener said that it is quiet, or its connections to us were destroyed.
@@ -108,7 +108,8 @@ class Owner:
             return self._plane.counters_add(session.handle, first, count)
         except PlaneError as error:
             raise QuotaExceeded(
-                f"imm_count: no room for {count} more counters in this session (it may have {limit}); grant fewer "
+                f"imm_count: no room for {count} more counters in this session (it may have "
+                f"{limit}); grant fewer "
                 "imms, or attach with a larger counter_count",
                 reason="COUNTERS",
                 limit=limit,
@@ -123,9 +124,9 @@ class Owner:
     # ---- the fence ----
 
     async def end_grants(self, grants: Iterable[Grant]) -> None:
-        """Takes grants back; returns when no byte can land by any of them. To be run as an owned task.
+        """Takes grants back; returns when no byte can land by any of them.
 
-        A grant that is already ending is waited for.
+        To be run as an owned task. A grant that is already ending is waited for.
         """
         mine: list[Grant] = []
         others: list[asyncio.Future[None]] = []
@@ -286,7 +287,8 @@ class Owner:
         if half.callee_rail >= len(rails) or rails[half.callee_rail].protocol != half.protocol:
             raise InvalidRequest(
                 "connections.protocol",
-                f"rail {half.callee_rail} does not speak {half.protocol}; use the same provider and version",
+                f"rail {half.callee_rail} does not speak {half.protocol}; use the same provider "
+                "and version",
                 reason="PROTOCOL_MISMATCH",
             )
         old = peer.incoming.get(half.connection_id)
@@ -337,7 +339,7 @@ class Owner:
         return incoming.peer
 
     async def peer_lost(self, peer: Peer) -> None:
-        """Ends what a lost peer holds of us: first its connections, then the trust of who waits for its writes."""
+        """Ends what a lost peer holds of us: its connections, then the trust of who waits."""
         await self.cut_off(peer)
         for gid in list(peer.opened_here):
             grant = self.grants.get(gid)

@@ -41,7 +41,7 @@ class PeerState(enum.StrEnum):
 
 
 class LaneKey(NamedTuple):
-    """Which connections: those that all share (0, 0), or those of one grant or one session alone."""
+    """Which connections: those that all share (0, 0), or those of one region or session alone."""
 
     isolation: int = 0
     session_id: int = 0
@@ -275,7 +275,8 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
             pairs.append((here, there))
     if not pairs:
         raise Conflict(
-            f"no common fabric protocol: here {sorted(set(local))}, there {sorted(set(remote))}; use the same "
+            f"no common fabric protocol: here {sorted(set(local))}, there {sorted(set(remote))}; "
+            "use the same "
             "provider and version of libfabric on both hosts",
             reason="PROTOCOL_MISMATCH",
         )

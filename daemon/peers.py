@@ -148,7 +148,8 @@ class Peers:
         host, _ = split_host_port(address)
         if self._loopback_only and not is_loopback(host):
             raise AccessDenied(
-                f"the grant's owner is at {address}, but this daemon runs in development mode and speaks to "
+                f"the grant's owner is at {address}, but this daemon runs in development mode "
+                "and speaks to "
                 "loopback only; give both daemons a tls section",
                 reason="DEVELOPMENT_MODE",
             )
@@ -364,11 +365,13 @@ def _not_reached(peer: Peer, error: TransferdError) -> TransferdError:
     """Says to a client why an owner could not be greeted."""
     if isinstance(error, StalePeer):
         return StaleDescriptor(
-            f"the daemon that made the descriptor is no longer at {peer.address}; get a new one from its owner"
+            f"the daemon that made the descriptor is no longer at {peer.address}; get a new one "
+            "from its owner"
         )
     if isinstance(error, (PeerLost, TimedOut)):
         return PeerLost(
-            f"the grant's owner at {peer.address} cannot be reached: {error.message}; is its daemon running?"
+            f"the grant's owner at {peer.address} cannot be reached: {error.message}; is its "
+            "daemon running?"
         )
     return error
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the control plane asks of the data plane: values and one protocol, without any native code.
 
-:mod:`transferd.daemon.dataplane` is the implementation; tests bring one that lives in memory. Methods that are
-coroutines may take long and run on the control executor; the others answer in microseconds.
+:mod:`transferd.daemon.dataplane` is the implementation; tests bring one that lives in memory.
+Methods that are coroutines may take long and run on the control executor; the others answer in
+microseconds.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class Tenant:
         limit: int = getattr(self.config.quotas, what)
         if self.used[what] + amount > limit:
             raise QuotaExceeded(
-                f"tenant {self.name} holds {self.used[what]} of {limit} {_WHAT[what]}, and {amount} more "
+                f"tenant {self.name} holds {self.used[what]} of {limit} {_WHAT[what]}, and "
+                f"{amount} more "
                 f"are asked for; release some, or raise tenants.quotas.{what}",
                 reason=what.upper(),
                 limit=limit,
@@ -79,7 +80,8 @@ class Tenant:
         """Refuses sessions without the fd socket where policy does not allow them."""
         if not self.config.lease_sessions:
             raise AccessDenied(
-                f"tenant {self.name} does not allow sessions without the fd socket; attach by the SDK, "
+                f"tenant {self.name} does not allow sessions without the fd socket; attach by "
+                "the SDK, "
                 "or set the tenant's lease_sessions: true",
                 reason="LEASE_NOT_ALLOWED",
             )
@@ -88,13 +90,15 @@ class Tenant:
         """Refuses shared memory by name where policy does not allow it, or not of that owner."""
         if not self.config.shm_paths:
             raise AccessDenied(
-                f"tenant {self.name} may not name shared memory; hand the fd over by the fd socket, or set "
+                f"tenant {self.name} may not name shared memory; hand the fd over by the fd "
+                "socket, or set "
                 "the tenant's shm_paths: true",
                 reason="SHM_PATH_NOT_ALLOWED",
             )
         if owner_uid is not None and owner_uid not in self.config.uids:
             raise AccessDenied(
-                f"the shared memory belongs to user id {owner_uid}, which is not one of tenant {self.name}'s uids",
+                f"the shared memory belongs to user id {owner_uid}, which is not one of tenant "
+                f"{self.name}'s uids",
                 reason="SHM_PATH_NOT_ALLOWED",
                 uid=owner_uid,
             )

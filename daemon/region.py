@@ -30,7 +30,7 @@ class Kind(enum.StrEnum):
 
 
 class RegionState(enum.StrEnum):
-    """Life of a region: ACTIVE, then ZOMBIE until no opener writes; BROKEN once its pages were taken away."""
+    """Life of a region: ACTIVE, ZOMBIE until no opener writes; BROKEN: pages were taken away."""
 
     ACTIVE = "ACTIVE"
     ZOMBIE = "ZOMBIE"

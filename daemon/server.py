@@ -127,7 +127,7 @@ class Server:
         self._say_ready()
 
     def _take_places(self) -> dict[str, SocketPlace]:
-        """Locks the Unix sockets' paths, by tenant; "" is the daemon's own where no tenant has it."""
+        """Locks the Unix sockets' paths, by tenant; "" is `listen` where no tenant has it."""
         paths: dict[str, Path] = {}
         for tenant in self._config.effective_tenants():
             directory = tenant.socket_dir
@@ -208,7 +208,8 @@ class Server:
         warnings = list(self._plane.warnings)
         if self._tls is None:
             warnings.append(
-                "Development mode: peers are not authenticated, so only this host is served; give a tls section."
+                "Development mode: peers are not authenticated, so only this host is served; "
+                "give a tls section."
             )
         return warnings
 

@@ -7,6 +7,7 @@ ENDING --freed--> CLOSED
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import secrets
 from collections import deque
@@ -22,12 +23,11 @@ from transferd.daemon.errors import (
 from transferd.daemon.tasks import TaskOwner
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterator
 
+    from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.grant import Grant
     from transferd.daemon.opens import Open
-    from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.policy import Tenant
     from transferd.daemon.region import Memory, Region
 
@@ -37,6 +37,7 @@ LEASE_DEFAULT_MS = 30_000
 LEASE_MIN_MS = 1_000
 LEASE_MAX_MS = 600_000
 ENDED_GRANTS_KEPT = 4096
+OPENINGS_MAX = 16  # owners at which one session may open grants at a time
 
 
 class SessionState(enum.StrEnum):
@@ -73,6 +74,7 @@ class Session:
         used_ns: When its token was last used, monotonic.
         shared_lanes: It may use connections that other sessions use, too; not once it has
             registered memory that can be taken away in mid-flight.
+        openings: Bounds how many strange daemons one client can have greeted at a time.
         ops: Calls that change something; its end waits for them.
         ended: Done once nothing of it is left.
         quiet: Done once none of its jobs is in flight.
@@ -96,6 +98,7 @@ class Session:
     opens: dict[int, Open] = field(default_factory=dict)
     live_opens: dict[tuple[PeerKey, int], Open] = field(default_factory=dict)
     by_descriptor: dict[bytes, Open] = field(default_factory=dict)
+    openings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(OPENINGS_MAX))
     quiet: asyncio.Future[None] | None = None
     ended: asyncio.Task[None] | None = None
     end_reason: str = ""
@@ -240,7 +243,8 @@ class SessionTable:
             session = None
         if session is None or session.origin.listener != listener:
             raise Unauthenticated(
-                "the token names no living session of this socket; attach (or OpenSession) and send its token "
+                "the token names no living session of this socket; attach (or OpenSession) and "
+                "send its token "
                 'as metadata "authorization: Bearer <hex>"'
             )
         session.used_ns = now_ns

@@ -87,7 +87,9 @@ class Sessions:
     async def open(
         self, tenant: Tenant, origin: Origin, *, record_count: int = 0, counter_count: int = 0
     ) -> tuple[Session, SessionFds]:
-        """Opens a session. To be run as an owned task: whoever runs it owns the fds and the session.
+        """Opens a session.
+
+        To be run as an owned task: whoever runs it owns the fds and the session.
 
         Raises:
             QuotaExceeded: SESSIONS or COUNTERS.
@@ -262,7 +264,8 @@ class Sessions:
                     continue
                 region.state = before
                 raise Conflict(
-                    f"region {handle} is still read by jobs of this session; wait for them or cancel them",
+                    f"region {handle} is still read by jobs of this session; wait for them or "
+                    "cancel them",
                     reason="REGION_BUSY",
                 ) from error
         self._forget_region(region)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials of the peer service, from files; mistakes are found at the start, not at the first peer."""
+"""Credentials of the peer service: mistakes are found at the start, not at the first peer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def load(config: TlsConfig) -> Credentials:
         context.load_verify_locations(config.ca)
     except ssl.SSLError as error:
         raise StartError(
-            f"tls.ca: {config.ca} is no CA certificate in PEM ({error.reason or error}); give the CA that signed "
+            f"tls.ca: {config.ca} is no CA certificate in PEM ({error.reason or error}); give "
+            "the CA that signed "
             "the daemons' certificates"
         ) from None
     _check_chain(config)
@@ -82,7 +83,8 @@ def _check_chain(config: TlsConfig) -> None:
                     continue
     except ssl.SSLCertVerificationError as error:
         raise StartError(
-            f"tls.cert: {config.cert} is not accepted by the CA {config.ca} ({error.verify_message}); use a "
+            f"tls.cert: {config.cert} is not accepted by the CA {config.ca} "
+            f"({error.verify_message}); use a "
             "certificate that this CA has signed and that is valid now"
         ) from None
     except ssl.SSLError as error:

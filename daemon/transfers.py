@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs and counters of clients that speak gRPC: the same entries, through a ring of the daemon's own."""
+"""Jobs and counters of clients that speak gRPC: the same entries, by a ring of our own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Transfers:
         except PlaneError as error:
             if error.errno in (errno.EAGAIN, errno.E2BIG):
                 raise QuotaExceeded(
-                    f"no room for {len(entries)} more jobs in flight; wait for some to end, then submit again",
+                    f"no room for {len(entries)} more jobs in flight; wait for some to end, then "
+                    "submit again",
                     reason="RING_FULL",
                 ) from None
             raise Internal(f"submitting jobs: {error.text}") from error
@@ -66,7 +67,8 @@ class Transfers:
             return self._plane.job_result(session.handle, job_id)
         except PlaneError as error:
             raise NotFound(
-                f"job {job_id} was not submitted by this service in this session, or ended too long ago",
+                f"job {job_id} was not submitted by this service in this session, or ended too "
+                "long ago",
                 reason="JOB_NOT_FOUND",
             ) from error
 
@@ -124,7 +126,8 @@ class Transfers:
                 slot = self._plane.counters_add(session.handle, imm, 1)[0]
             except PlaneError as error:
                 raise QuotaExceeded(
-                    "the session has no room for another counter; attach with a larger counter_count",
+                    "the session has no room for another counter; attach with a larger "
+                    "counter_count",
                     reason="COUNTERS",
                 ) from error
         return self._plane.counter_read(session.handle, imm), slot

@@ -128,7 +128,7 @@ def print_table(
 
 
 def _print_whole(table: Table, console: Console) -> None:
-    """Prints a row as a line, for eyes and for grep; the terminal breaks what is too long for it."""
+    """Prints each row as a line, for eyes and for grep; the terminal breaks what is too long."""
     natural = Measurement.get(console, console.options.update(max_width=WIDTH_MAX), table)
     console.width = max(console.width, natural.maximum)
     console.print(table)

@@ -38,6 +38,7 @@ class Authenticator:
                         text.removeprefix(SCHEME), self.listener, time.monotonic_ns()
                     )
         raise Unauthenticated(
-            'the call carries no token; send the session\'s as metadata "authorization: Bearer <hex>"',
+            "the call carries no token; send the session's as metadata "
+            '"authorization: Bearer <hex>"',
             reason="TOKEN_MISSING",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One interceptor: every error of every service becomes a status with details; nothing else leaks out."""
+"""One interceptor: every error becomes a status with details; nothing else leaks out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = structlog.get_logger("transferd.grpc")
 
 
 def _as_transferd_error(error: Exception, method: str) -> TransferdError:
-    """Passes our own errors on, and hides the text of all others behind an id that the log knows."""
+    """Passes our own errors on, hides the text of all others behind an id that the log knows."""
     if isinstance(error, TransferdError):
         return error
     if isinstance(error, TimeoutError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transferd.peer.v1.PeerService: what other daemons ask. They are authenticated by the transport."""
+"""transferd.peer.v1.PeerService: what other daemons ask; the transport authenticates them."""
 
 from __future__ import annotations
 

@@ -61,6 +61,11 @@ def shared(size_bytes: int) -> Iterator[shared_memory.SharedMemory]:
         memory.unlink()
 
 
+def view(memory: shared_memory.SharedMemory) -> memoryview:
+    assert memory.buf is not None
+    return memory.buf
+
+
 def register(session: Grpcurl, memory: shared_memory.SharedMemory) -> str:
     reply = session.call(
         "RegionService/RegisterRegion", {"shm_path": f"/{memory.name.lstrip('/')}", "name": "shm"}
@@ -84,7 +89,7 @@ def test_health_is_serving(sender: Grpcurl) -> None:
 def test_writes_between_two_daemons(sender: Grpcurl, receiver: Grpcurl) -> None:
     with shared(REGION_BYTES) as source, shared(REGION_BYTES) as target:
         payload = os.urandom(65_536)
-        source.buf[4096 : 4096 + len(payload)] = payload
+        view(source)[4096 : 4096 + len(payload)] = payload
         here, there = sender.open_session("sender"), receiver.open_session("receiver")
 
         region = register(there, target)
@@ -115,7 +120,7 @@ def test_writes_between_two_daemons(sender: Grpcurl, receiver: Grpcurl) -> None:
         assert waited["reached"]
         counter = there.call("TransferService/GetCounter", {"imm": IMM})["counter"]
         assert (counter["imm"], counter["value"]) == (IMM, "1")
-        assert bytes(target.buf[8192 : 8192 + len(payload)]) == payload
+        assert bytes(view(target)[8192 : 8192 + len(payload)]) == payload
 
         there.call("RegionService/RevokeGrant", {"grant_id": grant["grant_id"]})
         here.call("SessionService/CloseSession")

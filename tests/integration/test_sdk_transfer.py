@@ -272,10 +272,9 @@ def test_regions_come_and_go(daemons: tuple[DaemonProcess, DaemonProcess]) -> No
 
 def test_asyncio(daemons: tuple[DaemonProcess, DaemonProcess], shared_memory: bool) -> None:
     async def main() -> None:
-        options = {"shared_memory": shared_memory}
         async with (
-            transferd.aio.Client(daemons[0].socket, **options) as a,
-            transferd.aio.Client(daemons[1].socket, **options) as b,
+            transferd.aio.Client(daemons[0].socket, shared_memory=shared_memory) as a,
+            transferd.aio.Client(daemons[1].socket, shared_memory=shared_memory) as b,
         ):
             source, target = await a.alloc(1 << 20), await b.alloc(1 << 20)
             source.view[:] = os.urandom(1 << 20)

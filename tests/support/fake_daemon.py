@@ -306,7 +306,8 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
 
     def _session(self, context: grpc.ServicerContext, call: str) -> FakeSession:
         self.calls.append(call)
-        token = dict(context.invocation_metadata())["authorization"].removeprefix("Bearer ")
+        metadata = {key: str(value) for key, value in context.invocation_metadata()}
+        token = metadata["authorization"].removeprefix("Bearer ")
         return next(s for s in self.sessions if s.token == token)
 
     def RegisterRegion(self, request: Any, context: grpc.ServicerContext) -> Any:

@@ -165,7 +165,7 @@ def test_daemon_gone(fake: FakeDaemon, run: Callable[..., None]) -> None:
             job = await client.imm(grant.descriptor, 1)
             tasks = [
                 asyncio.create_task(job.wait()),
-                asyncio.create_task((await client.counter(1)).wait(1)),  # type: ignore[arg-type]
+                asyncio.create_task((await client.counter(1)).wait(1)),
             ]
             await asyncio.sleep(0.01)
             started = time.monotonic()

@@ -81,9 +81,9 @@ def test_bad_lengths(client: transferd.Client, length: Any) -> None:
 def test_near(client: transferd.Client) -> None:
     for near in (None, 0, "0", "numa:0"):
         client.alloc(1, near=near).close()
-    for near in (-1, "cuda:0", 4096, "numa:4096", 1.5, True):
+    for bad in (-1, "cuda:0", 4096, "numa:4096", 1.5, True):
         with pytest.raises(transferd.InvalidRequest, match="near"):
-            client.alloc(1, near=near)  # type: ignore[arg-type]
+            client.alloc(1, near=bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def test_write_lands_and_counts(client: transferd.Client, pair: tuple) -> None:
     result = job.result
     assert result is not None
     assert (result.bytes, result.detail, result.path.provider) == (5, "", "libfabric")
+    assert result.submitted_ns is not None
+    assert result.accepted_ns is not None
+    assert result.ended_ns is not None
     assert result.submitted_ns <= result.accepted_ns <= result.ended_ns
     assert str(job.path) == "libfabric, 1 rail"
     assert client.provider == "fake"
