@@ -224,6 +224,10 @@ class BaseRegion:
         check_rights(rights)
         chosen = to_imms(imms)
         expires_ms = to_expires_ms(expires_s)
+        if not isinstance(offset, int) or offset < 0:  # as a slice it would count from the end
+            raise errors.InvalidRequest(f"offset is a number of bytes from 0 on, not {offset!r}")
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise errors.InvalidRequest(f"length is a number of bytes from 1 on, not {length!r}")
         first, last = slice_bounds(
             slice(offset, None if length is None else offset + length), self.length
         )

@@ -11,6 +11,7 @@ from transferd.daemon.errors import Internal, TimedOut
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.opens import Opener
     from transferd.daemon.owner import Owner
     from transferd.daemon.peer import Peer
@@ -26,7 +27,7 @@ class LoopbackLink:
         self._owner = owner
         self._opener = opener
 
-    async def hello(self, hello: Hello, callee_epoch: bytes) -> HelloReply:
+    async def hello(self, hello: Hello, callee: PeerKey) -> HelloReply:
         """A daemon knows itself."""
         raise Internal("a daemon does not introduce itself to itself")
 

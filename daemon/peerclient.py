@@ -90,7 +90,7 @@ class GrpcLink:
         self._on_failure(failure)
         raise failure
 
-    async def hello(self, hello: Hello, callee_epoch: bytes) -> HelloReply:
+    async def hello(self, hello: Hello, callee: PeerKey) -> HelloReply:
         """Introduces this daemon."""
         reply = await self._call(
             "Hello",
@@ -101,7 +101,8 @@ class GrpcLink:
                 rail_protocols=hello.protocols,
                 heartbeat_token=hello.token,
                 heartbeat_port=hello.port,
-                callee_epoch=callee_epoch,
+                callee_epoch=callee.boot_epoch,
+                callee_id=callee.daemon_id,
             ),
         )
         if len(reply.heartbeat_token) != 16 or not 0 < reply.heartbeat_port < 65_536:

@@ -172,7 +172,7 @@ class Peers:
     async def _greet(self, peer: Peer) -> None:
         """Introduces this daemon; the relation is connected or lost afterwards."""
         try:
-            reply = await peer.link.hello(self._hello(peer), peer.key.boot_epoch)
+            reply = await peer.link.hello(self._hello(peer), peer.key)
             if reply.key != peer.key:
                 raise StalePeer(f"{peer.address} is daemon {reply.key}")
             await self._join(peer, peer.address, reply.protocols, reply.token, reply.port)
@@ -183,13 +183,15 @@ class Peers:
         finally:
             peer.greeting = None
 
-    async def greeted(self, hello: Hello, callee_epoch: bytes) -> HelloReply:
+    async def greeted(self, hello: Hello, callee: PeerKey) -> HelloReply:
         """Another daemon introduces itself.
 
         Raises:
             StalePeer: It means another daemon than this.
         """
-        if callee_epoch != self.own.boot_epoch:
+        # The whole identity: whom a Hello means comes from a descriptor, which nobody has checked
+        # yet. One that is damaged must not replace the relation that the two daemons have.
+        if callee != self.own:
             raise StalePeer(f"the daemon at {self.address} is {self.own} now")
         if hello.key == self.own:
             raise InvalidRequest("daemon_id", "is this daemon's own")
@@ -327,7 +329,7 @@ class Peers:
         try:
             for attempt in (1, 2):
                 try:
-                    reply = await peer.link.hello(self._hello(peer), peer.key.boot_epoch)
+                    reply = await peer.link.hello(self._hello(peer), peer.key)
                 except TimedOut:
                     return  # busy or cut off: heartbeats decide
                 except (PeerLost, StalePeer) as error:

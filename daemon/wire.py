@@ -89,7 +89,7 @@ class Loss:
 class Link(Protocol):
     """Calls to one other daemon. Each is bounded, and raises a TransferdError when it fails."""
 
-    async def hello(self, hello: Hello, callee_epoch: bytes) -> HelloReply:
+    async def hello(self, hello: Hello, callee: PeerKey) -> HelloReply:
         """Introduces this daemon."""
 
     async def connect(self, callee_epoch: bytes, halves: Sequence[Half]) -> list[bytes]:

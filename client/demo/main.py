@@ -11,23 +11,10 @@ import click
 from rich.console import Console
 
 from transferd.client import errors
-from transferd.client.demo import weights
+from transferd.client.demo import raw, weights
 
 DEMOS = ("weights",)
 ROUNDS = 3
-
-
-def measure_raw(sizes: list[int]) -> float | str:
-    """Measures the bare provider, where the program that does it is there.
-
-    Args:
-        sizes: Of the writes.
-
-    Returns:
-        Gbps, or the reason why not.
-    """
-    del sizes
-    return "the raw loop is part of the sources (tests/bench), not of this installation"
 
 
 @click.command("transferd demo")
@@ -47,7 +34,7 @@ def command(demo: str, rounds: int, as_json: bool) -> None:
     """
     del demo  # there is one
     console = Console(highlight=False, stderr=as_json)
-    outcome = weights.run(console, rounds, measure_raw)
+    outcome = weights.run(console, rounds, raw.gbps)
     if as_json:
         print(json.dumps({**dataclasses.asdict(outcome), "good": outcome.good}, indent=2))
     else:

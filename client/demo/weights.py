@@ -112,7 +112,9 @@ def run(console: Console, rounds: int, measure_raw: MeasureRaw) -> Outcome:
             sender.tell(do="hashes")
             found = receiver.ask(do="check")
             wanted = sender.read()
-        return _judge(plan, transfers, found, wanted, measure_raw)
+    with step(console, "the bare provider does the same"):
+        raw = measure_raw([tensor["length"] for tensor in plan["tensors"]])
+    return _judge(plan, transfers, found, wanted, raw)
 
 
 def _transfer(sender: Child, receiver: Child, descriptor: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _judge(
     transfers: list[dict[str, Any]],
     found: dict[str, Any],
     wanted: dict[str, Any],
-    measure_raw: MeasureRaw,
+    raw: float | str,
 ) -> Outcome:
     tensors = plan["tensors"]
     return Outcome(
@@ -139,7 +141,7 @@ def _judge(
         seconds=[(each["landed_ns"] - each["started_ns"]) / 1e9 for each in transfers],
         path=transfers[-1]["path"],
         provider=transfers[-1]["provider"],
-        raw=measure_raw([tensor["length"] for tensor in tensors]),
+        raw=raw,
         wrong=sorted(
             name for name, sha in wanted["sha256"].items() if found["sha256"].get(name) != sha
         ),

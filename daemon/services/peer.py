@@ -61,7 +61,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
             port=request.heartbeat_port,
         )
         reply = await self._peers.tasks.run(
-            self._peers.greeted(hello, request.callee_epoch), "greeted"
+            self._peers.greeted(hello, PeerKey(request.callee_id, request.callee_epoch)), "greeted"
         )
         return pb.HelloResponse(
             daemon_id=reply.key.daemon_id,

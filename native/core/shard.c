@@ -103,6 +103,7 @@ static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd
 	conn->outstanding = wr;
 	conn->inflight_bytes += post->length;
 	conn->inflight_wrs++;
+	conn->group->worker->inflight_wrs++;
 	shard->inflight++;
 	shard->job->inflight++;
 }
@@ -119,6 +120,7 @@ static void wr_detach(struct tfd_wr *wr)
 		conn->outstanding = wr->next;
 	conn->inflight_bytes -= wr->length;
 	conn->inflight_wrs--;
+	conn->group->worker->inflight_wrs--;
 	wr->job->shards[wr->shard].inflight--;
 	wr->job->inflight--;
 	wr->conn = NULL;

@@ -15,6 +15,7 @@
 #include "parts.h"
 
 #define POLL_BATCH 64
+#define SPIN_IN_FLIGHT_NS 2000000u
 #define SLEEP_MAX_MS 1000 /* nothing depends on it: a net under a lost wake-up */
 #define BUSY_SLEEP_MAX_MS 10 /* with something to post: a connection that comes up need not tell */
 #define LOSSES_QUEUED_MAX 4096 /* of one session: then its rings wait until control has caught up */
@@ -176,16 +177,28 @@ static void worker_sleep(struct tfd_worker *worker)
 	if (!work_waits(worker) && arm_rails(worker))
 		count = epoll_wait(worker->epoll_fd, events, EPOLL_BATCH, sleep_bound_ms(worker));
 	announce_sleep(worker, 0);
+	/* What woke us may be a part of a message that no completion tells of yet: look on for a while. */
+	if (count > 0)
+		worker->active_ns = tfd_now_ns();
 	for (int i = 0; i < count; i++) {
 		if (events[i].data.u64 >> 32) /* a doorbell of ours or a session's, non-blocking */
 			(void)!read((int)(uint32_t)events[i].data.u64, ignored, sizeof(ignored));
 	}
 }
 
+/* Pieces in flight want progress; but a peer that has stopped must not keep us awake. */
+static bool spins(const struct tfd_worker *worker)
+{
+	uint64_t spin_ns = (uint64_t)worker->core->options.spin_us * 1000;
+
+	if (worker->inflight_wrs && spin_ns < SPIN_IN_FLIGHT_NS)
+		spin_ns = SPIN_IN_FLIGHT_NS;
+	return worker->core->options.busy || worker->now_ns - worker->active_ns < spin_ns;
+}
+
 static void *worker_run(void *argument)
 {
 	struct tfd_worker *worker = argument;
-	uint64_t spin_ns = (uint64_t)worker->core->options.spin_us * 1000;
 
 	while (!worker->stop) {
 		bool did;
@@ -195,7 +208,7 @@ static void *worker_run(void *argument)
 		did = tfd_worker_poll_hot(worker) || did;
 		if (did)
 			worker->active_ns = worker->now_ns;
-		else if (worker->core->options.busy || worker->now_ns - worker->active_ns < spin_ns)
+		else if (spins(worker))
 			(void)sched_yield(); /* the peer of this exchange may need this very core */
 		else
 			worker_sleep(worker);

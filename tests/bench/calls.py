@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import transferd
 from bench.stats import median
-from transferd.v1 import transfer_pb2
+from transferd.v1 import transfer_pb2, types_pb2
 
 if TYPE_CHECKING:
     from support.daemon import DaemonProcess
@@ -63,7 +63,7 @@ def submit_times(
             took = time.perf_counter() - begin
             wait = transfer_pb2.WaitJobsRequest(job_ids=ids, timeout_ms=WAIT_MS)
             ends = control.call(control.transfers.WaitJobs, wait).jobs
-            if any(end.status != transferd.v1.types_pb2.JOB_STATUS_OK for end in ends):
+            if any(end.status != types_pb2.JOB_STATUS_OK for end in ends):
                 raise RuntimeError("a job submitted over gRPC did not end OK")
             return took * 1e3
 

@@ -14,8 +14,6 @@ from transferd.native.client_half import ffi as client_ffi
 if TYPE_CHECKING:
     from transferd.client.session import Session
 
-SPIN_NS = 50_000  # the SDK's own
-
 _ffi = cffi.FFI()
 _ffi.cdef("""
     struct ping {
@@ -57,12 +55,13 @@ def run(
         OSError: A write or a wait failed.
     """
     native: Any = _ffi.dlopen(str(build.ping()))
-    arguments = _ffi.new("struct ping *")
+    arguments: Any = _ffi.new("struct ping *")
     pointer: Any = session.client  # type: ignore[attr-defined]
     arguments.client = _ffi.cast("void *", int(client_ffi.cast("uintptr_t", pointer)))
     arguments.region, arguments.grant = region, session.handles[far]
     arguments.length, arguments.imm, arguments.slot = length, imm, session.slots[imm]
-    arguments.spin_ns, arguments.first = SPIN_NS, int(first)
+    arguments.spin_ns = session._spin_ns  # type: ignore[attr-defined]
+    arguments.first = int(first)
     arguments.count, arguments.counted = count, counted
     called, seen = _ffi.new("uint64_t[]", count), _ffi.new("uint64_t[]", count)
     rc = native.ping_run(arguments, called, seen)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transferd
+from transferd.native.names import JobStatus
+
 from support.actor import Actor
 from support.bystander import Bystander
 from support.levels import back_to, level
 from support.waiting import WAIT_S
-from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
     from support.daemon import DaemonProcess

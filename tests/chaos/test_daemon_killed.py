@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transferd
+from transferd.native.names import JobStatus
+
 from support.actor import Actor
 from support.levels import back_to, level
 from support.waiting import WAIT_S, eventually
-from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conftest import MakeDaemon
+
     from support.daemon import DaemonProcess
 
     Pair = tuple[DaemonProcess, DaemonProcess]
@@ -65,7 +67,9 @@ class Waiting:
         return self.error
 
 
-def bulk(sender: transferd.Client, source: transferd.Region, descriptor: bytes) -> list[transferd.Job]:
+def bulk(
+    sender: transferd.Client, source: transferd.Region, descriptor: bytes
+) -> list[transferd.Job]:
     """Puts many bytes in flight; the first have landed when it returns."""
     sender.warm(descriptor)
     jobs = [sender.write(source, descriptor, imm=IMM) for _ in range(JOBS)]
@@ -128,7 +132,7 @@ def test_receivers_daemon_killed(pair: Pair) -> None:
 
 
 def test_old_descriptor_first_after_a_restart(pair: Pair) -> None:
-    """Who only knows the old descriptor is told that it is stale, whatever was known of the peer."""
+    """Who only knows the old descriptor is told STALE, whatever was known of the peer."""
     near, far = pair
     with transferd.Client(near.socket) as sender:
         source = sender.alloc(4096)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from transferd.native.client_half import ffi, lib
+from transferd.native.names import Detail, JobStatus
+from transferd.v1 import attach_pb2
+
 from support.bystander import Bystander
 from support.levels import Level, back_to, level
 from support.raw_session import RawSession, ask, connect, read
 from support.waiting import eventually
-from transferd.native.client_half import ffi, lib
-from transferd.native.names import Detail, JobStatus
-from transferd.v1 import attach_pb2
 
 if TYPE_CHECKING:
     import random

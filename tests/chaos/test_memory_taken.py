@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients that take the pages of registered memory away: refused where possible, survived elsewhere."""
+"""Clients that take registered pages away: refused where possible, survived elsewhere."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transferd
+from transferd.native.names import JobStatus
+from transferd.v1 import admin_pb2, types_pb2
+
 from support.bystander import Bystander
 from support.grpc_session import grpc_session, shm_file
 from support.levels import back_to, level
 from support.raw_session import RawSession
 from support.waiting import WAIT_S, eventually
-from transferd.native.names import JobStatus
-from transferd.v1 import admin_pb2, types_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 import transferd
+
 from support.grpc_session import grpc_session
 from support.levels import back_to, level
 from support.raw_session import RawSession

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import transferd
-from support.grpc_session import grpc_session, shm_file
-from support.raw_session import RawSession
-from support.waiting import WAIT_S, eventually
 from transferd.native.client_half import lib
 from transferd.native.names import Detail, JobStatus
 from transferd.v1 import region_pb2, region_pb2_grpc, transfer_pb2, types_pb2
+
+from support.grpc_session import grpc_session, shm_file
+from support.raw_session import RawSession
+from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,9 @@ class RawSender:
         counter: Of IMM at the receiver.
     """
 
-    def __init__(self, raw: RawSession, region: int, grant: int, receiver: transferd.Client) -> None:
+    def __init__(
+        self, raw: RawSession, region: int, grant: int, receiver: transferd.Client
+    ) -> None:
         self.raw = raw
         self.region = region
         self.grant = grant
@@ -52,10 +55,16 @@ class RawSender:
     def end(self, **fields: int) -> tuple[JobStatus, Detail]:
         """Puts an entry on the ring, a correct write but for these fields; returns how it ended."""
         good = {
-            "op": WRITE, "src_region": self.region, "dst_grant": self.grant, "length": 1, "imm": IMM,
-        }  # fmt: skip
+            "op": WRITE,
+            "src_region": self.region,
+            "dst_grant": self.grant,
+            "length": 1,
+            "imm": IMM,
+        }
         job = self.raw.submit(**(good | fields))
-        status, detail = eventually(lambda: self.raw.end_of(job), "the job ends")
+        end = eventually(lambda: self.raw.end_of(job), "the job ends")
+        assert end is not None
+        status, detail = end
         return JobStatus(status), Detail(detail)
 
 
@@ -195,7 +204,12 @@ def test_grpc_job(shared_pair: Pair, fields: dict[str, Any], detail: str) -> Non
         transferd.Client(far.socket) as receiver,
     ):
         descriptor = receiver.alloc(LENGTH).grant(imms=IMMS).descriptor
-        good = {"src_region": sender.register(name), "dst": descriptor, "imm": IMM, "length_bytes": 1}
+        good = {
+            "src_region": sender.register(name),
+            "dst": descriptor,
+            "imm": IMM,
+            "length_bytes": 1,
+        }
         jobs = [
             transfer_pb2.Job(write=transfer_pb2.WriteJob(**values))  # type: ignore[arg-type]
             for values in (good | fields, good)
@@ -250,9 +264,19 @@ def test_sdk_job_that_is_refused_says_why(sdk: transferd.Client, shared_pair: Pa
         dst = target.grant(imms=IMMS).descriptor
         cases: list[tuple[dict[str, Any], type[Exception], str, str]] = [
             ({"imm": IMMS.stop}, transferd.AccessDenied, "IMM_RANGE", "outside the grant"),
-            ({"imm": IMM, "dst_offset": 1}, transferd.InvalidRequest, "DESTINATION_BOUNDS", "leave the grant"),
-            ({"imm": IMM, "dst_offset": U64}, transferd.InvalidRequest, "DESTINATION_BOUNDS", "leave the grant"),
-        ]  # fmt: skip
+            (
+                {"imm": IMM, "dst_offset": 1},
+                transferd.InvalidRequest,
+                "DESTINATION_BOUNDS",
+                "leave the grant",
+            ),
+            (
+                {"imm": IMM, "dst_offset": U64},
+                transferd.InvalidRequest,
+                "DESTINATION_BOUNDS",
+                "leave the grant",
+            ),
+        ]
         for arguments, kind, detail, text in cases:
             with pytest.raises(transferd.JobFailed, match=text) as caught:
                 sdk.write(source[:LENGTH], dst, **arguments).wait(WAIT_S)

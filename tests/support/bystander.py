@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import transferd
+
 from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ IMM = 1  # the same as everybody's: name spaces must keep them apart
 
 
 class Bystander:
-    """Sends random bytes from one daemon's client to another's, round after round, and compares hashes.
+    """Sends random bytes from one daemon to another, round after round, and compares hashes.
 
     A context manager: at the end it must have come through whole, with every count exact.
 

@@ -14,7 +14,6 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from support.waiting import WAIT_S
 from transferd.v1 import (
     admin_pb2_grpc,
     region_pb2,
@@ -25,6 +24,8 @@ from transferd.v1 import (
     transfer_pb2_grpc,
     types_pb2,
 )
+
+from support.waiting import WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,9 +88,9 @@ class GrpcSession:
         self.regions = region_pb2_grpc.RegionServiceStub(channel)
         self.transfers = transfer_pb2_grpc.TransferServiceStub(channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(channel)
-        self.token = token or self.call(
-            "sessions.OpenSession", session_pb2.OpenSessionRequest()
-        ).token
+        self.token = (
+            token or self.call("sessions.OpenSession", session_pb2.OpenSessionRequest()).token
+        )
 
     def call(self, method: str, request: Any, timeout_s: float = WAIT_S) -> Any:
         """Calls "service.Method"."""
@@ -135,7 +136,9 @@ class GrpcSession:
             ),
         )
 
-    def write(self, region: int, descriptor: bytes, length: int, imm: int, count: int = 1) -> list[int]:
+    def write(
+        self, region: int, descriptor: bytes, length: int, imm: int, count: int = 1
+    ) -> list[int]:
         """Submits the same write some times; returns the jobs' ids."""
         job = transfer_pb2.Job(
             write=transfer_pb2.WriteJob(
@@ -147,9 +150,7 @@ class GrpcSession:
 
     def wait(self, job_ids: list[int], timeout_s: float = WAIT_S) -> list[Any]:
         """Waits for jobs; returns how they ended."""
-        request = transfer_pb2.WaitJobsRequest(
-            job_ids=job_ids, timeout_ms=int(timeout_s * 1000)
-        )
+        request = transfer_pb2.WaitJobsRequest(job_ids=job_ids, timeout_ms=int(timeout_s * 1000))
         return list(self.call("transfers.WaitJobs", request, timeout_s + 5).jobs)
 
 
@@ -164,7 +165,7 @@ def grpc_session(daemon: DaemonProcess) -> Iterator[GrpcSession]:
 
 @contextlib.contextmanager
 def shm_file(length: int) -> Iterator[tuple[str, int]]:
-    """Makes POSIX shared memory; gives its name and fd. Its pages are there, so that they can be taken away."""
+    """Makes POSIX shared memory whose pages are there; gives its name and fd."""
     name = f"/tests-{secrets.token_hex(8)}"
     path = Path("/dev/shm") / name[1:]
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

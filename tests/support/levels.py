@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
-from support.waiting import eventually
 from transferd.v1 import admin_pb2, admin_pb2_grpc
+
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from support.daemon import DaemonProcess

@@ -10,9 +10,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from support.waiting import WAIT_S
 from transferd.native.client_half import ffi, lib
 from transferd.v1 import attach_pb2, region_pb2, region_pb2_grpc
+
+from support.waiting import WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +105,7 @@ class RawSession:
             os.write(self.doorbell, b"\1")
 
     def submit(self, **fields: int) -> int:
-        """Puts one entry on the ring as a correct client would, with any fields; returns its job id."""
+        """Puts one entry on the ring in the right way, with any fields; returns its job id."""
         tail = int(self.ring.tail)
         entry = self.entries[tail & (self.header.ring_entries - 1)]
         ffi.memmove(ffi.addressof(entry), bytes(ffi.sizeof("struct tfd_entry")), 128)

@@ -103,6 +103,9 @@ def test_near(client: transferd.Client) -> None:
         {"offset": 0, "length": 101},
         {"offset": 100},
         {"length": 0},
+        {"offset": -1},
+        {"offset": 10, "length": -20},
+        {"length": 1.0},
         {"offset": 1.0},
     ],
 )

@@ -95,8 +95,12 @@ static int find_info(struct tfd_domain *domain, const struct tfd_group_options *
 	int rc;
 
 	if (strcmp(fabric, "efa") == 0 && FI_VERSION_LT(domain->library->version(), EFA_MINIMUM))
-		return tfd_fail(error, -ENOTSUP, "libfabric %u.%u is too old for EFA: install 1.22 or newer",
-		                FI_MAJOR(domain->library->version()), FI_MINOR(domain->library->version()));
+		return tfd_fail(error, -ENOTSUP,
+		                "rail %s is no interface or address of this host, and for EFA devices "
+		                "libfabric %u.%u "
+		                "is too old: install 1.22 or newer",
+		                name, FI_MAJOR(domain->library->version()),
+		                FI_MINOR(domain->library->version()));
 	hints = make_hints(domain, fabric, is_interface ? NULL : name);
 	if (!hints)
 		return tfd_fail(error, -ENOMEM, "no memory for libfabric's hints");

@@ -16,7 +16,7 @@ static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER; /* guards the two 
 static struct tfd_fi_library library;
 static char loaded_path[sizeof(((struct tfd_group_options *)0)->library)];
 
-static int resolve(void *handle, struct tfd_fi_library *out, struct tfd_error *error)
+static int resolve(const char *path, void *handle, struct tfd_fi_library *out, struct tfd_error *error)
 {
 	const struct {
 		const char *name;
@@ -31,9 +31,11 @@ static int resolve(void *handle, struct tfd_fi_library *out, struct tfd_error *e
 		void *symbol = dlsym(handle, symbols[i].name);
 
 		if (!symbol)
-			return tfd_fail(error, -ENOTSUP,
-			                "libfabric has no symbol %s: install libfabric 1.17 or newer",
-			                symbols[i].name);
+			return tfd_fail(
+				error, -ENOTSUP,
+				"%s is not libfabric 1.17 or newer (no symbol %s); install that, or set "
+				"fabric.library",
+				path, symbols[i].name);
 		memcpy(symbols[i].slot, &symbol, sizeof(symbol));
 	}
 	return 0;
@@ -59,7 +61,7 @@ static int load_locked(const char *path, struct tfd_error *error)
 			"provider libfabric is unavailable: %s; install libfabric1 (Debian, Ubuntu) or set "
 			"fabric.library",
 			dlerror());
-	rc = resolve(handle, &fresh, error);
+	rc = resolve(path, handle, &fresh, error);
 	if (!rc && FI_VERSION_LT(fresh.version(), MINIMUM))
 		rc = tfd_fail(error, -ENOTSUP, "libfabric %u.%u is too old: install 1.17 or newer",
 		              FI_MAJOR(fresh.version()), FI_MINOR(fresh.version()));

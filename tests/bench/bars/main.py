@@ -179,7 +179,8 @@ def report_latencies(
 def submit(options: Options, report: Report) -> None:
     """Times TransferService.Submit."""
     with daemons() as pair:
-        found = calls.submit_times(*pair, ones=options.scaled(400), batches=options.scaled(30))
+        sender, receiver = pair
+        found = calls.submit_times(sender, receiver, options.scaled(400), options.scaled(30))
     worst = "worst {:.2f} ms".format
     report.rows.append(
         Row(

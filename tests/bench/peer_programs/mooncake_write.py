@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import mmap
 import os
@@ -21,9 +22,7 @@ ENDED = 1  # transfer_check_status
 
 def make_engine(length: int) -> tuple[Any, int, mmap.mmap]:
     """Starts an engine with registered memory; returns it, the memory's address and its owner."""
-    from mooncake.engine import TransferEngine
-
-    engine = TransferEngine()
+    engine = importlib.import_module("mooncake.engine").TransferEngine()
     if engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", ""):
         raise SystemExit("mooncake: initialize failed")
     memory = mmap.mmap(-1, length)

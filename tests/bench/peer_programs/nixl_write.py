@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import importlib
 import json
 import mmap
 import os
@@ -23,9 +24,8 @@ TRANSPORT = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "NIXL_LOG_LEVEL": "ERROR
 
 def make_agent(name: str, length: int) -> tuple[Any, int, mmap.mmap]:
     """Starts an agent with registered memory; returns it, the memory's address and its owner."""
-    from nixl._api import nixl_agent, nixl_agent_config
-
-    agent = nixl_agent(name, nixl_agent_config(backends=["UCX"]))
+    api = importlib.import_module("nixl._api")
+    agent = api.nixl_agent(name, api.nixl_agent_config(backends=["UCX"]))
     memory = mmap.mmap(-1, length)
     memory.write(b"\x5a" * length)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))

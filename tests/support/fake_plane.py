@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data plane that lives in memory: no NIC, no thread, every event on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from transferd.daemon.plane import (
+    STATUS_OK,
+    CounterState,
+    Detail,
+    Event,
+    EventType,
+    GroupOptions,
+    JobEnd,
+    JobInfo,
+    OpenOptions,
+    PlaneError,
+    RailInfo,
+    RegionKey,
+    SessionFds,
+    SessionOptions,
+    SessionStat,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transferd.daemon.plane import Entry
+
+PROTOCOL = "memory/1"
+
+
+def rail(name: str = "m0", protocol: str = PROTOCOL) -> RailInfo:
+    """Makes a rail that is up."""
+    return RailInfo(name, "memory", protocol, 1 << 30, 0, 0, 0, 0, ordered=True, up=True)
+
+
+@dataclass(slots=True)
+class FakeOpen:
+    """A native open: refused is the detail that it was revoked with."""
+
+    options: OpenOptions
+    refused: Detail | None = None
+
+
+@dataclass(slots=True)
+class FakeSession:
+    """What a native session holds."""
+
+    options: SessionOptions
+    name_space: int
+    watch_fd: int
+    state: str = "open"
+    opens: dict[int, FakeOpen] = field(default_factory=dict)
+    regions: set[int] = field(default_factory=set)
+    counters: dict[int, list[int]] = field(default_factory=dict)  # imm: value, faults, lost, seen
+    ends: dict[int, JobEnd] = field(default_factory=dict)
+
+
+class FakePlane:
+    """Implements transferd.daemon.plane.Plane.
+
+    Attributes:
+        busy_opens: Opens that stay busy after a revoke until :meth:`make_quiet`.
+        conns: Living connections: whether they are outgoing.
+        closed: Connections that were closed, with their detail.
+    """
+
+    def __init__(self, rails: Sequence[RailInfo] = ()) -> None:
+        self.rails = list(rails) or [rail()]
+        self.warnings: list[str] = []
+        self.busy_opens: set[int] = set()
+        self.sessions: dict[int, FakeSession] = {}
+        self.conns: dict[int, bool] = {}
+        self.closed: dict[int, int] = {}
+        self.watches: dict[int, tuple[bytes, bytes]] = {}
+        self._handles = itertools.count(1)
+        self._handler: Callable[[Event], None] | None = None
+
+    # ---- events ----
+
+    def set_handler(self, handler: Callable[[Event], None]) -> None:
+        self._handler = handler
+
+    def tell(self, kind: EventType, number: int, **values: int) -> None:
+        """Sends an event, soon."""
+        event = Event(
+            type=kind,
+            detail=values.get("detail", 0),
+            id=number,
+            imm=values.get("imm", 0),
+            count=values.get("count", 0),
+            session=values.get("session", 0),
+        )
+        asyncio.get_running_loop().call_soon(self._deliver, event)
+
+    def _deliver(self, event: Event) -> None:
+        if self._handler is not None:
+            self._handler(event)
+
+    # ---- rails and sessions ----
+
+    async def open_group(self, options: GroupOptions) -> int:
+        return 0
+
+    def rail_stats(self) -> list[RailInfo]:
+        return self.rails
+
+    async def session_open(self, options: SessionOptions) -> tuple[int, SessionFds]:
+        await asyncio.sleep(0)
+        handle = next(self._handles)
+        watch = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.sessions[handle] = FakeSession(options, len(self.sessions) + 1, watch)
+        fds = [os.memfd_create("segment"), os.eventfd(0), os.eventfd(0)]
+        return handle, SessionFds(*fds)
+
+    def _session(self, handle: int) -> FakeSession:
+        if handle not in self.sessions:
+            raise PlaneError(errno.ENOENT, "no such session")
+        return self.sessions[handle]
+
+    def session_sealed(self, session: int) -> None:
+        self._session(session)
+
+    def session_end(self, session: int, detail: int) -> None:
+        self._session(session).state = "ending"
+        self.tell(EventType.SESSION_QUIET, session)
+
+    async def session_close(self, session: int) -> None:
+        await asyncio.sleep(0)
+        if self._session(session).state != "ending":
+            raise PlaneError(errno.EBUSY, "not quiet")
+        os.close(self.sessions.pop(session).watch_fd)
+
+    def session_name_space(self, session: int) -> int:
+        return self._session(session).name_space
+
+    def session_stat(self, session: int) -> SessionStat:
+        self._session(session)
+        return SessionStat(0, 0, 0, 0, 0)
+
+    def session_watch_fd(self, session: int) -> int:
+        return self._session(session).watch_fd
+
+    def jobs(self, session: int, limit: int) -> list[JobInfo]:
+        return []
+
+    # ---- counters ----
+
+    def counters_add(self, session: int, first: int, count: int) -> list[int]:
+        counters = self._session(session).counters
+        wanted = range(first, first + count)
+        if len(counters) + sum(i not in counters for i in wanted) > (
+            self._session(session).options.counter_count
+        ):
+            raise PlaneError(errno.ENOSPC, "no counters left")
+        for imm in wanted:
+            counters.setdefault(imm, [0, 0, 0, 0])
+        return [list(counters).index(imm) for imm in wanted]
+
+    def counter_slot(self, session: int, imm: int) -> int:
+        counters = self._session(session).counters
+        if imm not in counters:
+            raise PlaneError(errno.ENOENT, "no counter")
+        return list(counters).index(imm)
+
+    def counters_fault(self, session: int, first: int, count: int, lost: int) -> None:
+        counters = self._session(session).counters
+        for imm in range(first, first + count):
+            if imm in counters:
+                counters[imm][1] += 1
+                counters[imm][2] += lost
+        os.eventfd_write(self._session(session).watch_fd, 1)
+
+    def count(self, session: int, imm: int) -> None:
+        """A write has landed."""
+        self._session(session).counters[imm][0] += 1
+        os.eventfd_write(self._session(session).watch_fd, 1)
+
+    def counter_read(self, session: int, imm: int) -> CounterState:
+        if imm not in self._session(session).counters:
+            raise PlaneError(errno.ENOENT, "no counter")
+        return CounterState(*self._session(session).counters[imm])
+
+    # ---- regions ----
+
+    async def region_add(
+        self, session: int, fd: int, offset: int, length: int, *, writable: bool
+    ) -> int:
+        await asyncio.sleep(0)
+        handle = next(self._handles)
+        self._session(session).regions.add(handle)
+        return handle
+
+    async def region_remove(self, session: int, region: int) -> None:
+        await asyncio.sleep(0)
+        self._session(session).regions.remove(region)
+
+    def region_keys(self, session: int, region: int) -> list[RegionKey]:
+        if region not in self._session(session).regions:
+            raise PlaneError(errno.ENOENT, "no such region")
+        return [RegionKey(region * 100 + i, 0x1000) for i in range(len(self.rails))]
+
+    # ---- connections ----
+
+    async def conn_open(self, rail: int, *, outgoing: bool) -> tuple[int, bytes]:
+        await asyncio.sleep(0)
+        conn = next(self._handles)
+        self.conns[conn] = outgoing
+        return conn, b"address of %d" % conn
+
+    async def conn_start(self, conn: int, address: bytes) -> None:
+        await asyncio.sleep(0)
+        if conn not in self.conns:
+            raise PlaneError(errno.ENOENT, "the connection was closed")
+
+    async def conn_close(self, conn: int, detail: int) -> None:
+        await asyncio.sleep(0)
+        if self.conns.pop(conn, None) is not None:
+            self.closed[conn] = detail
+
+    # ---- opens ----
+
+    def open_add(self, session: int, options: OpenOptions) -> int:
+        for path in options.paths:
+            if not self.conns.get(path.conn):
+                raise PlaneError(errno.ENOENT, "no such outgoing connection")
+        handle = next(self._handles)
+        self._session(session).opens[handle] = FakeOpen(options)
+        return handle
+
+    def open_revoke(self, session: int, open_handle: int, detail: int) -> None:
+        opens = self._session(session).opens
+        if open_handle not in opens:
+            raise PlaneError(errno.ENOENT, "no such open")
+        opens[open_handle].refused = Detail(detail)
+        if open_handle not in self.busy_opens:
+            self.tell(EventType.OPEN_QUIET, open_handle, session=session)
+
+    def make_quiet(self, session: int, open_handle: int) -> None:
+        """The last byte of a busy open has landed."""
+        self.busy_opens.discard(open_handle)
+        self.tell(EventType.OPEN_QUIET, open_handle, session=session)
+
+    def open_remove(self, session: int, open_handle: int) -> None:
+        del self._session(session).opens[open_handle]
+
+    # ---- jobs ----
+
+    def submit(self, session: int, entries: Sequence[Entry]) -> list[int]:
+        ids = []
+        for entry in entries:
+            job_id = next(self._handles)
+            end = JobEnd(job_id, STATUS_OK, 0, entry.length, 1, 2, 0x101)
+            self._session(session).ends[job_id] = end
+            ids.append(job_id)
+        return ids
+
+    def job_result(self, session: int, job_id: int) -> JobEnd | None:
+        ends = self._session(session).ends
+        if job_id not in ends:
+            raise PlaneError(errno.ENOENT, "no such job")
+        return ends[job_id]
+
+    # ---- heartbeats and words ----
+
+    def heartbeat_open(self, address: str, port: int, interval_ms: int, timeout_ms: int) -> None:
+        """Nothing beats here."""
+
+    def peer_watch(self, address: str, port: int, send: bytes, receive: bytes) -> int:
+        watch = next(self._handles)
+        self.watches[watch] = (send, receive)
+        return watch
+
+    def peer_unwatch(self, peer: int) -> None:
+        self.watches.pop(peer, None)
+
+    def detail_name(self, detail: int) -> str:
+        return Detail(detail).name
+
+    def detail_text(self, detail: int) -> str:
+        return self.detail_name(detail).lower()
+
+    def status_name(self, status: int) -> str:
+        return str(status)
+
+    async def aclose(self) -> None:
+        """Nothing runs."""

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration: defaults, and errors that name the key, the value and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transferd.daemon import config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_empty_file_is_development_mode() -> None:
+    parsed = config.parse("")
+    assert parsed.tls is None
+    assert str(parsed.socket_path) == "/run/transferd/transferd.sock"
+    assert parsed.heartbeat.interval == 0.5
+    assert [tenant.name for tenant in parsed.effective_tenants()] == ["default"]
+
+
+def test_every_documented_key() -> None:
+    parsed = config.parse(
+        """
+        listen: unix:///tmp/x.sock
+        listen_tcp: 127.0.0.1:7000
+        peer_listen: 0.0.0.0:7471
+        peer_address: host1:7471
+        http_listen: 127.0.0.1:9471
+        admin_listen: unix:///tmp/admin.sock
+        state_dir: /var/lib/transferd
+        provider: libfabric
+        rails: [eth0, eth1]
+        fabric: {name: tcp, library: /opt/libfabric.so, segment: 256KiB, window: 8MiB}
+        tls: {cert: /c, key: /k, ca: /ca}
+        tenants:
+          - name: a
+            uids: [1000]
+            lease_sessions: true
+            shm_paths: true
+            quotas: {sessions: 3, registered_bytes: 1TiB}
+          - {name: b, socket_dir: /run/b}
+        heartbeat: {interval: 200ms, timeout: 1s}
+        polling: busy
+        spin: 1ms
+        limits: {sessions: 10, ring_entries: 64}
+        timeouts: {peer_call: 1s, revoke: 500ms}
+        log_level: debug
+        log_format: json
+        """
+    )
+    assert parsed.heartbeat.interval == 0.2
+    assert parsed.tenants[0].quotas.registered_bytes == 1 << 40
+    assert parsed.fabric.segment == 1 << 18
+    assert parsed.spin == 0.001
+    assert parsed.advertised == "host1:7471"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "advice"),
+    [
+        ("lisen: unix:///x", "lisen", "no such key"),
+        ("heartbeat: {intervall: 1s}", "heartbeat.intervall", "no such key"),
+        ("heartbeat: {interval: soon}", "heartbeat.interval", "500ms"),
+        ("heartbeat: {interval: 5s, timeout: 1s}", "heartbeat", "twice"),
+        ("listen: /run/x.sock", "listen", "unix:///"),
+        ("listen: 7", "listen", "string"),
+        ("peer_listen: 127.0.0.1", "peer_listen", "host:port"),
+        ("peer_listen: 127.0.0.1:99999", "peer_listen", "host:port"),
+        ("peer_listen: 127.0.0.1:0", "peer_listen", "host:port"),
+        ("peer_listen: 10.0.0.1:7471", "peer_listen", "tls"),
+        ("rails: [eth0]", "rails", "tls"),
+        ("rails: eth0", "rails", "tuple"),
+        ("provider: tcp", "provider", "libfabric"),
+        ("polling: lazy", "polling", "adaptive"),
+        ("tls: {cert: /c, key: /k}", "tls.ca", "required"),
+        ("tls: {cert: c, key: /k, ca: /ca}", "tls.cert", "pattern"),
+        ("limits: {ring_entries: 100}", "limits.ring_entries", "power of two"),
+        ("limits: {sessions: 512}", "limits.sessions", "511"),
+        ("limits: {sessions: '9'}", "limits.sessions", "integer"),
+        ("limits: {arena: 1MB}", "limits.arena", "MiB"),
+        ("tenants: [{name: a, shm_paths: true}]", "tenants[0]", "uids"),
+        ("tenants: [{uids: [1]}]", "tenants[0].name", "required"),
+        ("tenants: [{name: a, uids: [root]}]", "tenants[0].uids[0]", "integer"),
+        ("tenants: [{name: a}, {name: b}]", "tenants", "socket_dir"),
+        ("tenants: [{name: a}, {name: a, socket_dir: /x}]", "tenants", "name"),
+        ("spin: -1", "spin", "greater"),
+        ("socket_mode: 0660", "socket_mode", "string"),
+        ("- a", "configuration", "keys"),
+        ("a: [", "configuration", "YAML"),
+    ],
+)
+def test_mistakes_are_named(text: str, path: str, advice: str) -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        config.parse(text)
+    message = str(caught.value)
+    assert path in message
+    assert advice in message
+    assert "Traceback" not in message
+
+
+def test_every_mistake_has_its_line() -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        config.parse("lisen: x\npolling: y\nspin: z")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_wildcard_needs_an_address_to_tell() -> None:
+    text = "peer_listen: 0.0.0.0:7471\ntls: {cert: /c, key: /k, ca: /a}"
+    with pytest.raises(config.ConfigError, match="peer_address"):
+        config.parse(text)
+    assert config.parse(f"{text}\npeer_address: host1:7471").advertised == "host1:7471"
+
+
+def test_socket_path_must_fit() -> None:
+    with pytest.raises(config.ConfigError, match="bytes"):
+        config.parse(f"listen: unix:///{'x' * 120}")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match="cannot read"):
+        config.load(tmp_path / "none.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(config.ConfigError, match="UTF-8"):
+        config.load(binary)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:1", "127.0.0.1", 1),
+        ("[::1]:65535", "::1", 65_535),
+        ("host-1.example:80", "host-1.example", 80),
+    ],
+)
+def test_host_and_port(text: str, host: str, port: int) -> None:
+    assert config.split_host_port(text) == (host, port)
+
+
+@given(st.text())
+def test_any_text_is_a_configuration_or_an_error(text: str) -> None:
+    try:
+        config.parse(text)
+    except config.ConfigError as error:
+        assert str(error)
