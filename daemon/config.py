@@ -226,7 +226,7 @@ class Config(Section):
     tenants: tuple[TenantConfig, ...] = ()
     heartbeat: HeartbeatConfig = HeartbeatConfig()
     polling: Literal["adaptive", "busy"] = "adaptive"
-    spin: Seconds = Field(default=0.00005, ge=0, le=1)
+    spin: Seconds = Field(default=0.0002, ge=0, le=1)
     limits: LimitsConfig = LimitsConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -313,7 +313,7 @@ def _sentence(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{path}: no such key; see `transferd check-config --help` for the keys"
     message: str = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = message[0].lower() + message[1:].replace("a valid tuple", "a list")
     if not path:
         return message
     value = repr(error["input"])

@@ -217,6 +217,9 @@ class Connection:
     ) -> bool:
         if self._session is not None:
             raise Conflict("this connection has a session already", reason="ALREADY_ATTACHED")
+        # Not when it is accepted: closing a socket with a packet unread would reset it, and the
+        # client would be told that instead of the reason.
+        self._server.tenant.check_uid(self._uid)
         if packet.fds:
             raise InvalidRequest("fds", "attach takes none")
         if attach.abi_version != ABI_VERSION:
@@ -362,12 +365,6 @@ class FdServer:
         pid, uid, _ = _UCRED.unpack(raw)
         connection = Connection(self, sock, pid, uid)
         self._connections.add(connection)
-        try:
-            self.tenant.check_uid(uid)
-        except TransferdError as error:
-            connection._refuse(0, error)
-            connection.close()
-            return
         if sum(not other.attached for other in self._connections) > WAITING_MAX:
             log.warning("too many clients that do not attach", pid=pid)
             connection.close()

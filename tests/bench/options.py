@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-TURNS, QUICK_TURNS = 9, 5
+TURNS, QUICK_TURNS = 15, 5
 QUICK_DIVISOR = 5
 
 

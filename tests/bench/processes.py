@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import asdict, dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -35,25 +38,41 @@ def rss_bytes(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What a process holds; numbers, and bytes where the name says so."""
+    """What a process holds.
 
-    fds: int
-    mappings: int
-    threads: int
-    registered_bytes: int
+    Attributes:
+        counts: Numbers by name; bytes where the name says so.
+        named: What the fds and mappings are of.
+    """
+
+    counts: dict[str, int]
+    named: Counter[str] = field(compare=False)
 
     def growth(self, before: Holdings) -> dict[str, int]:
         """Tells the differences by name."""
-        then = asdict(before)
-        return {name: value - then[name] for name, value in asdict(self).items()}
+        return {name: count - before.counts[name] for name, count in self.counts.items()}
+
+    def news(self, before: Holdings) -> str:
+        """Names what is more than before."""
+        return ", ".join(f"{count} x {name}" for name, count in (self.named - before.named).items())
 
 
 def holdings(pid: int, registered_bytes: int) -> Holdings:
     """Counts now."""
     root = Path(f"/proc/{pid}")
-    return Holdings(
-        fds=len(list((root / "fd").iterdir())),
-        mappings=len((root / "maps").read_text().splitlines()),
-        threads=len(list((root / "task").iterdir())),
-        registered_bytes=registered_bytes,
-    )
+    named: Counter[str] = Counter()
+    fds = list((root / "fd").iterdir())
+    for fd in fds:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            named["fd of " + re.sub(r":\[\d+\]", "", str(fd.readlink()))] += 1
+    mappings = (root / "maps").read_text().splitlines()
+    for line in mappings:
+        words = line.split(maxsplit=5)
+        named[f"mapping of {words[5] if len(words) > 5 else 'anonymous memory'}"] += 1
+    counts = {
+        "fds": len(fds),
+        "mappings": len(mappings),
+        "threads": len(list((root / "task").iterdir())),
+        "registered_bytes": registered_bytes,
+    }
+    return Holdings(counts, named)

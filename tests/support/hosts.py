@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Daemons without processes: the real control plane over fake data planes and links in memory.
 
-Every call between two of them passes a :class:`Network`, where a test can hold it, fail it, or count it.
+Every call between two of them passes a :class:`Network`, where a test can hold it, fail it, or
+count it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import secrets
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from support.fake_plane import PROTOCOL, FakePlane
 from transferd.daemon.config import LimitsConfig, QuotaConfig, TenantConfig, TimeoutConfig
 from transferd.daemon.descriptor import PeerKey, Sealer
 from transferd.daemon.errors import PeerLost, TimedOut
@@ -26,6 +26,8 @@ from transferd.daemon.policy import Tenant
 from transferd.daemon.session import Origin
 from transferd.daemon.sessions import Sessions
 from transferd.daemon.transfers import Transfers
+
+from support.fake_plane import PROTOCOL, FakePlane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,7 +86,7 @@ class Network:
 
 
 class MemoryLink:
-    """A link of one host to another, through the network; does what peerclient and services/peer do."""
+    """A link of one host to another: does what peerclient and services/peer do."""
 
     def __init__(
         self, network: Network, own: PeerKey, address: str, failed: Callable[[TransferdError], None]
@@ -305,7 +307,7 @@ class Host:
 async def eventually(condition: Callable[[], bool], timeout_s: float = 3.0) -> None:
     """Waits for a condition; every event of a fake host is a few loop turns away."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - a condition of many parts has no event
             await asyncio.sleep(0.001)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,7 +75,7 @@ def test_every_documented_key() -> None:
         ("peer_listen: 127.0.0.1:0", "peer_listen", "host:port"),
         ("peer_listen: 10.0.0.1:7471", "peer_listen", "tls"),
         ("rails: [eth0]", "rails", "tls"),
-        ("rails: eth0", "rails", "tuple"),
+        ("rails: eth0", "rails", "a list"),
         ("provider: tcp", "provider", "libfabric"),
         ("polling: lazy", "polling", "adaptive"),
         ("tls: {cert: /c, key: /k}", "tls.ca", "required"),
@@ -144,7 +145,5 @@ def test_host_and_port(text: str, host: str, port: int) -> None:
 
 @given(st.text())
 def test_any_text_is_a_configuration_or_an_error(text: str) -> None:
-    try:
+    with contextlib.suppress(config.ConfigError):
         config.parse(text)
-    except config.ConfigError as error:
-        assert str(error)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,7 +149,7 @@ def test_grant_life() -> None:
     assert caught.value.reason == "GRANT_REVOKED"
     table.remove(grant)
     assert not one.grants
-    assert not cast("Session", one.session).grants
+    assert not one.session.grants
     with pytest.raises(errors.Conflict):
         table.usable(grant.grant_id, 0)
     assert table.add(one, 0, 10, 1, range(0), 0).grant_id != grant.grant_id

@@ -11,7 +11,11 @@ from google.rpc import status_pb2
 from transferd.daemon import errors
 
 CASES: list[tuple[errors.TransferdError, grpc.StatusCode, type | None]] = [
-    (errors.InvalidRequest("a.b[2]", "wrong"), grpc.StatusCode.INVALID_ARGUMENT, details.BadRequest),
+    (
+        errors.InvalidRequest("a.b[2]", "wrong"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        details.BadRequest,
+    ),
     (errors.NotFound("x"), grpc.StatusCode.NOT_FOUND, None),
     (errors.Conflict("x"), grpc.StatusCode.FAILED_PRECONDITION, details.PreconditionFailure),
     (errors.AccessDenied("x"), grpc.StatusCode.PERMISSION_DENIED, None),
@@ -74,7 +78,9 @@ def test_bad_request_names_the_field() -> None:
         ("SOMETHING_NEW", errors.PeerLost),
     ],
 )
-def test_reasons_of_peers_become_errors_again(reason: str, cls: type[errors.TransferdError]) -> None:
+def test_reasons_of_peers_become_errors_again(
+    reason: str, cls: type[errors.TransferdError]
+) -> None:
     error = errors.from_reason(reason, "text")
     assert type(error) is cls
     if cls is not errors.PeerLost:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,9 @@ from transferd.daemon import errors
 from transferd.daemon.descriptor import PeerKey
 from transferd.daemon.peer import Peer, PeerState, PeerTable, pair_rails
 from transferd.daemon.plane import MAX_PATHS
-from transferd.daemon.wire import Link
+
+if TYPE_CHECKING:
+    from transferd.daemon.wire import Link
 
 ADDRESS = "127.0.0.1:1"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Races between daemons: the real control plane, fake data planes, a network that a test can hold."""
+"""Races between daemons: the real control plane, fake data planes, a network that can be held."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.fake_plane import rail
-from support.hosts import Host, Network, eventually
 from transferd.daemon import errors
 from transferd.daemon.descriptor import PeerKey, Sealer
 from transferd.daemon.plane import Detail, EventType
+
+from support.fake_plane import rail
+from support.hosts import Host, Network, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,7 +57,9 @@ async def test_open_has_what_the_owner_granted(near: Host, far: Host) -> None:
     options = near.plane.sessions[sender.handle].opens[opened.handle].options
     assert (options.length, options.rights, options.imm_count) == (65_536, 1, 7)
     assert options.name_space == far.plane.session_name_space(receiver.handle)
-    assert options.paths[0].key == far.plane.region_keys(receiver.handle, grant.region.handle)[0].key
+    assert (
+        options.paths[0].key == far.plane.region_keys(receiver.handle, grant.region.handle)[0].key
+    )
 
 
 async def test_own_daemon_is_reached_without_a_call(network: Network, near: Host) -> None:
@@ -180,7 +183,9 @@ async def test_both_greet_at_once(network: Network, near: Host, far: Host) -> No
     assert not far.peers.table.losses
 
 
-async def test_restarted_while_an_open_is_in_flight(network: Network, near: Host, far: Host) -> None:
+async def test_restarted_while_an_open_is_in_flight(
+    network: Network, near: Host, far: Host
+) -> None:
     _, old = await far.grant(await far.session())
     sender = await near.session()
     gate = network.hold("open_grants")
@@ -359,13 +364,11 @@ async def test_reopened_while_it_is_given_back(network: Network, near: Host, far
 
 async def test_losses_are_told(near: Host, far: Host) -> None:
     receiver = await far.session()
-    grant, descriptor = await far.grant(receiver)
+    _, descriptor = await far.grant(receiver)
     sender = await near.session()
     (opened,) = await near.open(sender, descriptor)
     for imm, count in ((1, 2), (1, 1), (2, 0), (9, 5)):  # 9 is not in the grant
-        near.plane.tell(
-            EventType.LOST, opened.handle, session=sender.handle, imm=imm, count=count
-        )
+        near.plane.tell(EventType.LOST, opened.handle, session=sender.handle, imm=imm, count=count)
     await eventually(lambda: far.faults(receiver, 2) > 0)
     state = far.plane.counter_read(receiver.handle, 1)
     assert state.lost == 3

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KIB, MIB = 1 << 10, 1 << 20
 WINDOW = 4  # jobs in flight, here, in the raw provider and in the peers
 # size: (least ratio to the raw provider, writes of a run)
-RATES = {32 * MIB: (0.95, 48), 1 * MIB: (0.90, 1500)}
+RATES = {32 * MIB: (0.95, 32), 1 * MIB: (0.90, 1000)}
 PEER_FACTOR = 2.0
 LATENCY_BYTES = 4 * KIB
 P50_US, P99_US = 45.0, 150.0
@@ -247,10 +247,9 @@ def cycles(options: Options, report: Report) -> None:
         before = [settled(daemon) for daemon in pair]
         memory = processes.rss_bytes(pair[0].pid)
         took = one.ask("cycle", count=count, far=far)["seconds"]
-        growth = [
-            settled(daemon, then).growth(then) for daemon, then in zip(pair, before, strict=True)
-        ]
+        after = [settled(daemon, then) for daemon, then in zip(pair, before, strict=True)]
         grown_kib = (processes.rss_bytes(pair[0].pid) - memory) / KIB
+    growth = [now.growth(then) for now, then in zip(after, before, strict=True)]
     for name in growth[0]:
         both = [each[name] for each in growth]
         report.rows.append(
@@ -263,6 +262,9 @@ def cycles(options: Options, report: Report) -> None:
                 f"of the two daemons: {both[0]} and {both[1]}",
             )
         )
+    for which, now, then in zip(("their", "the other"), after, before, strict=True):
+        if news := now.news(then):
+            report.beside.append((f"new after the sessions, {which} daemon", news))
     report.beside.append(("session opened, used and closed", f"{took / count * 1e3:.1f} ms each"))
     report.beside.append((f"growth of RSS over {count:,} sessions", f"{grown_kib:,.0f} KiB"))
 
@@ -278,12 +280,13 @@ def settled(daemon: DaemonProcess, goal: processes.Holdings | None = None) -> pr
     end = time.monotonic() + SETTLE_S
     previous = None
     while True:
-        now = processes.holdings(daemon.pid, daemon.status().registered_bytes)
+        registered_bytes = daemon.status().registered_bytes
+        time.sleep(0.5)  # the connection of that question is gone by then
+        now = processes.holdings(daemon.pid, registered_bytes)
         done = previous == now if goal is None else max(now.growth(goal).values()) <= 0
         if done or time.monotonic() > end:
             return now
         previous = now
-        time.sleep(0.5)
 
 
 def first_steps(options: Options, report: Report) -> None:
