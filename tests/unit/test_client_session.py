@@ -219,11 +219,15 @@ def test_callbacks(
     def fail(job: transferd.Job) -> None:
         raise RuntimeError("on purpose")
 
+    def note(job: transferd.Job) -> None:
+        called.append(job)
+        if len(called) == len(jobs):
+            done.set()
+
     jobs = [client.imm(grant.descriptor, 1) for _ in range(5)]
     for job in jobs:
         job.add_done_callback(fail)
-        job.add_done_callback(called.append)
-        job.add_done_callback(lambda _: len(called) == len(jobs) and done.set())
+        job.add_done_callback(note)
     assert not called
     fake.release()
     assert done.wait(5)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon that stands still for a while (SIGSTOP) must not break the fences of the others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import transferd
+from support.waiting import eventually
+from transferd.client import JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.daemon import DaemonProcess
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+LENGTH = 8 << 20
+WAIT_S = 20.0
+
+
+@contextlib.contextmanager
+def stopped(daemon: DaemonProcess) -> Iterator[None]:
+    """Stops a daemon's process for the time of the block."""
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+
+
+def test_revoke_while_the_opener_stands_still(
+    daemon_pair: tuple[DaemonProcess, DaemonProcess],
+) -> None:
+    near, far = daemon_pair
+    with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
+        source = sender.alloc(LENGTH)
+        source.view[:] = b"\x01" * LENGTH
+        region = receiver.alloc(LENGTH)
+        grant = region.grant(imms=[1])
+        assert sender.write(source, grant.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
+        source.view[:] = b"\x02" * LENGTH
+        jobs = [sender.write(source, grant.descriptor, imm=1) for _ in range(20)]
+        with stopped(near):
+            started = time.monotonic()
+            grant.revoke()
+            took = time.monotonic() - started
+            assert took < 2.5, f"the fence took {took:.1f} s"
+            region.view[:] = b"\x03" * LENGTH
+        for job in jobs:
+            with contextlib.suppress(transferd.TransferdError):
+                job.wait(WAIT_S)
+        # What the opener believed before it stood still does not open the way again.
+        with pytest.raises(transferd.TransferdError):
+            sender.write(source, grant.descriptor, imm=1).wait(WAIT_S)
+        assert bytes(region.view) == b"\x03" * LENGTH, "a byte landed after the fence"
+        with pytest.raises(transferd.CounterFault):
+            receiver.counter(1).wait(1 << 40, WAIT_S)
+
+        again = region.grant(imms=[2])
+
+        def works() -> bool:
+            try:
+                return sender.write(source, again.descriptor, imm=2).wait(WAIT_S) is JobStatus.OK
+            except transferd.PeerLost:
+                return False
+
+        eventually(works, "the pair works again", WAIT_S)
+
+
+def test_both_sides_agree_after_one_stood_still(
+    daemon_pair: tuple[DaemonProcess, DaemonProcess],
+) -> None:
+    """Longer than the heartbeats' timeout: the one forgets, the other has slept through it."""
+    near, far = daemon_pair
+    with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
+        source, target = sender.alloc(4096), receiver.alloc(4096)
+        there = target.grant(imms=[1])
+        back = source.grant(imms=[1])
+        assert sender.write(source, there.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
+        assert receiver.write(target, back.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
+        with stopped(near):
+            with pytest.raises(transferd.CounterFault):
+                receiver.counter(1).wait(100, WAIT_S)
+        receiver.counter(1).acknowledge()
+
+        def works(client: transferd.Client, region: transferd.Region, descriptor: bytes) -> bool:
+            try:
+                return client.write(region, descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
+            except transferd.TransferdError:
+                return False
+
+        eventually(lambda: works(sender, source, there.descriptor), "there", WAIT_S)
+        eventually(lambda: works(receiver, target, back.descriptor), "back", WAIT_S)
+        time.sleep(4)  # the heartbeats of the new relation agree, or it would be lost by now
+        assert works(sender, source, there.descriptor)
+        assert works(receiver, target, back.descriptor)
