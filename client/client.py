@@ -45,7 +45,7 @@ class Client:
         shared_memory: bool | None = None,
         records: int = 0,
         counters: int = 0,
-        spin_us: float = 50.0,
+        spin_us: float = 200.0,
         timeout_s: float = 30.0,
     ) -> None:
         """Attaches.

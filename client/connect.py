@@ -28,7 +28,7 @@ class Options:
     shared_memory: bool | None = None
     records: int = 0
     counters: int = 0
-    spin_us: float = 50.0
+    spin_us: float = 200.0
     timeout_s: float = 30.0
 
     def __post_init__(self) -> None:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
-from transferd.daemon.errors import Internal, TimedOut, TransferdError, to_status
+from transferd.daemon.errors import (
+    Internal,
+    InvalidRequest,
+    TimedOut,
+    TransferdError,
+    to_status,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,22 +52,44 @@ class ErrorMapper(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 _unary(handler.unary_unary, method),
-                handler.request_deserializer,
+                _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         if handler.stream_stream is not None and method.startswith("/transferd."):
             return grpc.stream_stream_rpc_method_handler(
                 _stream(handler.stream_stream, method),
-                handler.request_deserializer,
+                _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         return handler
 
 
+class _Garbage:
+    """Stands for a request that is no message of its type."""
+
+
+def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Lets garbage through to the handler: grpc would log a traceback for every such request."""
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _Garbage()
+
+    return parsed
+
+
+def _check(request: Any) -> Any:
+    if isinstance(request, _Garbage):
+        raise InvalidRequest("request", "no message of the call's type; send what its proto says")
+    return request
+
+
 def _unary(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def mapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await call(request, context)
+            return await call(_check(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -73,8 +102,12 @@ def _stream(call: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..
     async def mapped(
         requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
+        async def checked() -> AsyncIterator[Any]:
+            async for request in requests:
+                yield _check(request)
+
         try:
-            async for response in call(requests, context):
+            async for response in call(checked(), context):
                 yield response
         except grpc.aio.AbortError:
             raise

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transferd
-from support.waiting import eventually
 from transferd.client import JobStatus
+
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,9 +87,8 @@ def test_both_sides_agree_after_one_stood_still(
         back = source.grant(imms=[1])
         assert sender.write(source, there.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
         assert receiver.write(target, back.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
-        with stopped(near):
-            with pytest.raises(transferd.CounterFault):
-                receiver.counter(1).wait(100, WAIT_S)
+        with stopped(near), pytest.raises(transferd.CounterFault):
+            receiver.counter(1).wait(100, WAIT_S)
         receiver.counter(1).acknowledge()
 
         def works(client: transferd.Client, region: transferd.Region, descriptor: bytes) -> bool:

@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transferd.daemon import config
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_empty_file_is_development_mode() -> None:
@@ -141,6 +138,23 @@ def test_unreadable_files(tmp_path: Path) -> None:
 )
 def test_host_and_port(text: str, host: str, port: int) -> None:
     assert config.split_host_port(text) == (host, port)
+
+
+def test_example_shows_the_defaults() -> None:
+    """Every key of the example is what the code does without it."""
+    example = Path(__file__).parents[2] / "deploy" / "examples" / "transferd.yaml"
+    shown, default = config.load(example), config.Config()
+    different = {
+        key for key in config.Config.model_fields if getattr(shown, key) != getattr(default, key)
+    }
+    assert different == {"http_listen", "tenants"}
+    assert shown.tenants == default.effective_tenants()
+
+
+def test_readme_names_every_key() -> None:
+    text = (Path(__file__).parents[2] / "daemon" / "README.md").read_text()
+    for key in config.Config.model_fields:
+        assert f"`{key}" in text, f"daemon/README.md does not say what {key} is"
 
 
 @given(st.text())
