@@ -196,6 +196,14 @@ _FD_REASONS: dict[str, type[TransferdError]] = {
     "QUOTA": QuotaExceeded,
     "SESSIONS": QuotaExceeded,
     "MEMLOCK": QuotaExceeded,
+    "COUNTERS": QuotaExceeded,
+    "SHARED_FILES": QuotaExceeded,
+    "UID_NOT_ALLOWED": AccessDenied,
+    "ALREADY_ATTACHED": Conflict,
+    "ATTACH_TIMEOUT": Conflict,
+    "NOT_ATTACHED": Unavailable,
+    "SESSION_ENDED": Unavailable,
+    "STOPPING": Unavailable,
     "INTERNAL": Internal,
 }
 
