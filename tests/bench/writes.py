@@ -29,7 +29,7 @@ class Rate:
         ratios: Daemons to the better raw variant, one for each turn.
         daemons_gbps: One for each turn.
         raw_gbps: Of the better variant, one for each turn.
-        raw_variant: Which was better: "whole" or "in segments".
+        raw_variant: Which was better.
         other_raw_gbps: Median of the other.
         path: What the jobs used.
     """
@@ -63,22 +63,38 @@ def rate(
 ) -> Rate:
     """Measures daemons and raw provider in turn."""
     flood_gbps(sender, receiver, size, window, 2 * window)
-    daemons, whole, cut = [], [], []
+    daemons: list[float] = []
+    whole: list[float] = []
+    cut: list[float] = []
     path = ""
-    for turn in range(turns):
+    raw_runs = [(whole, raw_provider.whole_gbps), (cut, raw_provider.cut_gbps)]
+    for _ in range(turns):
         gate.wait()
-        if turn % 2:
-            whole.append(raw_provider.whole_gbps(size, window, count))
+        raw_runs.reverse()  # each is as often before the daemons as after them
+        (before, run_before), (after, run_after) = raw_runs
+        before.append(run_before(size, window, count))
         gbps, path = flood_gbps(sender, receiver, size, window, count)
         daemons.append(gbps)
-        cut.append(raw_provider.cut_gbps(size, window, count))
-        if not turn % 2:
-            whole.append(raw_provider.whole_gbps(size, window, count))
-    # The better by medians, not turn by turn: the larger of two noisy figures flatters.
-    variants = [("whole", whole), ("in segments", cut)]
-    (_, worse), (name, better) = sorted(variants, key=lambda variant: median(variant[1]))
+        after.append(run_after(size, window, count))
+    name, better, other = better_variant(size, whole, cut)
     ratios = [mine / theirs for mine, theirs in zip(daemons, better, strict=True)]
-    return Rate(ratios, daemons, better, name, median(worse), path)
+    return Rate(ratios, daemons, better, name, other, path)
+
+
+def better_variant(
+    size: int, whole: list[float], cut: list[float]
+) -> tuple[str, list[float], float]:
+    """Chooses what to compare with; returns its name, its figures, the other's median.
+
+    The better one by medians, not turn by turn: the larger of two noisy figures flatters. Where a
+    message is one segment the two are the same, and both runs of a turn are averaged.
+    """
+    if size <= raw_provider.SEGMENT:
+        both = [(one + other) / 2 for one, other in zip(whole, cut, strict=True)]
+        return "whole, as it is one segment", both, median(both)
+    if median(whole) > median(cut):
+        return "whole", whole, median(cut)
+    return "in segments", cut, median(whole)
 
 
 @dataclass(frozen=True, slots=True)
