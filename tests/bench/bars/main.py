@@ -69,7 +69,7 @@ def write_rates(options: Options, report: Report) -> None:
     """Measures large writes against the raw provider and the peers."""
     with daemons() as pair, endpoints(pair, max(RATES) * WINDOW) as (one, other):
         for size, (least, count) in RATES.items():
-            write_rate(options, report, one, other, size, least, options.scaled(count))
+            write_rate(options, report, one, other, size, least, count)
 
 
 def write_rate(
