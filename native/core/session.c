@@ -341,6 +341,24 @@ static void cancel_waiting(struct tfd_session *session, uint32_t detail)
 		              TFD_JOB_CANCELLED, detail);
 }
 
+/*
+ * Takes what the client published before its end: those jobs are cancelled like any other, so their loss is told. At most
+ * one ring: a client that goes on publishing does not hold the worker.
+ */
+static void take_published(struct tfd_worker *worker, struct tfd_session *session)
+{
+	struct tfd_source *source = &session->sources[0];
+	uint32_t taken = 0;
+
+	while (session->state == TFD_STATE_OPEN && taken <= source->entry_mask) {
+		uint32_t done = tfd_ring_drain(worker, session, source);
+
+		if (!done)
+			return;
+		taken += done;
+	}
+}
+
 struct end_call {
 	struct tfd_session *session;
 	uint32_t detail;
@@ -353,9 +371,9 @@ static int end_command(struct tfd_worker *worker, void *argument)
 	struct tfd_list *link;
 	struct tfd_list *next;
 
-	(void)worker;
 	if (session->state >= TFD_STATE_ENDING)
 		return 0;
+	take_published(worker, session);
 	tfd_store_relaxed(&session->state, TFD_STATE_ENDING);
 	cancel_waiting(session, call->detail);
 	session->header->end_reason = call->detail;

@@ -52,6 +52,7 @@ struct user { /* a session and one region */
 	uint64_t region;
 	uint8_t *memory;
 	uint64_t next_job;
+	uint64_t grant; /* a test's own */
 };
 
 static inline void host_open(struct host *host)

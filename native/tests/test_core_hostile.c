@@ -89,6 +89,86 @@ static void test_control_jobs(struct host *host, uint64_t conn, struct user *tar
 	user_free(&user);
 }
 
+static int publish_ten(struct tfd_worker *worker, void *argument)
+{
+	struct user *user = argument;
+
+	(void)worker; /* busy with this command: it cannot have looked at the ring before the end */
+	for (int i = 0; i < 10; i++)
+		(void)user_submit(user, (struct tfd_entry){ .op = TFD_OP_WRITE,
+		                                            .src_region = user->region,
+		                                            .dst_grant = user->grant,
+		                                            .length = REGION_BYTES });
+	return 0;
+}
+
+/* Holds the worker until two commands wait, which it then runs in one batch: no look at the rings between them. */
+static int hold_for_two(struct tfd_worker *worker, void *argument)
+{
+	struct tfd_command *top;
+
+	(void)argument;
+	do
+		top = tfd_load_seq(&worker->inbox);
+	while (!top || !top->next);
+	return 0;
+}
+
+static void *hold_thread(void *argument)
+{
+	CHECK(tfd_command_run(argument, hold_for_two, NULL) == 0);
+	return NULL;
+}
+
+static void *publish_thread(void *argument)
+{
+	struct user *user = argument;
+
+	CHECK(tfd_command_run(user->host->core->groups[0]->worker, publish_ten, user) == 0);
+	return NULL;
+}
+
+/* Every job that a client published before its end either lands or is told as lost. */
+static void test_published_before_end(struct host *host, uint64_t conn, struct user *target)
+{
+	struct tfd_event event;
+	struct user user;
+	struct tfd_worker *worker = host->core->groups[0]->worker;
+	pthread_t threads[2];
+	uint64_t told = 0;
+	uint64_t landed;
+
+	user_open(host, &user);
+	user.grant = open_grant(&user, target, conn);
+	landed = tfd_load_acquire(&target->counters[0].value);
+	CHECK(pthread_create(&threads[0], NULL, hold_thread, worker) == 0);
+	(void)usleep(5000);
+	CHECK(pthread_create(&threads[1], NULL, publish_thread, &user) == 0);
+	while (!tfd_load_seq(&worker->inbox))
+		(void)usleep(100);
+	CHECK_OK(tfd_session_end(host->core, user.session, TFD_DETAIL_SESSION_ENDED));
+	for (int i = 0; i < 5000; i++) {
+		if (!tfd_core_events(host->core, &event, 1)) {
+			(void)usleep(1000);
+			continue;
+		}
+		if (event.type == TFD_EVENT_LOST && event.id == user.grant)
+			told++;
+		if (event.type == TFD_EVENT_SESSION_QUIET && event.id == user.session)
+			break;
+	}
+	CHECK(event.type == TFD_EVENT_SESSION_QUIET);
+	for (int i = 0; i < 5000; i++) {
+		if (tfd_load_acquire(&target->counters[0].value) - landed + told >= 10)
+			break;
+		(void)usleep(1000);
+	}
+	CHECK(tfd_load_acquire(&target->counters[0].value) - landed + told == 10);
+	(void)pthread_join(threads[0], NULL);
+	(void)pthread_join(threads[1], NULL);
+	user_free(&user);
+}
+
 int main(void)
 {
 	struct host host;
@@ -101,6 +181,8 @@ int main(void)
 	connect_hosts(&host, &host, &out, &in);
 	open = open_grant(&bad, &good, out);
 	test_control_jobs(&host, out, &good);
+	for (int i = 0; i < 20; i++)
+		test_published_before_end(&host, out, &good);
 	test_pipes(&host, &good);
 	test_loss_flood(&bad, &good, open);
 	user_close(&bad);
