@@ -121,8 +121,11 @@ class ThreadDriver:
                 sleep.begin_anew()
             watches += added
             # First asked to be told, then looked: news in between are seen or told.
-            self._session.watch_events(bool(watches))
+            if watches:
+                self._session.watch_events(True)
             watches = _look(watches)
+            if not watches:
+                self._session.watch_events(False)
             if not closing:
                 sleep.until_news(bool(watches))
 

@@ -98,7 +98,7 @@ TFD_ABI_AT(tfd_counter, imm, 40);
 TFD_ABI_AT(tfd_counter, in_use, 44);
 TFD_ABI_AT(tfd_counter, event, 48);
 TFD_ABI_AT(tfd_counter, waiters, 52);
-TFD_ABI_AT(tfd_counter, _resv0, 56);
+TFD_ABI_AT(tfd_counter, wake_at, 56);
 
 #undef TFD_ABI_SIZE
 #undef TFD_ABI_AT

@@ -270,6 +270,7 @@ struct tfd_worker {
 	uint32_t event_count;
 	uint64_t now_ns;
 	uint64_t active_ns;
+	uint64_t spin_ns; /* from options.spin_us to SPIN_IN_FLIGHT_NS: longer while sleeps end at once */
 	uint32_t inflight_wrs; /* of all connections */
 	uint64_t dropped_imms; /* outside every grant */
 };

@@ -38,10 +38,15 @@ static bool wake_event_due(struct tfd_session *session)
 
 void tfd_wake_counter(struct tfd_session *session, uint32_t slot)
 {
+	const struct tfd_count *count = &session->counts[slot];
+	struct tfd_counter *shared = &session->counters[slot];
 	bool due = wake_event_due(session);
 
-	/* pairs with tfd_client_counter_wait: waiters, then value; we stored value, then look at waiters */
-	if (tfd_load_seq(&session->counters[slot].waiters)) {
+	/* pairs with tfd_client_wait: waiters and wake_at, then value; we stored value, then look at them */
+	if (tfd_load_seq(&shared->waiters) &&
+	    (count->faults != count->acknowledged || count->eighths >> 3 >= tfd_load_seq(&shared->wake_at))) {
+		/* Every sleeper will look and ask anew; until then, or if one asks just now, every count wakes. */
+		tfd_store_seq(&shared->wake_at, 0);
 		(void)tfd_or_seq(&session->wake_counters[slot / 64], 1ull << (slot % 64));
 		due = true;
 	}

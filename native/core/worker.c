@@ -16,6 +16,7 @@
 
 #define POLL_BATCH 64
 #define SPIN_IN_FLIGHT_NS 2000000u
+#define SHORT_SLEEP_NS 50000u
 #define SLEEP_MAX_MS 1000 /* nothing depends on it: a net under a lost wake-up */
 #define BUSY_SLEEP_MAX_MS 10 /* with something to post: a connection that comes up need not tell */
 #define LOSSES_QUEUED_MAX 4096 /* of one session: then its rings wait until control has caught up */
@@ -146,6 +147,11 @@ static bool arm_rails(struct tfd_worker *worker)
 	return true;
 }
 
+static uint64_t spin_least_ns(const struct tfd_worker *worker)
+{
+	return (uint64_t)worker->core->options.spin_us * 1000;
+}
+
 static int sleep_bound_ms(struct tfd_worker *worker)
 {
 	int bound = SLEEP_MAX_MS;
@@ -167,19 +173,32 @@ static int sleep_bound_ms(struct tfd_worker *worker)
 	return bound;
 }
 
+/*
+ * What woke us may be a part of a message that no completion tells of yet: polled for a while. If it came at once, the
+ * message is a long one, and falling asleep in the midst of it would cost more than polling longer.
+ */
+static void look_on(struct tfd_worker *worker, uint64_t before_ns)
+{
+	worker->active_ns = tfd_now_ns();
+	if (worker->active_ns - before_ns > SHORT_SLEEP_NS)
+		worker->spin_ns = spin_least_ns(worker);
+	else if (worker->spin_ns < SPIN_IN_FLIGHT_NS)
+		worker->spin_ns *= 2;
+}
+
 static void worker_sleep(struct tfd_worker *worker)
 {
 	struct epoll_event events[EPOLL_BATCH];
 	char ignored[4096];
+	uint64_t before_ns = worker->now_ns;
 	int count = 0;
 
 	announce_sleep(worker, 1);
 	if (!work_waits(worker) && arm_rails(worker))
 		count = epoll_wait(worker->epoll_fd, events, EPOLL_BATCH, sleep_bound_ms(worker));
 	announce_sleep(worker, 0);
-	/* What woke us may be a part of a message that no completion tells of yet: look on for a while. */
 	if (count > 0)
-		worker->active_ns = tfd_now_ns();
+		look_on(worker, before_ns);
 	for (int i = 0; i < count; i++) {
 		if (events[i].data.u64 >> 32) /* a doorbell of ours or a session's, non-blocking */
 			(void)!read((int)(uint32_t)events[i].data.u64, ignored, sizeof(ignored));
@@ -189,7 +208,7 @@ static void worker_sleep(struct tfd_worker *worker)
 /* Pieces in flight want progress; but a peer that has stopped must not keep us awake. */
 static bool spins(const struct tfd_worker *worker)
 {
-	uint64_t spin_ns = (uint64_t)worker->core->options.spin_us * 1000;
+	uint64_t spin_ns = worker->spin_ns;
 
 	if (worker->inflight_wrs && spin_ns < SPIN_IN_FLIGHT_NS)
 		spin_ns = SPIN_IN_FLIGHT_NS;
@@ -299,6 +318,7 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	tfd_list_init(&worker->sessions);
 	tfd_list_init(&worker->conns_busy);
 	tfd_list_init(&worker->deadlines);
+	worker->spin_ns = spin_least_ns(worker);
 	rc = pools_open(worker);
 	if (!rc)
 		rc = fds_open(worker);

@@ -47,6 +47,7 @@ static int counter_check(struct tfd_client *client, void *argument)
 int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t target, int64_t timeout_ns,
                             uint64_t spin_ns)
 {
+	struct tfd_client_bed bed;
 	struct counter_wait wait;
 	struct tfd_counter *counter;
 
@@ -56,6 +57,6 @@ int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t t
 		return -ERANGE;
 	counter = &client->counters[slot];
 	wait = (struct counter_wait){ counter, target };
-	return tfd_client_wait(client, counter_check, &wait, &counter->event, &counter->waiters, timeout_ns,
-	                       spin_ns);
+	bed = (struct tfd_client_bed){ &counter->event, &counter->waiters, &counter->wake_at, target };
+	return tfd_client_wait(client, counter_check, &wait, &bed, timeout_ns, spin_ns);
 }

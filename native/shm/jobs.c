@@ -213,13 +213,13 @@ int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t time
                         struct tfd_result *out)
 {
 	struct job_wait wait = { job_id, out };
-	struct tfd_record *record;
+	struct tfd_client_bed bed = { 0 };
 
 	if (!client)
 		return -EPIPE;
 	if ((job_id & INDEX_MASK) >= client->record_count)
 		return -ENOENT;
-	record = &client->records[job_id & INDEX_MASK];
-	return tfd_client_wait(client, job_check, &wait, &record->event, &record->waiters, timeout_ns,
-	                       spin_ns);
+	bed.event = &client->records[job_id & INDEX_MASK].event;
+	bed.waiters = &client->records[job_id & INDEX_MASK].waiters;
+	return tfd_client_wait(client, job_check, &wait, &bed, timeout_ns, spin_ns);
 }

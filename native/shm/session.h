@@ -77,13 +77,18 @@ int tfd_client_reserve_locked(struct tfd_client *client, uint32_t count);
 uint32_t tfd_client_take_locked(struct tfd_client *client, uint64_t now_ns);
 void tfd_client_saved_fini(struct tfd_client *client);
 
-/*
- * Waits until check() returns anything but -EAGAIN. `event` and `waiters` are the futex word and its count of sleepers
- * in the segment.
- */
+/* Where a thread sleeps: words of a record or a counter in the segment. */
+struct tfd_client_bed {
+	uint32_t *event; /* futex */
+	uint32_t *waiters;
+	uint64_t *wake_at; /* NULL: woken by every change */
+	uint64_t target; /* for wake_at */
+};
+
+/* Waits until check() returns anything but -EAGAIN. */
 typedef int (*tfd_client_check)(struct tfd_client *client, void *argument);
-int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument, uint32_t *event,
-                    uint32_t *waiters, int64_t timeout_ns, uint64_t spin_ns);
+int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument,
+                    const struct tfd_client_bed *bed, int64_t timeout_ns, uint64_t spin_ns);
 /* Wakes every thread that sleeps on any record or counter. */
 void tfd_client_wake_all(struct tfd_client *client);
 

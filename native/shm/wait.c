@@ -66,8 +66,22 @@ static int spin(struct tfd_client *client, tfd_client_check check, void *argumen
 	}
 }
 
-int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument, uint32_t *event,
-                    uint32_t *waiters, int64_t timeout_ns, uint64_t spin_ns)
+/*
+ * Lowers wake_at to our target. Whenever the daemon wakes for this word it clears it, and everybody who was asleep looks and
+ * says anew what he waits for. One that gave up leaves his target behind: that wakes the others once too often.
+ */
+static void ask_for(uint64_t *wake_at, uint64_t target)
+{
+	uint64_t lowest = tfd_load_relaxed(wake_at);
+
+	while (!lowest || target < lowest) {
+		if (tfd_replace_seq(wake_at, &lowest, target))
+			return;
+	}
+}
+
+int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *argument,
+                    const struct tfd_client_bed *bed, int64_t timeout_ns, uint64_t spin_ns)
 {
 	uint64_t deadline = tfd_client_deadline(timeout_ns);
 	uint64_t now = tfd_client_now_ns();
@@ -85,14 +99,16 @@ int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *arg
 		if (slept)
 			return slept;
 		left = deadline - now < TFD_RECHECK_NS ? deadline - now : TFD_RECHECK_NS;
-		tfd_add_seq(waiters, 1u);
-		seen = tfd_load_seq(event);
+		tfd_add_seq(bed->waiters, 1u);
+		seen = tfd_load_seq(bed->event); /* before wake_at: who clears that changes this afterwards */
+		if (bed->wake_at)
+			ask_for(bed->wake_at, bed->target);
 		rc = check(client, argument);
 		if (rc == -EAGAIN) {
-			slept = futex_sleep(event, seen, left);
+			slept = futex_sleep(bed->event, seen, left);
 			rc = check(client, argument);
 		}
-		tfd_sub_seq(waiters, 1u);
+		tfd_sub_seq(bed->waiters, 1u);
 	}
 	return rc;
 }

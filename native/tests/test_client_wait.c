@@ -94,6 +94,8 @@ static void test_sleepers_wake(void)
 	waiter_start(&faulted, wait_counter);
 	until_asleep(&fake.counter[0].waiters, 2);
 	until_asleep(&fake.counter[1].waiters, 1);
+	while (tfd_load_seq(&fake.counter[0].wake_at) != 1) /* the lower of both */
+		sched_yield();
 	fake_count(&fake, 0);
 	CHECK(pthread_join(one.thread, NULL) == 0 && one.rc == 0);
 	fake_fault(&fake, 1, 1);

@@ -94,6 +94,55 @@ static int count_shards(struct tfd_worker *worker, void *argument)
 	return 0;
 }
 
+static int count_imm_5(struct tfd_worker *worker, void *argument)
+{
+	const struct tfd_session *session = argument;
+
+	tfd_imm_arrived(worker, TFD_WIRE_WEIGHT_ONE << 29 | session->name_space << 20 | 5);
+	return 0;
+}
+
+static int acknowledge_imm_5(struct tfd_worker *worker, void *argument)
+{
+	(void)worker;
+	tfd_counter_acknowledge(argument, 5);
+	return 0;
+}
+
+static void wait_event_word(struct tfd_core *core, const struct tfd_counter *counter, uint32_t expected)
+{
+	tfd_waker_drain(core);
+	for (int i = 0; i < 5000 && tfd_load_seq(&counter->event) != expected; i++)
+		(void)usleep(1000);
+	CHECK(tfd_load_seq(&counter->event) == expected);
+}
+
+/* A sleeper is woken by the count that it waits for, or by a fault: not by the counts before. */
+static void count_for_a_sleeper(struct host *host, struct user *user)
+{
+	struct tfd_worker *worker = host->core->groups[0]->worker;
+	struct tfd_session *session = tfd_session_get(host->core, user->session);
+	struct tfd_counter *counter = &user->counters[5];
+	uint32_t event = counter->event;
+
+	counter->waiters = 0;
+	CHECK_OK(tfd_command_run(worker, acknowledge_imm_5, session));
+	counter->waiters = 1;
+	counter->wake_at = counter->value + 3;
+	for (int i = 0; i < 2; i++)
+		CHECK_OK(tfd_command_run(worker, count_imm_5, session));
+	wait_event_word(host->core, counter, event);
+	CHECK_OK(tfd_command_run(worker, count_imm_5, session));
+	wait_event_word(host->core, counter, event + 1);
+	CHECK(counter->wake_at == 0);
+	CHECK_OK(tfd_command_run(worker, count_imm_5, session)); /* nobody has asked anew: every count wakes */
+	wait_event_word(host->core, counter, event + 2);
+	counter->wake_at = UINT64_MAX;
+	CHECK_OK(tfd_counters_fault(host->core, user->session, 5, 1, 1));
+	wait_event_word(host->core, counter, event + 3);
+	tfd_session_put(session);
+}
+
 int main(void)
 {
 	struct host host;
@@ -117,6 +166,7 @@ int main(void)
 		check_counter(&run, i);
 	}
 	CHECK_OK(tfd_command_run(host.core->groups[0]->worker, count_shards, &run));
+	count_for_a_sleeper(&host, &user);
 	user_close(&user);
 	tfd_core_close(host.core);
 	return 0;

@@ -99,7 +99,7 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "in_use": 44,
             "event": 48,
             "waiters": 52,
-            "_resv0": 56,
+            "wake_at": 56,
         },
     ),
 }

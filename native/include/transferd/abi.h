@@ -181,7 +181,7 @@ struct tfd_record {
 	uint32_t _resv0;
 };
 
-/* An ImmCounter. Writer: worker, but for `waiters`. */
+/* An ImmCounter. Writer: worker, but for `waiters` and `wake_at`. */
 struct tfd_counter {
 	uint64_t value; /* landed writes; only grows */
 	uint64_t gate; /* value, plus TFD_GATE_FAULT while a fault is not acknowledged */
@@ -192,7 +192,7 @@ struct tfd_counter {
 	uint32_t in_use; /* 1 once the counter belongs to `imm` */
 	uint32_t event; /* futex word: changes whenever a wake-up is due */
 	uint32_t waiters; /* writer: client */
-	uint64_t _resv0;
+	uint64_t wake_at; /* writer: client, and the worker, which clears it; counts below it wake nobody. 0: every count does */
 };
 
 #endif
