@@ -135,7 +135,8 @@ static void count_for_a_sleeper(struct host *host, struct user *user)
 	CHECK_OK(tfd_command_run(worker, count_imm_5, session));
 	wait_event_word(host->core, counter, event + 1);
 	CHECK(counter->wake_at == 0);
-	CHECK_OK(tfd_command_run(worker, count_imm_5, session)); /* nobody has asked anew: every count wakes */
+	CHECK_OK(
+		tfd_command_run(worker, count_imm_5, session)); /* nobody has asked anew: every count wakes */
 	wait_event_word(host->core, counter, event + 2);
 	counter->wake_at = UINT64_MAX;
 	CHECK_OK(tfd_counters_fault(host->core, user->session, 5, 1, 1));

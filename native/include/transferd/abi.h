@@ -192,7 +192,8 @@ struct tfd_counter {
 	uint32_t in_use; /* 1 once the counter belongs to `imm` */
 	uint32_t event; /* futex word: changes whenever a wake-up is due */
 	uint32_t waiters; /* writer: client */
-	uint64_t wake_at; /* writer: client, and the worker, which clears it; counts below it wake nobody. 0: every count does */
+	uint64_t
+		wake_at; /* writer: client, and the worker, which clears it; counts below it wake nobody. 0: every count does */
 };
 
 #endif
