@@ -73,7 +73,22 @@ TFD_ABI_AT(tfd_entry, imm, 56);
 TFD_ABI_AT(tfd_entry, _resv1, 60);
 TFD_ABI_AT(tfd_entry, deadline_ns, 64);
 TFD_ABI_AT(tfd_entry, argument, 72);
-TFD_ABI_AT(tfd_entry, _resv2, 80);
+TFD_ABI_AT(tfd_entry, table_offset, 80);
+TFD_ABI_AT(tfd_entry, table_count, 88);
+TFD_ABI_AT(tfd_entry, _resv2, 92);
+TFD_ABI_AT(tfd_entry, src_stride, 96);
+TFD_ABI_AT(tfd_entry, dst_stride, 104);
+TFD_ABI_AT(tfd_entry, _resv3, 112);
+
+TFD_ABI_SIZE(tfd_page, 8);
+TFD_ABI_AT(tfd_page, src, 0);
+TFD_ABI_AT(tfd_page, dst, 4);
+
+TFD_ABI_SIZE(tfd_target, 32);
+TFD_ABI_AT(tfd_target, dst_grant, 0);
+TFD_ABI_AT(tfd_target, src_offset, 8);
+TFD_ABI_AT(tfd_target, dst_offset, 16);
+TFD_ABI_AT(tfd_target, length, 24);
 
 TFD_ABI_SIZE(tfd_record, 64);
 TFD_ABI_AT(tfd_record, done_id, 0);

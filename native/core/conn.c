@@ -49,7 +49,7 @@ static void drain_closed(struct tfd_worker *worker, struct tfd_conn *conn)
 	struct tfd_wc wc[DRAIN_BATCH];
 
 	for (int round = 0; round < DRAIN_ROUNDS; round++) {
-		int count = worker->group->ops->half_drain(conn->half, wc, DRAIN_BATCH);
+		int count = conn->rail->ops->half_drain(conn->half, wc, DRAIN_BATCH);
 
 		for (int i = 0; i < count; i++)
 			tfd_completion_handle(worker, conn->rail, &wc[i]);
@@ -68,9 +68,9 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	conn->broken = true; /* by our own hand: no CONN_LOST */
 	for (wr = conn->outstanding; wr; wr = wr->next)
 		tfd_job_fail(wr->job, TFD_JOB_PEER_LOST, detail);
-	worker->group->ops->half_close(conn->half);
+	conn->rail->ops->half_close(conn->half);
 	drain_closed(worker, conn); /* what was flushed, and what had landed before */
-	worker->group->ops->half_free(conn->half);
+	conn->rail->ops->half_free(conn->half);
 	conn->half = NULL;
 	while (conn->outstanding) /* a provider that swallows completions, or a queue too full of others' */
 		tfd_wr_abandon(conn->outstanding, &flushed);
@@ -94,7 +94,7 @@ static int open_command(struct tfd_worker *worker, void *argument)
 	struct conn_call *call = argument;
 	struct tfd_conn *conn = call->conn;
 
-	return worker->group->ops->half_open(conn->rail->domain, conn->outgoing, &conn->half, call->address,
+	return conn->rail->ops->half_open(conn->rail->domain, conn->outgoing, conn, &conn->half, call->address,
 	                                     call->address_bytes, call->error);
 }
 
@@ -105,7 +105,7 @@ static int start_command(struct tfd_worker *worker, void *argument)
 
 	if (!call->conn->half || call->conn->started)
 		return tfd_fail(call->error, -EINVAL, "this connection was started or closed before");
-	rc = worker->group->ops->half_start(call->conn->half, call->far_address, call->far_bytes,
+	rc = call->conn->rail->ops->half_start(call->conn->half, call->far_address, call->far_bytes,
 	                                    call->error);
 	if (!rc)
 		call->conn->started = true;

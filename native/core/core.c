@@ -44,7 +44,7 @@ err_free:
 static void group_close(struct tfd_group *group)
 {
 	for (uint32_t i = 0; i < group->rail_count; i++)
-		group->ops->domain_close(group->rails[i].domain);
+		group->rails[i].ops->domain_close(group->rails[i].domain);
 	free(group);
 }
 
@@ -88,7 +88,8 @@ const struct tfd_provider_ops *tfd_provider_find(const char *name)
 	return NULL;
 }
 
-static int rails_open(struct tfd_group *group, const struct tfd_group_options *options,
+static int rails_open(struct tfd_group *group, const struct tfd_provider_ops *ops,
+                      const struct tfd_group_options *options,
                       struct tfd_error *error)
 {
 	for (uint32_t i = 0; i < options->rail_count; i++) {
@@ -97,7 +98,8 @@ static int rails_open(struct tfd_group *group, const struct tfd_group_options *o
 
 		rail->index = i;
 		rail->wait_fd = -1;
-		rc = group->ops->domain_open(options, options->rails[i], &rail->info, &rail->domain, error);
+		rail->ops = ops;
+		rc = ops->domain_open(options, options->rails[i], &rail->info, &rail->domain, error);
 		if (rc)
 			return rc;
 		rail->info.state = 1;
@@ -127,11 +129,10 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 	if (!group)
 		return tfd_fail(error, -ENOMEM, "no memory for a domain group");
 	group->core = core;
-	group->ops = ops;
 	group->index = core->group_count;
 	group->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
 	group->window_bytes = options->window_bytes ? options->window_bytes : WINDOW_BYTES_DEFAULT;
-	rc = rails_open(group, options, error);
+	rc = rails_open(group, ops, options, error);
 	if (!rc) {
 		rc = tfd_guard_install(); /* after the provider's library, which may bring a handler of its own */
 		if (rc)

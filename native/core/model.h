@@ -217,6 +217,7 @@ struct tfd_session {
 };
 
 struct tfd_rail {
+	const struct tfd_provider_ops *ops;
 	struct tfd_domain *domain;
 	struct tfd_rail_info info; /* counters: worker writes, anyone reads, relaxed */
 	uint32_t index;
@@ -226,7 +227,6 @@ struct tfd_rail {
 /* A domain group: the rails of one worker. Constant after opening. */
 struct tfd_group {
 	struct tfd_core *core;
-	const struct tfd_provider_ops *ops;
 	struct tfd_rail rails[TFD_MAX_RAILS];
 	uint32_t rail_count;
 	uint32_t index;

@@ -17,7 +17,7 @@ void tfd_region_destroy(struct tfd_region *region)
 	struct tfd_group *group = region->session->group;
 
 	for (uint32_t i = 0; i < region->rail_count; i++)
-		group->ops->mr_close(group->rails[i].domain, region->mrs[i]);
+		group->rails[i].ops->mr_close(group->rails[i].domain, region->mrs[i]);
 	tfd_guard_remove(region);
 	(void)munmap(region->base, region->map_bytes);
 	(void)close(region->fd);
@@ -129,7 +129,7 @@ static int region_register(struct tfd_region *region, struct tfd_error *error)
 	struct tfd_group *group = region->session->group;
 
 	for (uint32_t i = 0; i < group->rail_count; i++) {
-		int rc = group->ops->mr_open(group->rails[i].domain, region->base, region->length,
+		int rc = group->rails[i].ops->mr_open(group->rails[i].domain, region->base, region->length,
 		                             region->writable, &region->mrs[i], &region->keys[i], error);
 
 		if (rc)

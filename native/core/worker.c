@@ -43,7 +43,7 @@ void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, con
 static uint32_t poll_rail(struct tfd_worker *worker, struct tfd_rail *rail)
 {
 	struct tfd_wc wc[POLL_BATCH];
-	int count = worker->group->ops->poll(rail->domain, wc, POLL_BATCH);
+	int count = rail->ops->poll(rail->domain, wc, POLL_BATCH);
 
 	for (int i = 0; i < count; i++)
 		tfd_completion_handle(worker, rail, &wc[i]);
@@ -141,7 +141,7 @@ static bool work_waits(struct tfd_worker *worker)
 static bool arm_rails(struct tfd_worker *worker)
 {
 	for (uint32_t i = 0; i < worker->group->rail_count; i++) {
-		if (worker->group->ops->arm(worker->group->rails[i].domain) != 0)
+		if (worker->group->rails[i].ops->arm(worker->group->rails[i].domain) != 0)
 			return false;
 	}
 	return true;
@@ -290,7 +290,7 @@ static int fds_open(struct tfd_worker *worker)
 	for (uint32_t i = 0; !rc && i < worker->group->rail_count; i++) {
 		struct tfd_rail *rail = &worker->group->rails[i];
 
-		rail->wait_fd = worker->group->ops->wait_fd(rail->domain);
+		rail->wait_fd = rail->ops->wait_fd(rail->domain);
 		if (rail->wait_fd >= 0)
 			rc = watch(worker, rail->wait_fd, false);
 	}

@@ -42,6 +42,7 @@ struct tfd_post {
 	uint64_t remote_key;
 	uint32_t has_imm;
 	uint32_t imm;
+	uint32_t read; /* not 0: from the remote range into `local`; no immediate */
 };
 
 enum tfd_wc_type {
@@ -56,6 +57,7 @@ struct tfd_wc {
 	struct tfd_wr *wr;
 	int32_t error;          /* positive errno */
 	uint32_t remote_access; /* error: the far side refused the key or the range */
+	void *owner; /* TFD_WC_IMM: of the incoming half that it came by; NULL where the provider cannot tell */
 };
 
 struct tfd_provider_ops {
@@ -74,9 +76,12 @@ struct tfd_provider_ops {
 	/* control. The caller has seen to it that no post and no far side uses it. */
 	void (*mr_close)(struct tfd_domain *domain, struct tfd_mr *mr);
 
-	/* worker. Makes a half and tells its address (at most TFD_ADDRESS_MAX bytes). May allocate. */
-	int (*half_open)(struct tfd_domain *domain, int outgoing, struct tfd_half **out, void *address,
-	                 size_t *address_bytes, struct tfd_error *error);
+	/*
+	 * worker. Makes a half and tells its address (at most TFD_ADDRESS_MAX bytes). May allocate. `owner` is what the
+	 * immediates that come by it name.
+	 */
+	int (*half_open)(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
+	                 void *address, size_t *address_bytes, struct tfd_error *error);
 	/* worker. Joins it to the far half. -EPROTO: not an address of ours. May allocate. */
 	int (*half_start)(struct tfd_half *half, const void *address, size_t address_bytes,
 	                  struct tfd_error *error);
@@ -104,5 +109,7 @@ struct tfd_provider_ops {
 const struct tfd_provider_ops *tfd_provider_find(const char *name);
 
 extern const struct tfd_provider_ops tfd_libfabric_ops;
+extern const struct tfd_provider_ops tfd_local_ops;
+extern const struct tfd_provider_ops tfd_sim_ops;
 
 #endif

@@ -68,7 +68,12 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "_resv1": 60,
             "deadline_ns": 64,
             "argument": 72,
-            "_resv2": 80,
+            "table_offset": 80,
+            "table_count": 88,
+            "_resv2": 92,
+            "src_stride": 96,
+            "dst_stride": 104,
+            "_resv3": 112,
         },
     ),
     "tfd_record": (

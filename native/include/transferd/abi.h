@@ -21,6 +21,7 @@
 #define TFD_IMM_BITS 20u         /* an application's immediate */
 #define TFD_IMM_COUNT (1u << 20) /* number of immediates in a session's name space */
 #define TFD_MAX_LENGTH (1ull << 40)
+#define TFD_MAX_TARGETS 4096u /* of one scatter or barrier */
 #define TFD_MAX_PATHS 8u /* (local rail, remote rail) pairs that one grant's traffic may use */
 
 /* What a counter's gate is raised by while a fault is not acknowledged: every waiter on the gate is released. */
@@ -35,6 +36,14 @@
 #define TFD_OP_IMM 2u /* one count, no bytes */
 #define TFD_OP_ACKNOWLEDGE 3u /* take the faults of an immediate of this session as seen */
 #define TFD_OP_CANCEL 4u /* stop the job whose id is in `argument` */
+#define TFD_OP_WRITE_PAGES 5u /* a table of struct tfd_page: pages of `length` bytes; one count each, or one in all */
+#define TFD_OP_SCATTER 6u /* a table of struct tfd_target: a write to each, one count on the immediate there */
+#define TFD_OP_BARRIER 7u /* a table of struct tfd_target without bytes: one count on the immediate at each */
+#define TFD_OP_READ 8u /* bytes of the grant into the region; no count */
+
+/* struct tfd_entry.flags */
+#define TFD_FLAG_EXACT 1u /* write, pages: the count follows the acknowledgement of all bytes on all rails */
+#define TFD_FLAG_COUNT_JOB 2u /* pages: one count in all */
 
 /* struct tfd_entry.priority */
 #define TFD_PRIORITY_BULK 0u
@@ -43,6 +52,8 @@
 /* struct tfd_record.path: provider | rails << 8 | flags << 16 */
 #define TFD_PATH_PROVIDER_MASK 0xffu
 #define TFD_PATH_LIBFABRIC 1u
+#define TFD_PATH_LOCAL 2u
+#define TFD_PATH_SIM 3u
 #define TFD_PATH_RAILS_SHIFT 8u
 #define TFD_PATH_FLAGS_SHIFT 16u
 
@@ -84,7 +95,10 @@
 	X(17, CONNECTION, "the connection broke")                                      \
 	X(18, BAD_COUNTER, "the immediate has no counter in this session")             \
 	X(19, NO_SUCH_JOB, "no job with that id is in flight")                         \
-	X(20, SESSION_ENDED, "the session ended")
+	X(20, SESSION_ENDED, "the session ended")                                      \
+	X(21, TABLE, "the table leaves the arena, or has too many entries")           \
+	X(22, FENCED, "the owner fenced the immediate")                                \
+	X(23, READ_ONLY, "the region to read into was registered read-only")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };
@@ -149,21 +163,40 @@ struct tfd_ring {
 /* One request. Fields that an operation does not use are 0. */
 struct tfd_entry {
 	uint8_t op;
-	uint8_t flags; /* none defined */
+	uint8_t flags; /* TFD_FLAG_* */
 	uint8_t priority;
 	uint8_t _resv0;
 	uint32_t record; /* completion record that tells the end: job_id modulo record_count */
 	uint64_t job_id; /* the client's; not 0; unique among its jobs in flight */
-	uint64_t src_region; /* region handle */
+	uint64_t src_region; /* region handle; read: where the bytes go */
 	uint64_t src_offset; /* bytes into the region */
-	uint64_t dst_grant; /* handle of an opened grant */
+	uint64_t dst_grant; /* handle of an opened grant; read: where the bytes are. Scatter, barrier: 0 */
 	uint64_t dst_offset; /* bytes into the grant */
-	uint64_t length; /* bytes; 0 is a legal write that counts */
+	uint64_t length; /* bytes, pages: of each; 0 is a legal write that counts */
 	uint32_t imm;
 	uint32_t _resv1;
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
 	uint64_t argument; /* TFD_OP_CANCEL: job id */
-	uint64_t _resv2[6];
+	uint64_t table_offset; /* bytes into the arena, a multiple of 8; to be left alone until the job has ended */
+	uint32_t table_count; /* entries of it; 0: the job does nothing, and counts nothing unless TFD_FLAG_COUNT_JOB */
+	uint32_t _resv2;
+	uint64_t src_stride; /* pages: bytes from one index to the next */
+	uint64_t dst_stride;
+	uint64_t _resv3[2];
+};
+
+/* Pages: `length` bytes from src_offset + src * src_stride go to dst_offset + dst * dst_stride. */
+struct tfd_page {
+	uint32_t src;
+	uint32_t dst;
+};
+
+/* Scatter, barrier: `length` bytes from src_offset into the region go to dst_offset into the grant. */
+struct tfd_target {
+	uint64_t dst_grant;
+	uint64_t src_offset;
+	uint64_t dst_offset;
+	uint64_t length;
 };
 
 /* How a job ended. Writer: worker, but for `waiters`. */

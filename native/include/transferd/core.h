@@ -35,9 +35,15 @@ struct tfd_core_options {
 	uint32_t spin_us;       /* how long an idle worker polls before it sleeps */
 	uint32_t busy;          /* not 0: workers never sleep */
 	uint32_t max_sessions;  /* at most 511: name space 0 is never given */
+	uint32_t stepped;       /* not 0: no threads, time stands still between tfd_core_step calls; for simulations */
 };
 
 int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error);
+/*
+ * One pass of every worker at time `now_ns`, which must not go back; whether anything was done. Only with `stepped`, where commands run
+ * at once in the caller and all calls come from one thread.
+ */
+int tfd_core_step(struct tfd_core *core, uint64_t now_ns);
 /* Stops all threads and frees everything; live sessions end. Idempotent on NULL. */
 void tfd_core_close(struct tfd_core *core);
 
@@ -51,8 +57,9 @@ enum tfd_event_type {
 	TFD_EVENT_OPEN_QUIET = 3,     /* id: open that was revoked: no byte on it can land any more */
 	TFD_EVENT_CONN_LOST = 4,      /* id: conn that the provider reported broken; close it */
 	TFD_EVENT_PEER_SILENT = 5,    /* id: peer whose heartbeats stopped */
-	TFD_EVENT_LOST = 6, /* writes that will not land. id: open; imm; count: writes known lost */
+	TFD_EVENT_LOST = 6, /* writes that will not land. id: open; imm; count: writes known lost; units: see tfd_counters_fault */
 	TFD_EVENT_REGION_BROKEN = 7, /* id: region whose owner took pages away */
+	TFD_EVENT_FENCE_QUIET = 8, /* id: open; count: number of the fence: no byte on its immediates can land any more */
 };
 
 struct tfd_event {
@@ -62,6 +69,7 @@ struct tfd_event {
 	uint32_t imm;
 	uint32_t _pad;
 	uint64_t count;
+	uint64_t units;
 	uint64_t
 		session; /* handle of the session whose open or region it is: those names are its own; else 0 */
 };
@@ -170,9 +178,15 @@ int tfd_jobs_list(struct tfd_core *core, uint64_t session, struct tfd_job_info *
 int tfd_counters_add(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
                      uint32_t *slots);
 int tfd_counter_slot(struct tfd_core *core, uint64_t session, uint32_t imm, uint32_t *slot); /* -ENOENT */
-/* Writes on these immediates can no longer be trusted; `lost` of them per immediate are known lost. */
-int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count,
-                       uint64_t lost);
+/*
+ * Writes on these immediates can no longer be trusted; `lost` of them per immediate are known lost. `units`: eighths of
+ * writes that have landed, or are about to, of those that are lost, sent by `peer`: they are taken out again, so that a retry on
+ * the same immediate reaches the same target. `value` never falls; it waits until the sum has passed it.
+ */
+int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count, uint64_t lost,
+                       uint64_t units, uint64_t peer);
+/* A peer is gone and tells nothing any more: parts of writes that it has not completed are taken out of all counts. */
+int tfd_counters_settle(struct tfd_core *core, uint64_t peer);
 
 /* ---- regions ---- */
 
@@ -200,19 +214,26 @@ int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region, st
 /* ---- connections: one (local rail, remote rail, direction) ---- */
 
 /*
- * Makes the local half and tells its address, to be handed to the other side. `outgoing`: this side writes.
- * -ENODEV: no such rail.
+ * Makes the local half and tells its address, to be handed to the other side. `outgoing`: this side writes. `peer`: a
+ * number of control's own for whom it leads to, not 0. -ENODEV: no such rail.
  */
-int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing, uint64_t *conn,
-                  void *address, size_t *address_bytes, struct tfd_error *error);
+int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing, uint64_t peer,
+                  uint64_t *conn, void *address, size_t *address_bytes, struct tfd_error *error);
 /* Joins it to the other side's half. -EPROTO: address is not of this provider. */
 int tfd_conn_start(struct tfd_core *core, uint64_t conn, const void *address, size_t address_bytes,
                    struct tfd_error *error);
+#define TFD_LANDED_UNKNOWN UINT64_MAX
 /*
- * Destroys the local half. When this returns nothing of it is in flight: jobs on it have ended with PEER_LOST
- * (`detail`), and on the incoming side no byte can land any more. Idempotent: -ENOENT.
+ * Destroys the local half; when this returns nothing of it is in flight. -ENOENT: it is gone already.
+ *
+ * Incoming: no byte can land any more. *landed tells how many immediates have, or TFD_LANDED_UNKNOWN where the rail keeps
+ * no order or does not tell connections apart; to be handed to the writer.
+ * Outgoing: `far_landed` is what the far side told after it had closed its half, else TFD_LANDED_UNKNOWN. Known: what has not
+ * landed goes out again by other paths of the same open, where there are any left; else, and for what is unknown, jobs end
+ * with PEER_LOST (`detail`). `landed` may be NULL.
  */
-int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail);
+int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail, uint64_t far_landed,
+                   uint64_t *landed);
 
 /* ---- opens: a grant of another session, as one session may use it ---- */
 
@@ -234,11 +255,18 @@ struct tfd_open_options {
 };
 
 #define TFD_RIGHT_WRITE 1u
+#define TFD_RIGHT_READ 2u
 
 int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_options *options,
                  uint64_t *open);
 /* New jobs are refused with `detail`; those in flight are cancelled; TFD_EVENT_OPEN_QUIET follows (at once if idle). */
 int tfd_open_revoke(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t detail);
+/*
+ * Cancels the jobs in flight on these immediates, with TFD_DETAIL_FENCED; jobs submitted later go on. TFD_EVENT_FENCE_QUIET with
+ * `fence`, a number of the caller's, follows once none of those jobs is in flight (at once if there are none).
+ */
+int tfd_open_fence(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t imm_first,
+                   uint32_t imm_count, uint64_t fence);
 /* Forgets a revoked, quiet open. -EBUSY otherwise. */
 int tfd_open_remove(struct tfd_core *core, uint64_t session, uint64_t open);
 
@@ -246,9 +274,11 @@ int tfd_open_remove(struct tfd_core *core, uint64_t session, uint64_t open);
 
 /*
  * The same entries, through a ring of the daemon's own in front of the same validation. Fills job_id of each.
+ * `tables`, copied: what the entries' table_offset count from; NULL for none.
  * -EAGAIN: full; -E2BIG: more than 4,096; -ESHUTDOWN: the session ends. Ends are read with tfd_job_result.
  */
-int tfd_jobs_submit(struct tfd_core *core, uint64_t session, struct tfd_entry *entries, uint32_t count);
+int tfd_jobs_submit(struct tfd_core *core, uint64_t session, struct tfd_entry *entries, uint32_t count,
+                    const void *tables, size_t table_bytes);
 
 struct tfd_job_end {
 	uint64_t job_id;
