@@ -304,7 +304,10 @@ class DataPlane:
 
     def counters_fault(self, session: int, first: int, count: int, lost: int) -> None:
         """Faults counters."""
-        _check(lib.tfd_counters_fault(self._core, session, first, count, lost), "faulting counters")
+        _check(
+            lib.tfd_counters_fault(self._core, session, first, count, lost, 0, 0),
+            "faulting counters",
+        )
 
     def counter_read(self, session: int, imm: int) -> CounterState:
         """Reads a counter."""
@@ -351,7 +354,7 @@ class DataPlane:
         error = ffi.new("struct tfd_error *")
         rc = await self._run(
             lambda: lib.tfd_conn_open(
-                self._core, self._group, rail, outgoing, conn, address, size, error
+                self._core, self._group, rail, outgoing, 1, conn, address, size, error
             )
         )
         _check(rc, "opening a connection", error)
@@ -367,7 +370,9 @@ class DataPlane:
 
     async def conn_close(self, conn: int, detail: int) -> None:
         """Destroys it; nothing of it is in flight afterwards. No error if it is gone."""
-        rc = await self._run(lambda: lib.tfd_conn_close(self._core, conn, detail))
+        rc = await self._run(
+            lambda: lib.tfd_conn_close(self._core, conn, detail, lib.TFD_LANDED_UNKNOWN, ffi.NULL)
+        )
         if rc != -errno.ENOENT:
             _check(rc, "closing a connection")
 
@@ -424,7 +429,9 @@ class DataPlane:
             native.imm = entry.imm
             native.deadline_ns = entry.deadline_ns
             native.argument = entry.argument
-        _check(lib.tfd_jobs_submit(self._core, session, array, count), "submitting jobs")
+        _check(
+            lib.tfd_jobs_submit(self._core, session, array, count, ffi.NULL, 0), "submitting jobs"
+        )
         return [array[i].job_id for i in range(count)]
 
     def job_result(self, session: int, job_id: int) -> JobEnd | None:

@@ -49,6 +49,9 @@ class Detail(enum.IntEnum):
     BAD_COUNTER = 18
     NO_SUCH_JOB = 19
     SESSION_ENDED = 20
+    TABLE = 21
+    FENCED = 22
+    READ_ONLY = 23
 
 
 def _text(pointer: object) -> str:

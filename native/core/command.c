@@ -15,6 +15,8 @@ int tfd_command_run(struct tfd_worker *worker, int (*run)(struct tfd_worker *, v
 	struct tfd_command *top = tfd_load_relaxed(&worker->inbox);
 	uint64_t one = 1;
 
+	if (worker->core->options.stepped)
+		return run(worker, argument);
 	/* pairs with tfd_commands_take: the frame is written before it is seen; seq against `sleeping` */
 	do
 		command.next = top;

@@ -27,6 +27,39 @@ void tfd_conn_break(struct tfd_conn *conn, uint32_t detail)
 	tfd_event_post(conn->group->worker, &event);
 }
 
+/* Their pieces are back: they go on elsewhere, or fail. */
+static void move_queued(struct tfd_conn *conn)
+{
+	for (int priority = 0; priority < 2; priority++) {
+		while (!tfd_list_empty(&conn->queue[priority])) {
+			struct tfd_shard *shard =
+				tfd_container(conn->queue[priority].next, struct tfd_shard, link);
+			struct tfd_job *job = shard->job;
+
+			tfd_shard_move(shard);
+			tfd_job_finish_if_quiet(job);
+		}
+	}
+	tfd_list_remove(&conn->busy_link);
+}
+
+/* The far side took `landed` immediates, in order: what was posted before the last of them has landed, too. */
+static void reconcile(struct tfd_conn *conn, uint64_t landed)
+{
+	struct tfd_wc acked = { .type = TFD_WC_SENT };
+
+	while (conn->outstanding) {
+		struct tfd_wr *oldest = conn->outstanding;
+
+		while (oldest->next)
+			oldest = oldest->next;
+		if (oldest->imm_number <= landed)
+			tfd_wr_abandon(oldest, &acked);
+		else
+			tfd_wr_return(oldest);
+	}
+}
+
 static void fail_queued(struct tfd_conn *conn, uint32_t detail)
 {
 	for (int priority = 0; priority < 2; priority++) {
@@ -36,7 +69,7 @@ static void fail_queued(struct tfd_conn *conn, uint32_t detail)
 			struct tfd_job *job = shard->job;
 
 			tfd_shard_unqueue(shard); /* also when the job is failing already */
-			tfd_job_fail(job, TFD_JOB_PEER_LOST, detail);
+			tfd_shard_fail(shard, TFD_JOB_PEER_LOST, detail);
 			tfd_job_finish_if_quiet(job);
 		}
 	}
@@ -58,20 +91,26 @@ static void drain_closed(struct tfd_worker *worker, struct tfd_conn *conn)
 	}
 }
 
-static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t detail)
+static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t detail, uint64_t far_landed)
 {
 	struct tfd_wc flushed = { .type = TFD_WC_ERROR, .error = ECANCELED };
+	bool known = far_landed != TFD_LANDED_UNKNOWN && conn->rail->info.ordered;
 	struct tfd_wr *wr;
 
 	if (!conn->half)
 		return;
 	conn->broken = true; /* by our own hand: no CONN_LOST */
-	for (wr = conn->outstanding; wr; wr = wr->next)
-		tfd_job_fail(wr->job, TFD_JOB_PEER_LOST, detail);
+	for (wr = conn->outstanding; wr && !known; wr = wr->next)
+		tfd_shard_fail(&wr->job->shards[wr->shard], TFD_JOB_PEER_LOST, detail);
 	conn->rail->ops->half_close(conn->half);
 	drain_closed(worker, conn); /* what was flushed, and what had landed before */
 	conn->rail->ops->half_free(conn->half);
 	conn->half = NULL;
+	if (known) {
+		reconcile(conn, far_landed);
+		move_queued(conn);
+		return;
+	}
 	while (conn->outstanding) /* a provider that swallows completions, or a queue too full of others' */
 		tfd_wr_abandon(conn->outstanding, &flushed);
 	fail_queued(conn, detail);
@@ -86,6 +125,8 @@ struct conn_call {
 	size_t *address_bytes;
 	size_t far_bytes;
 	uint32_t detail;
+	uint64_t far_landed;
+	uint64_t landed;
 	struct tfd_error *error;
 };
 
@@ -94,8 +135,9 @@ static int open_command(struct tfd_worker *worker, void *argument)
 	struct conn_call *call = argument;
 	struct tfd_conn *conn = call->conn;
 
-	return conn->rail->ops->half_open(conn->rail->domain, conn->outgoing, conn, &conn->half, call->address,
-	                                     call->address_bytes, call->error);
+	(void)worker;
+	return conn->rail->ops->half_open(conn->rail->domain, conn->outgoing, conn, &conn->half,
+	                                  call->address, call->address_bytes, call->error);
 }
 
 static int start_command(struct tfd_worker *worker, void *argument)
@@ -103,10 +145,11 @@ static int start_command(struct tfd_worker *worker, void *argument)
 	struct conn_call *call = argument;
 	int rc;
 
+	(void)worker;
 	if (!call->conn->half || call->conn->started)
 		return tfd_fail(call->error, -EINVAL, "this connection was started or closed before");
 	rc = call->conn->rail->ops->half_start(call->conn->half, call->far_address, call->far_bytes,
-	                                    call->error);
+	                                       call->error);
 	if (!rc)
 		call->conn->started = true;
 	return rc;
@@ -116,12 +159,13 @@ static int close_command(struct tfd_worker *worker, void *argument)
 {
 	struct conn_call *call = argument;
 
-	conn_shut(worker, call->conn, call->detail);
+	conn_shut(worker, call->conn, call->detail, call->far_landed);
+	call->landed = call->conn->rail->info.ordered ? call->conn->imms_landed : TFD_LANDED_UNKNOWN;
 	return 0;
 }
 
-int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing, uint64_t *handle,
-                  void *address, size_t *address_bytes, struct tfd_error *error)
+int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing, uint64_t peer,
+                  uint64_t *handle, void *address, size_t *address_bytes, struct tfd_error *error)
 {
 	struct conn_call call = { .address = address, .address_bytes = address_bytes, .error = error };
 	struct tfd_conn *conn;
@@ -136,11 +180,13 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 	conn->group = core->groups[group];
 	conn->rail = &conn->group->rails[rail];
 	conn->outgoing = outgoing != 0;
+	conn->peer = peer;
 	conn->refs = 1;
 	tfd_list_init(&conn->queue[0]);
 	tfd_list_init(&conn->queue[1]);
 	tfd_list_init(&conn->busy_link);
 	call.conn = conn;
+	call.far_landed = TFD_LANDED_UNKNOWN;
 	rc = tfd_command_run(conn->group->worker, open_command, &call);
 	if (rc)
 		goto err_free;
@@ -189,15 +235,18 @@ int tfd_conn_start(struct tfd_core *core, uint64_t handle, const void *address, 
 	return rc;
 }
 
-int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail)
+int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail, uint64_t far_landed,
+                   uint64_t *landed)
 {
-	struct conn_call call = { .detail = detail };
+	struct conn_call call = { .detail = detail, .far_landed = far_landed };
 	int rc;
 
 	call.conn = conn_get(core, handle, true);
 	if (!call.conn)
 		return -ENOENT;
 	rc = tfd_command_run(call.conn->group->worker, close_command, &call);
+	if (!rc && landed)
+		*landed = call.landed;
 	tfd_conn_put(call.conn);
 	return rc;
 }

@@ -8,6 +8,7 @@
 #include "parts.h"
 
 #define SEGMENT_BYTES_DEFAULT (1u << 20)
+#define CUT_BYTES_DEFAULT (64u << 10)
 #define WINDOW_BYTES_DEFAULT (4u << 20)
 
 int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error)
@@ -57,7 +58,8 @@ void tfd_core_close(struct tfd_core *core)
 		struct tfd_conn *conn = core->conns.items ? core->conns.items[i] : NULL;
 
 		if (conn)
-			(void)tfd_conn_close(core, conn->handle, TFD_DETAIL_SESSION_ENDED);
+			(void)tfd_conn_close(core, conn->handle, TFD_DETAIL_SESSION_ENDED, TFD_LANDED_UNKNOWN,
+			                     NULL);
 	}
 	for (uint32_t i = 0; i < core->group_count; i++)
 		tfd_worker_close(core->groups[i]->worker);
@@ -71,6 +73,18 @@ void tfd_core_close(struct tfd_core *core)
 	(void)pthread_cond_destroy(&core->refs_changed);
 	(void)pthread_mutex_destroy(&core->lock);
 	free(core);
+}
+
+int tfd_core_step(struct tfd_core *core, uint64_t now_ns)
+{
+	int did = 0;
+
+	for (uint32_t i = 0; i < core->group_count; i++) {
+		core->groups[i]->worker->now_ns = now_ns;
+		did += tfd_worker_poll_hot(core->groups[i]->worker) != 0;
+	}
+	tfd_waker_drain(core);
+	return did;
 }
 
 /* ---- domain groups ---- */
@@ -89,8 +103,7 @@ const struct tfd_provider_ops *tfd_provider_find(const char *name)
 }
 
 static int rails_open(struct tfd_group *group, const struct tfd_provider_ops *ops,
-                      const struct tfd_group_options *options,
-                      struct tfd_error *error)
+                      const struct tfd_group_options *options, struct tfd_error *error)
 {
 	for (uint32_t i = 0; i < options->rail_count; i++) {
 		struct tfd_rail *rail = &group->rails[i];
@@ -103,8 +116,9 @@ static int rails_open(struct tfd_group *group, const struct tfd_provider_ops *op
 		if (rc)
 			return rc;
 		rail->info.state = 1;
-		if (rail->info.max_message_bytes < group->segment_bytes)
-			group->segment_bytes = rail->info.max_message_bytes;
+		rail->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
+		if (rail->info.max_message_bytes < rail->segment_bytes)
+			rail->segment_bytes = rail->info.max_message_bytes;
 		group->rail_count++;
 	}
 	return 0;
@@ -130,7 +144,7 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 		return tfd_fail(error, -ENOMEM, "no memory for a domain group");
 	group->core = core;
 	group->index = core->group_count;
-	group->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
+	group->cut_bytes = options->cut_bytes ? options->cut_bytes : CUT_BYTES_DEFAULT;
 	group->window_bytes = options->window_bytes ? options->window_bytes : WINDOW_BYTES_DEFAULT;
 	rc = rails_open(group, ops, options, error);
 	if (!rc) {

@@ -9,14 +9,11 @@
 #include "barrier.h"
 #include "parts.h"
 
-/* Wire weight to eighths of a write: 1/8 1/4 1/2 1 8 64 512 4096 */
-static const uint32_t weight_eighths[8] = { 1, 2, 4, 8, 64, 512, 4096, 32768 };
-
 static void counter_publish(struct tfd_session *session, uint32_t slot)
 {
 	struct tfd_count *count = &session->counts[slot];
 	struct tfd_counter *shared = &session->counters[slot];
-	uint64_t value = count->eighths >> 3;
+	uint64_t value = count->value;
 
 	/* Seq stores, before the waker's look at `waiters`; pairs with tfd_client_counter_wait. */
 	tfd_store_relaxed(&shared->lost, count->lost);
@@ -28,11 +25,78 @@ static void counter_publish(struct tfd_session *session, uint32_t slot)
 	tfd_wake_counter(session, slot);
 }
 
-void tfd_imm_arrived(struct tfd_worker *worker, uint32_t wire)
+/* Whole writes that the private sum has reached; what was taken out again does not show. Whether there are more than before. */
+static bool count_raise(struct tfd_count *count)
+{
+	int64_t whole = count->eighths >> 3;
+
+	if (whole <= (int64_t)count->value)
+		return false;
+	count->value = (uint64_t)whole;
+	return true;
+}
+
+/* ---- what peers have landed of cut writes ---- */
+
+static struct tfd_fraction **fraction_find(struct tfd_session *session, uint32_t slot, uint64_t peer)
+{
+	struct tfd_fraction **at = &session->fractions[slot % TFD_FRACTION_BUCKETS];
+
+	while (*at && ((*at)->slot != slot || (*at)->peer != peer))
+		at = &(*at)->next;
+	return at;
+}
+
+static void fraction_drop(struct tfd_worker *worker, struct tfd_fraction **at)
+{
+	struct tfd_fraction *fraction = *at;
+
+	*at = fraction->next;
+	fraction->next = worker->fraction_free;
+	worker->fraction_free = fraction;
+}
+
+/* Adds `units`, which may be negative; without memory the peer's death leaves a part behind, and says so by its fault. */
+static void fraction_add(struct tfd_session *session, uint32_t slot, uint64_t peer, int64_t units)
+{
+	struct tfd_worker *worker = session->group->worker;
+	struct tfd_fraction **at = fraction_find(session, slot, peer);
+	struct tfd_fraction *fraction = *at;
+
+	if (!(units & 7) || !peer)
+		return;
+	if (!fraction) {
+		fraction = worker->fraction_free;
+		if (fraction)
+			worker->fraction_free = fraction->next;
+		else
+			fraction = malloc(sizeof(*fraction));
+		if (!fraction)
+			return;
+		*fraction = (struct tfd_fraction){ .peer = peer, .slot = slot };
+		*at = fraction;
+	}
+	fraction->units = (uint32_t)((int64_t)fraction->units + units) & 7;
+	if (!fraction->units)
+		fraction_drop(worker, at);
+}
+
+void tfd_fractions_free(struct tfd_worker *worker, struct tfd_session *session)
+{
+	for (uint32_t i = 0; i < TFD_FRACTION_BUCKETS; i++) {
+		while (session->fractions[i])
+			fraction_drop(worker, &session->fractions[i]);
+	}
+}
+
+/* ---- counting ---- */
+
+void tfd_imm_arrived(struct tfd_worker *worker, uint64_t peer, uint32_t wire)
 {
 	uint32_t imm = wire & (TFD_IMM_COUNT - 1);
 	struct tfd_session *session = worker->name_spaces[(wire >> TFD_IMM_BITS) & (TFD_NAME_SPACES - 1)];
 	uint32_t slot = session ? tfd_counter_find(session, imm) : TFD_NO_SLOT;
+	uint32_t units = tfd_weight_units(wire >> 29);
 	struct tfd_count *count;
 	uint64_t old;
 
@@ -41,12 +105,13 @@ void tfd_imm_arrived(struct tfd_worker *worker, uint32_t wire)
 		return;
 	}
 	count = &session->counts[slot];
-	old = count->eighths;
-	count->eighths += weight_eighths[wire >> 29];
-	if (count->eighths >> 3 == old >> 3)
+	old = count->value;
+	count->eighths += units;
+	if (units < 8)
+		fraction_add(session, slot, peer, units);
+	if (!count_raise(count))
 		return;
-	tfd_store_relaxed(&session->stat.imms_received,
-	                  session->stat.imms_received + (count->eighths >> 3) - (old >> 3));
+	tfd_store_relaxed(&session->stat.imms_received, session->stat.imms_received + count->value - old);
 	counter_publish(session, slot);
 }
 
@@ -84,8 +149,11 @@ int tfd_counter_give(struct tfd_session *session, uint32_t imm, uint32_t *slot)
 	return 0;
 }
 
-void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost)
+void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost, uint64_t units,
+                       uint64_t peer)
 {
+	session->counts[slot].eighths -= (int64_t)units;
+	fraction_add(session, slot, peer, -(int64_t)units);
 	session->counts[slot].faults++;
 	session->counts[slot].lost += lost;
 	counter_publish(session, slot);
@@ -104,6 +172,8 @@ struct counters_call {
 	uint32_t first;
 	uint32_t count;
 	uint64_t lost;
+	uint64_t units;
+	uint64_t peer;
 	uint32_t *slots;
 	struct tfd_counter_state *state;
 };
@@ -136,7 +206,7 @@ static int fault_command(struct tfd_worker *worker, void *argument)
 		uint32_t slot = tfd_counter_find(call->session, call->first + i);
 
 		if (slot != TFD_NO_SLOT)
-			tfd_counter_fault(call->session, slot, call->lost);
+			tfd_counter_fault(call->session, slot, call->lost, call->units, call->peer);
 	}
 	return 0;
 }
@@ -154,7 +224,7 @@ static int read_command(struct tfd_worker *worker, void *argument)
 	if (call->slots)
 		*call->slots = slot;
 	if (call->state)
-		*call->state = (struct tfd_counter_state){ .value = count->eighths >> 3,
+		*call->state = (struct tfd_counter_state){ .value = count->value,
 		                                           .faults = count->faults,
 		                                           .lost = count->lost,
 		                                           .acknowledged = count->acknowledged };
@@ -190,9 +260,44 @@ int tfd_counter_slot(struct tfd_core *core, uint64_t session, uint32_t imm, uint
 	return counters_call(core, session, &call, read_command);
 }
 
-int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count, uint64_t lost)
+static int settle_command(struct tfd_worker *worker, void *argument)
 {
-	struct counters_call call = { .first = first, .count = count, .lost = lost };
+	const uint64_t *peer = argument;
+
+	for (struct tfd_list *link = worker->sessions.next; link != &worker->sessions; link = link->next) {
+		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
+
+		for (uint32_t i = 0; i < TFD_FRACTION_BUCKETS; i++) {
+			struct tfd_fraction **at = &session->fractions[i];
+
+			while (*at) {
+				if ((*at)->peer != *peer) {
+					at = &(*at)->next;
+					continue;
+				}
+				session->counts[(*at)->slot].eighths -= (*at)->units;
+				fraction_drop(worker, at);
+			}
+		}
+	}
+	return 0;
+}
+
+int tfd_counters_settle(struct tfd_core *core, uint64_t peer)
+{
+	int rc = 0;
+
+	for (uint32_t i = 0; !rc && i < core->group_count; i++)
+		rc = tfd_command_run(core->groups[i]->worker, settle_command, &peer);
+	return rc;
+}
+
+int tfd_counters_fault(struct tfd_core *core, uint64_t session, uint32_t first, uint32_t count, uint64_t lost,
+                       uint64_t units, uint64_t peer)
+{
+	struct counters_call call = {
+		.first = first, .count = count, .lost = lost, .units = units, .peer = peer
+	};
 
 	return counters_call(core, session, &call, fault_command);
 }

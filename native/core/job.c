@@ -10,30 +10,73 @@
 #include "barrier.h"
 #include "parts.h"
 
-/* Jobs come from a free list; growing it is the one allocation a submit may cause, and it is never given back. */
-struct tfd_job *tfd_job_alloc(struct tfd_worker *worker)
-{
-	struct tfd_job *job = worker->job_free;
+static const uint32_t class_shards[TFD_JOB_CLASSES] = { 1, 8, 64, 512, TFD_MAX_TARGETS };
 
+/* Jobs come from free lists by size; growing one is the one allocation a submit may cause, and it is never given back. */
+struct tfd_job *tfd_job_alloc(struct tfd_worker *worker, uint32_t shard_count)
+{
+	uint8_t shard_class = 0;
+	struct tfd_job *job;
+
+	while (class_shards[shard_class] < shard_count)
+		shard_class++;
+	job = worker->job_free[shard_class];
 	if (!job) {
-		job = malloc(sizeof(*job));
+		job = malloc(sizeof(*job) + class_shards[shard_class] * sizeof(job->shards[0]));
 		if (!job)
 			return NULL;
 	} else {
-		worker->job_free =
+		worker->job_free[shard_class] =
 			job->link.next ? tfd_container(job->link.next, struct tfd_job, link) : NULL;
 	}
-	memset(job, 0, offsetof(struct tfd_job, shards));
+	memset(job, 0, sizeof(*job) + shard_count * sizeof(job->shards[0]));
+	job->shard_class = shard_class;
+	job->shard_count = job->shards_left = job->data_left = shard_count;
 	tfd_list_init(&job->link);
-	tfd_list_init(&job->open_link);
 	tfd_list_init(&job->deadline_link);
+	for (uint32_t i = 0; i < shard_count; i++) {
+		job->shards[i].job = job;
+		tfd_list_init(&job->shards[i].link);
+		tfd_list_init(&job->shards[i].open_link);
+	}
 	return job;
 }
 
 static void job_release(struct tfd_worker *worker, struct tfd_job *job)
 {
-	job->link.next = worker->job_free ? &worker->job_free->link : NULL;
-	worker->job_free = job;
+	job->link.next =
+		worker->job_free[job->shard_class] ? &worker->job_free[job->shard_class]->link : NULL;
+	worker->job_free[job->shard_class] = job;
+}
+
+void tfd_job_drop(struct tfd_job *job)
+{
+	job_release(job->session->group->worker, job);
+}
+
+void tfd_jobs_free(struct tfd_worker *worker)
+{
+	for (uint32_t i = 0; i < TFD_JOB_CLASSES; i++) {
+		while (worker->job_free[i]) {
+			struct tfd_job *job = worker->job_free[i];
+
+			worker->job_free[i] =
+				job->link.next ? tfd_container(job->link.next, struct tfd_job, link) : NULL;
+			free(job);
+		}
+	}
+	while (worker->batch_free) {
+		struct tfd_batch *batch = worker->batch_free;
+
+		worker->batch_free = batch->next_free;
+		free(batch);
+	}
+	while (worker->fraction_free) {
+		struct tfd_fraction *fraction = worker->fraction_free;
+
+		worker->fraction_free = fraction->next;
+		free(fraction);
+	}
 }
 
 void tfd_job_start(struct tfd_job *job)
@@ -43,10 +86,8 @@ void tfd_job_start(struct tfd_job *job)
 	job->status = TFD_JOB_PENDING;
 	job->source->in_flight[job->record] = job;
 	tfd_list_push(&session->jobs, &job->link);
-	tfd_list_push(&job->open->job_list, &job->open_link);
 	session->job_count++;
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
-	job->open->jobs++;
 	if (job->region)
 		job->region->jobs++;
 	if (job->deadline_ns) {
@@ -56,7 +97,9 @@ void tfd_job_start(struct tfd_job *job)
 			worker->next_deadline_ns = job->deadline_ns;
 		tfd_list_push(&worker->deadlines, &job->deadline_link);
 	}
-	tfd_shards_cut(job);
+	tfd_job_cut(job);
+	for (uint32_t i = 0; i < job->shard_count; i++)
+		tfd_shard_start(&job->shards[i]);
 	tfd_job_finish_if_quiet(job);
 }
 
@@ -66,30 +109,18 @@ void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail)
 		return;
 	job->status = (uint8_t)status;
 	job->detail = detail;
-	for (uint32_t i = 0; i < job->shard_count; i++)
-		tfd_shard_unqueue(&job->shards[i]);
-}
-
-/* What the receiver has to be told of a job that failed. */
-static void tell_loss(struct tfd_job *job)
-{
-	struct tfd_event event = { .type = TFD_EVENT_LOST,
-	                           .detail = job->detail,
-	                           .id = job->open->handle,
-	                           .session = job->session->handle };
-	bool all = true;
-	bool unposted = false;
-
 	for (uint32_t i = 0; i < job->shard_count; i++) {
-		all = all && job->shards[i].imm_acked;
-		unposted = unposted || !job->shards[i].imm_posted;
+		struct tfd_shard *shard = &job->shards[i];
+
+		tfd_shard_unqueue(shard);
+		tfd_batch_drop(shard);
+		if (job->open || shard->state == TFD_SHARD_DONE)
+			continue;
+		shard->failed = true;
+		job->part_status = (uint8_t)status;
+		if (!shard->inflight)
+			tfd_shard_done(shard);
 	}
-	if (all && job->status != TFD_JOB_LOCAL_ACCESS)
-		return;
-	(void)tfd_add_relaxed(&job->session->losses_queued, 1); /* tfd_core_events takes it away */
-	event.imm = job->imm & (TFD_IMM_COUNT - 1);
-	event.count = unposted ? 1 : 0; /* posted but not acknowledged: nobody knows */
-	tfd_event_post(job->session->group->worker, &event);
 }
 
 void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint32_t record,
@@ -111,12 +142,9 @@ void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint
 
 static uint32_t job_path(const struct tfd_job *job)
 {
-	uint64_t rails = 0;
-
-	for (uint32_t i = 0; i < job->shard_count; i++)
-		rails |= 1ull << job->open->paths[job->shards[i].path].conn->rail->index;
-	return job->session->group->ops->path_id | (uint32_t)__builtin_popcountll(rails)
-	                                                   << TFD_PATH_RAILS_SHIFT;
+	if (!job->ops)
+		return 0;
+	return job->ops->path_id | (uint32_t)__builtin_popcountll(job->rails) << TFD_PATH_RAILS_SHIFT;
 }
 
 static void job_unlink(struct tfd_job *job)
@@ -125,42 +153,38 @@ static void job_unlink(struct tfd_job *job)
 
 	job->source->in_flight[job->record] = NULL;
 	tfd_list_remove(&job->link);
-	tfd_list_remove(&job->open_link);
 	tfd_list_remove(&job->deadline_link);
 	session->job_count--;
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
-	job->open->jobs--;
 	if (job->region)
 		job->region->jobs--;
+	if (job->tables)
+		tfd_tables_put(job->source, job->tables);
 }
 
-static void open_quiet_if_revoked(struct tfd_open *open)
+/* Everything was acknowledged before the failure could matter; but wrong bytes stay wrong. */
+static void decide_status(struct tfd_job *job)
 {
-	struct tfd_event event = { .type = TFD_EVENT_OPEN_QUIET,
-	                           .id = open->handle,
-	                           .session = open->session->handle };
-
-	if (open->refused && !open->jobs)
-		tfd_event_post(open->session->group->worker, &event);
+	if (job->part_status)
+		job->status = job->part_status;
+	else if (!job->shards_left && job->status != TFD_JOB_LOCAL_ACCESS)
+		job->status = TFD_JOB_OK;
 }
 
 void tfd_job_finish_if_quiet(struct tfd_job *job)
 {
 	struct tfd_session *session = job->session;
 	struct tfd_worker *worker = session->group->worker;
-	struct tfd_open *open = job->open;
 	struct tfd_record end;
 
 	if (job->inflight || (job->status == TFD_JOB_PENDING && job->shards_left))
 		return;
-	/* Everything was acknowledged before the failure could matter; but wrong bytes stay wrong. */
-	if (!job->shards_left && job->status != TFD_JOB_LOCAL_ACCESS)
-		job->status = TFD_JOB_OK;
-	if (job->status != TFD_JOB_OK) {
-		tell_loss(job);
+	decide_status(job);
+	if (job->status != TFD_JOB_OK)
 		tfd_store_relaxed(&session->stat.jobs_failed, session->stat.jobs_failed + 1);
-	}
 	tfd_store_relaxed(&session->stat.jobs_ended, session->stat.jobs_ended + 1);
+	if (job->status != TFD_JOB_OK && job->open && job->shard_count)
+		tfd_loss_tell(&job->shards[0], job->status, job->detail);
 	end = (struct tfd_record){ .done_id = job->job_id,
 	                           .status = job->status,
 	                           .detail = job->status == TFD_JOB_OK ? TFD_DETAIL_NONE : job->detail,
@@ -171,8 +195,9 @@ void tfd_job_finish_if_quiet(struct tfd_job *job)
 	                           .path = job_path(job) };
 	job_unlink(job); /* the record may be used again as soon as done_id is seen */
 	tfd_record_end(session, job->source, job->record, &end);
+	for (uint32_t i = 0; i < job->shard_count; i++) /* after the loss: a fence may be answered now */
+		tfd_shard_settle(&job->shards[i]);
 	job_release(worker, job);
-	open_quiet_if_revoked(open);
 	tfd_session_quiet_if_idle(session);
 }
 
@@ -219,8 +244,8 @@ static int list_command(struct tfd_worker *worker, void *argument)
 		call->jobs[call->count++] = (struct tfd_job_info){
 			.session = job->session->handle,
 			.job_id = job->job_id,
-			.open = job->open->handle,
-			.length = job->length,
+			.open = job->open ? job->open->handle : 0,
+			.length = job->length, /* of a page, where it has pages */
 			.acknowledged = job->acked,
 			.age_ns = worker->now_ns - job->accepted_ns,
 			.op = job->op,

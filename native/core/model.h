@@ -54,6 +54,9 @@ struct tfd_conn {
 	bool outgoing;
 	bool started;
 	bool broken; /* no more posts; CONN_LOST was told */
+	uint64_t peer; /* control's number of whom it leads to */
+	uint64_t imms_posted;
+	uint64_t imms_landed; /* incoming, on an ordered rail */
 	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
 	uint32_t inflight_wrs;
@@ -75,7 +78,7 @@ struct tfd_open {
 	struct tfd_session *session;
 	struct tfd_path paths[TFD_MAX_PATHS];
 	uint32_t path_count;
-	uint8_t next_path; /* of the next job */
+	uint8_t next_path; /* of the next shard */
 	uint32_t rights;
 	uint64_t length;
 	uint32_t imm_first;
@@ -83,58 +86,122 @@ struct tfd_open {
 	uint32_t name_space;
 	uint64_t expires_ns;
 	uint32_t refused; /* enum tfd_detail of new jobs once it is revoked */
-	uint32_t jobs;    /* in flight */
-	struct tfd_list job_list;
+	struct tfd_list shards; /* in flight */
+	uint64_t next_shard;    /* number of the next shard: tells which were there before a fence */
+	struct tfd_list fences;
+};
+
+/* Waits until no shard that was in flight on some immediates is any more. Owner: worker. */
+struct tfd_fence {
+	struct tfd_list link; /* open->fences */
+	uint64_t number;
+	uint64_t before; /* shards with smaller numbers */
+	uint32_t imm_first;
+	uint32_t imm_count;
+};
+
+#define TFD_BATCH_PIECES 256u
+
+/* What one post will carry: bytes that are adjacent on both sides. */
+struct tfd_piece {
+	uint64_t src_offset; /* into the region */
+	uint64_t dst_offset; /* into the grant */
+	uint64_t length;
+	uint32_t pages;
+};
+
+/* A part of a page table, copied and checked; what is posted is read from here only. Owner: worker. */
+struct tfd_batch {
+	struct tfd_batch *next_free;
+	uint32_t count;
+	uint32_t next;
+	struct tfd_piece pieces[TFD_BATCH_PIECES];
 };
 
 enum tfd_shard_state {
-	TFD_SHARD_DATA = 0,     /* pieces to post */
-	TFD_SHARD_DRAIN = 1,    /* all pieces posted, acknowledgements to come */
-	TFD_SHARD_TRAILING = 2, /* unordered rail: data acknowledged, immediate to post */
+	TFD_SHARD_DATA = 0,     /* pieces to post, their immediates among them */
+	TFD_SHARD_DRAIN = 1,    /* everything posted, acknowledgements to come */
+	TFD_SHARD_TRAILING = 2, /* data acknowledged, immediates to post */
+	TFD_SHARD_DONE = 3,     /* acknowledged, or failed and quiet */
 };
 
-/* The part of a job that travels on one path. Owner: worker. */
+/* The part of a job that travels on one path of one open. Owner: worker. */
 struct tfd_shard {
-	struct tfd_list link; /* in its conn's queue */
+	struct tfd_list link;      /* in its conn's queue */
+	struct tfd_list open_link; /* open->shards, until it is settled */
 	struct tfd_job *job;
+	struct tfd_open *open; /* NULL once settled */
+	uint64_t number;       /* in its open */
 	bool queued;
-	bool imm_posted;
-	bool imm_acked;
+	bool trails; /* its immediates follow the acknowledgement of its data */
+	bool failed; /* of a scatter: this target alone */
+	bool data_done; /* all of it acknowledged */
 	uint8_t state; /* enum tfd_shard_state */
 	uint8_t path;
-	uint64_t offset; /* into the job */
-	uint64_t length;
-	uint64_t posted;
+	uint64_t first; /* where it begins in the job: bytes, or pages; targets of a scatter: 0 */
+	uint64_t src_offset; /* of the job's, or the target's, beginning */
+	uint64_t dst_offset;
+	uint64_t length; /* bytes, or pages */
+	uint64_t posted; /* of length */
+	uint64_t acked;  /* of length; in order on ordered rails */
+	/* Counts in eighths of a write. */
+	uint64_t units;       /* that it has to pay in all */
+	uint64_t units_owed;  /* due now */
+	uint64_t units_posted;
+	uint64_t units_acked;
+	uint64_t units_unknown; /* posted, and their fate is not known */
 	uint32_t inflight;
+	struct tfd_batch *batch; /* of pages; while it posts */
+	uint64_t piece_posted;   /* of the batch's next piece, which may be longer than a segment */
 };
+
+/* Tables that came with control's submit, until the last job that reads them has ended. */
+struct tfd_tables {
+	struct tfd_tables *next; /* in source->tables_done */
+	uint32_t refs; /* worker, after publishing */
+	size_t bytes;
+	uint8_t data[];
+};
+
+#define TFD_JOB_CLASSES 5u /* 1, 8, 64, 512 or 4096 shards */
 
 /* A job in flight. Owner: worker. */
 struct tfd_job {
-	struct tfd_list link;      /* session->jobs, oldest first; free list afterwards */
-	struct tfd_list open_link; /* open->job_list */
+	struct tfd_list link; /* session->jobs, oldest first; free list afterwards */
 	struct tfd_list deadline_link;
 	struct tfd_session *session;
 	struct tfd_source *source;
-	struct tfd_open *open;
+	struct tfd_open *open;     /* NULL: each shard has its own */
 	struct tfd_region *region; /* NULL for an imm */
+	struct tfd_tables *tables; /* NULL: the arena's */
+	const uint8_t *table;      /* untrusted; pages */
 	uint64_t job_id;
 	uint32_t record;
 	uint8_t op;
+	uint8_t flags;
 	uint8_t priority;
-	uint8_t shard_count;
 	uint8_t status; /* enum tfd_job_status: PENDING, or how it ends once it is quiet */
+	uint8_t shard_class;
+	uint8_t part_status; /* how it will end because of single targets */
 	uint32_t detail;
-	uint32_t imm; /* the wire immediate without its weight */
+	uint32_t shard_count;
+	uint32_t imm; /* the wire immediate without its weight; scatter: without its name space, too */
 	uint32_t inflight; /* posted pieces not back yet */
-	uint32_t shards_left;
+	uint32_t shards_left; /* not DONE */
+	uint32_t data_left; /* shards whose data is not acknowledged */
+	uint64_t length; /* bytes, pages: of each */
 	uint64_t src_offset;
 	uint64_t dst_offset;
-	uint64_t length;
-	uint64_t acked;
+	uint64_t src_stride;
+	uint64_t dst_stride;
+	uint64_t counts; /* on its immediate, write and pages; 0: none are told lost */
+	uint64_t rails; /* bitmap of those used */
+	const struct tfd_provider_ops *ops; /* of the last piece */
+	uint64_t acked; /* bytes */
 	uint64_t deadline_ns;
 	uint64_t accepted_ns;
 	uint64_t posted_ns;
-	struct tfd_shard shards[1]; /* [shard_count] */
+	struct tfd_shard shards[]; /* [shard_count] */
 };
 
 /* A submit ring with its completion records: the client's in the segment, or control's in private memory. */
@@ -147,17 +214,32 @@ struct tfd_source {
 	uint32_t record_count;
 	uint32_t head; /* worker; the ring's is a copy for the client */
 	bool control;  /* control's own */
+	const uint8_t *arena; /* untrusted; the client's */
+	uint64_t arena_bytes;
+	struct tfd_tables **tables; /* control's, by entry; NULL: none */
+	struct tfd_tables *tables_done; /* shared: stack of those to be freed */
 };
 
 /* What the worker knows of a counter; the segment holds copies. Owner: worker. */
 struct tfd_count {
-	uint64_t eighths;
+	int64_t eighths; /* below 0 while what is taken out has not arrived */
+	uint64_t value;  /* published; only grows */
 	uint64_t faults;
 	uint64_t lost;
 	uint64_t acknowledged;
 	uint32_t imm;
 	bool in_use;
 };
+
+/* Parts of cut writes that a peer has landed on a counter, modulo whole writes: taken out if it dies. Owner: worker. */
+struct tfd_fraction {
+	struct tfd_fraction *next; /* session->fractions[slot % TFD_FRACTION_BUCKETS] */
+	uint64_t peer;
+	uint32_t slot;
+	uint32_t units; /* 1 to 7 */
+};
+
+#define TFD_FRACTION_BUCKETS 64u
 
 enum tfd_session_state {
 	TFD_STATE_OPEN = 0,
@@ -197,6 +279,7 @@ struct tfd_session {
 	struct tfd_count *counts;     /* [counter_count] */
 	uint32_t *imm_pages[TFD_IMM_COUNT / TFD_IMM_PAGE];
 	uint32_t counters_used;
+	struct tfd_fraction *fractions[TFD_FRACTION_BUCKETS];
 	struct tfd_table regions;
 	struct tfd_table opens;
 	struct tfd_list jobs;
@@ -222,6 +305,7 @@ struct tfd_rail {
 	struct tfd_rail_info info; /* counters: worker writes, anyone reads, relaxed */
 	uint32_t index;
 	int wait_fd;
+	uint64_t segment_bytes; /* largest piece posted at once */
 };
 
 /* A domain group: the rails of one worker. Constant after opening. */
@@ -230,8 +314,8 @@ struct tfd_group {
 	struct tfd_rail rails[TFD_MAX_RAILS];
 	uint32_t rail_count;
 	uint32_t index;
-	uint64_t segment_bytes;
 	uint64_t window_bytes;
+	uint64_t cut_bytes; /* writes below twice this are not cut */
 	struct tfd_worker *worker;
 };
 
@@ -265,7 +349,9 @@ struct tfd_worker {
 	struct tfd_list deadlines;
 	struct tfd_wr *wr_pool;
 	struct tfd_wr *wr_free;
-	struct tfd_job *job_free; /* by link.next */
+	struct tfd_job *job_free[TFD_JOB_CLASSES]; /* by link.next */
+	struct tfd_batch *batch_free;
+	struct tfd_fraction *fraction_free;
 	struct tfd_event events[TFD_PENDING_EVENTS]; /* on their way to the core's queue */
 	uint32_t event_count;
 	uint64_t now_ns;

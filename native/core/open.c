@@ -8,9 +8,42 @@
 
 void tfd_open_destroy(struct tfd_open *open)
 {
+	tfd_fences_free(open);
 	for (uint32_t i = 0; i < open->path_count; i++)
 		tfd_conn_put(open->paths[i].conn);
 	free(open);
+}
+
+void tfd_open_quiet_if_idle(struct tfd_open *open)
+{
+	struct tfd_event event = { .type = TFD_EVENT_OPEN_QUIET,
+	                           .id = open->handle,
+	                           .session = open->session->handle };
+
+	if (open->refused && tfd_list_empty(&open->shards))
+		tfd_event_post(open->session->group->worker, &event);
+}
+
+/* A job with several shards of this open leaves the list with all of them at once: so begin anew after each. */
+void tfd_open_cancel(struct tfd_open *open, uint32_t imm_first, uint32_t imm_count, uint32_t detail)
+{
+	struct tfd_list *link = open->shards.next;
+
+	while (link != &open->shards) {
+		struct tfd_shard *shard = tfd_container(link, struct tfd_shard, open_link);
+		struct tfd_job *job = shard->job;
+		bool ends;
+		bool named = job->imm - imm_first < imm_count && job->imm >= imm_first;
+
+		link = link->next;
+		if (!named || shard->failed || job->status != TFD_JOB_PENDING)
+			continue;
+		tfd_shard_fail(shard, TFD_JOB_CANCELLED, detail);
+		ends = !job->inflight;
+		tfd_job_finish_if_quiet(job);
+		if (ends) /* it took its other shards along */
+			link = open->shards.next;
+	}
 }
 
 struct open_call {
@@ -39,23 +72,15 @@ static int revoke_command(struct tfd_worker *worker, void *argument)
 	struct tfd_event quiet = { .type = TFD_EVENT_OPEN_QUIET,
 	                           .id = call->handle,
 	                           .session = call->session->handle };
-	struct tfd_list *link;
-	struct tfd_list *next;
 
 	if (!open)
 		return -ENOENT;
 	open->refused = call->detail;
-	if (!open->jobs) {
+	if (tfd_list_empty(&open->shards)) {
 		tfd_event_post(worker, &quiet);
 		return 0;
 	}
-	for (link = open->job_list.next; link != &open->job_list; link = next) {
-		struct tfd_job *job = tfd_container(link, struct tfd_job, open_link);
-
-		next = link->next;
-		tfd_job_fail(job, TFD_JOB_CANCELLED, call->detail);
-		tfd_job_finish_if_quiet(job); /* the last one tells */
-	}
+	tfd_open_cancel(open, 0, TFD_IMM_COUNT, call->detail); /* the last one tells */
 	return 0;
 }
 
@@ -67,7 +92,7 @@ static int remove_command(struct tfd_worker *worker, void *argument)
 	(void)worker;
 	if (!open)
 		return -ENOENT;
-	if (!open->refused || open->jobs)
+	if (!open->refused || !tfd_list_empty(&open->shards))
 		return -EBUSY;
 	(void)tfd_table_remove(&call->session->opens, call->handle);
 	tfd_open_destroy(open);
@@ -129,7 +154,8 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	open->imm_count = options->imm_count;
 	open->name_space = options->name_space;
 	open->expires_ns = options->expires_ns;
-	tfd_list_init(&open->job_list);
+	tfd_list_init(&open->shards);
+	tfd_list_init(&open->fences);
 	call.open = open;
 	call.session = open->session = tfd_session_get(core, session);
 	rc = call.session ? fill_paths(core, open, options) : -ENOENT;

@@ -33,6 +33,7 @@ void tfd_wake_record(struct tfd_session *session, struct tfd_source *source, uin
 /* worker.c */
 int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_error *error);
 void tfd_worker_close(struct tfd_worker *worker);
+uint32_t tfd_worker_poll_hot(struct tfd_worker *worker); /* one pass; whether anything was done */
 int tfd_worker_watch(struct tfd_worker *worker, int fd);
 void tfd_worker_unwatch(struct tfd_worker *worker, int fd);
 void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc);
@@ -44,35 +45,69 @@ uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session, 
 void tfd_session_break(struct tfd_session *session, uint32_t detail);
 
 /* job.c */
-struct tfd_job *tfd_job_alloc(struct tfd_worker *worker);
+struct tfd_job *tfd_job_alloc(struct tfd_worker *worker, uint32_t shard_count); /* NULL: no memory */
+void tfd_job_drop(struct tfd_job *job); /* not started */
 void tfd_job_start(struct tfd_job *job);
 void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail);
 void tfd_job_finish_if_quiet(struct tfd_job *job);
+void tfd_jobs_free(struct tfd_worker *worker); /* the pools */
 void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint32_t record,
                     const struct tfd_record *end);
 void tfd_jobs_check_deadlines(struct tfd_worker *worker);
 
+/* cut.c */
+uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighths, uint64_t least);
+void tfd_job_cut(struct tfd_job *job);
+
+/* pages.c */
+int tfd_batch_fill(struct tfd_shard *shard); /* -EINVAL: job->detail says why; -ENOMEM */
+void tfd_batch_drop(struct tfd_shard *shard);
+
 /* shard.c */
-void tfd_shards_cut(struct tfd_job *job);
+void tfd_shard_queue(struct tfd_shard *shard); /* on its connection */
+void tfd_shard_start(struct tfd_shard *shard);
+void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail);
+void tfd_shard_move(struct tfd_shard *shard); /* its connection is gone; what has not landed goes out again */
 void tfd_shard_unqueue(struct tfd_shard *shard);
+void tfd_shard_settle(struct tfd_shard *shard); /* leaves its open */
+void tfd_shard_done(struct tfd_shard *shard);
+void tfd_shard_advance(struct tfd_shard *shard); /* after an acknowledgement */
+
+/* post.c */
 uint32_t tfd_conns_post(struct tfd_worker *worker);
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
-
 /* As tfd_wr_done, but the provider may still name wr in a late completion: it is not used again before that. */
 void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc);
+/* A piece that surely has not landed: its shard goes out again. */
+void tfd_wr_return(struct tfd_wr *wr);
+
+/* loss.c */
+void tfd_loss_tell(const struct tfd_shard *shard, uint32_t status, uint32_t detail);
 
 /* counter.c */
-void tfd_imm_arrived(struct tfd_worker *worker, uint32_t wire);
+void tfd_imm_arrived(struct tfd_worker *worker, uint64_t peer, uint32_t wire);
 uint32_t tfd_counter_find(const struct tfd_session *session, uint32_t imm);
 int tfd_counter_give(struct tfd_session *session, uint32_t imm, uint32_t *slot);
-void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost);
+void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost, uint64_t units,
+                       uint64_t peer);
+void tfd_fractions_free(struct tfd_worker *worker, struct tfd_session *session);
 void tfd_counter_acknowledge(struct tfd_session *session, uint32_t slot);
 
 /* conn.c */
 void tfd_conn_put(struct tfd_conn *conn);
 void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
 
+/* fence.c */
+void tfd_fences_check(struct tfd_open *open);
+void tfd_fences_free(struct tfd_open *open);
+
+/* submit.c */
+void tfd_tables_put(struct tfd_source *source, struct tfd_tables *tables);
+void tfd_tables_free(struct tfd_source *source);
+
 /* open.c */
+void tfd_open_quiet_if_idle(struct tfd_open *open);
+void tfd_open_cancel(struct tfd_open *open, uint32_t imm_first, uint32_t imm_count, uint32_t detail);
 void tfd_open_destroy(struct tfd_open *open);
 
 /* region.c */
@@ -96,10 +131,26 @@ void tfd_heartbeat_close(struct tfd_core *core);
 void tfd_heartbeat_touch(struct tfd_core *core);
 
 /* wire immediate: [3: weight][9: name space][20: imm] */
-#define TFD_WIRE_WEIGHT_ONE 3u
 static inline uint32_t tfd_wire_imm(uint32_t name_space, uint32_t imm)
 {
 	return name_space << TFD_IMM_BITS | imm;
+}
+
+/* The largest weight that is not above `units` eighths, which are not 0. */
+static inline uint32_t tfd_weight_of(uint64_t units)
+{
+	if (units >= 64) {
+		uint32_t power = (63 - (uint32_t)__builtin_clzll(units)) / 3; /* 64: 2, 512: 3, … */
+
+		return power < 5 ? power + 2 : 7;
+	}
+	return units >= 8 ? 3 : 31 - (uint32_t)__builtin_clz((uint32_t)units);
+}
+
+/* Eighths of a write: 1/8 1/4 1/2 1 8 64 512 4096 */
+static inline uint32_t tfd_weight_units(uint32_t weight)
+{
+	return weight < 4 ? 1u << weight : 8u << 3 * (weight - 3);
 }
 
 #endif

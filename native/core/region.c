@@ -130,7 +130,8 @@ static int region_register(struct tfd_region *region, struct tfd_error *error)
 
 	for (uint32_t i = 0; i < group->rail_count; i++) {
 		int rc = group->rails[i].ops->mr_open(group->rails[i].domain, region->base, region->length,
-		                             region->writable, &region->mrs[i], &region->keys[i], error);
+		                                      region->writable, &region->mrs[i], &region->keys[i],
+		                                      error);
 
 		if (rc)
 			return rc;

@@ -23,7 +23,7 @@ void tfd_session_break(struct tfd_session *session, uint32_t detail)
 	tfd_event_post(session->group->worker, &event);
 }
 
-static uint32_t check_open(const struct tfd_open *open, const struct tfd_entry *entry, uint64_t now)
+static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t now)
 {
 	if (!open)
 		return TFD_DETAIL_BAD_GRANT;
@@ -31,24 +31,19 @@ static uint32_t check_open(const struct tfd_open *open, const struct tfd_entry *
 		return open->refused;
 	if (open->expires_ns && now >= open->expires_ns)
 		return TFD_DETAIL_EXPIRED;
-	if (!(open->rights & TFD_RIGHT_WRITE))
+	if (!(open->rights & right))
 		return TFD_DETAIL_RIGHTS;
-	if (entry->imm < open->imm_first || entry->imm - open->imm_first >= open->imm_count)
-		return TFD_DETAIL_IMM_RANGE;
-	if (entry->dst_offset > open->length || entry->length > open->length - entry->dst_offset)
-		return TFD_DETAIL_DESTINATION_BOUNDS;
 	return TFD_DETAIL_NONE;
 }
 
-static uint32_t check_region(const struct tfd_region *region, const struct tfd_entry *entry)
+static bool imm_granted(const struct tfd_open *open, uint32_t imm)
 {
-	if (!region)
-		return TFD_DETAIL_BAD_REGION;
-	if (entry->src_offset > region->length || entry->length > region->length - entry->src_offset)
-		return TFD_DETAIL_SOURCE_BOUNDS;
-	if (tfd_load_relaxed(&region->broken))
-		return TFD_DETAIL_BROKEN_REGION;
-	return TFD_DETAIL_NONE;
+	return imm >= open->imm_first && imm - open->imm_first < open->imm_count;
+}
+
+static bool within(uint64_t offset, uint64_t length, uint64_t bytes)
+{
+	return offset <= bytes && length <= bytes - offset;
 }
 
 static bool all_zero(const uint64_t *words, size_t count)
@@ -60,19 +55,50 @@ static bool all_zero(const uint64_t *words, size_t count)
 	return any == 0;
 }
 
+/* What an operation may use besides the fields that all have. */
+struct form {
+	bool known;
+	bool has_region; /* region, offset, grant's offset, length */
+	bool has_table;
+	bool has_pages;
+	uint8_t flags;
+};
+
+static const struct form forms[] = {
+	[TFD_OP_WRITE] = { .known = true, .has_region = true, .flags = TFD_FLAG_EXACT },
+	[TFD_OP_IMM] = { .known = true },
+	[TFD_OP_ACKNOWLEDGE] = { .known = true },
+	[TFD_OP_CANCEL] = { .known = true },
+	[TFD_OP_WRITE_PAGES] = { .known = true,
+	                         .has_region = true,
+	                         .has_table = true,
+	                         .has_pages = true,
+	                         .flags = TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB },
+	[TFD_OP_SCATTER] = { .known = true, .has_region = true, .has_table = true },
+	[TFD_OP_BARRIER] = { .known = true, .has_table = true },
+	[TFD_OP_READ] = { .known = true, .has_region = true },
+};
+
 static uint32_t check_form(const struct tfd_entry *entry)
 {
-	if (entry->op != TFD_OP_WRITE && entry->op != TFD_OP_IMM && entry->op != TFD_OP_ACKNOWLEDGE &&
-	    entry->op != TFD_OP_CANCEL)
+	const struct form *form =
+		entry->op < sizeof(forms) / sizeof(forms[0]) ? &forms[entry->op] : &forms[0];
+
+	if (!form->known)
 		return TFD_DETAIL_BAD_OP;
-	if (entry->flags || entry->priority > TFD_PRIORITY_LATENCY || entry->_resv0 || entry->_resv1 ||
-	    !all_zero(entry->_resv2, sizeof(entry->_resv2) / sizeof(entry->_resv2[0])))
+	if (entry->flags & ~form->flags || entry->priority > TFD_PRIORITY_LATENCY || entry->_resv0 ||
+	    entry->_resv1 || entry->_resv2 ||
+	    !all_zero(entry->_resv3, sizeof(entry->_resv3) / sizeof(entry->_resv3[0])))
 		return TFD_DETAIL_BAD_FLAGS;
 	if (entry->imm >= TFD_IMM_COUNT)
 		return TFD_DETAIL_IMM_BITS;
 	if (entry->length > TFD_MAX_LENGTH)
 		return TFD_DETAIL_LENGTH;
-	if (entry->op == TFD_OP_IMM && (entry->length || entry->src_region || entry->src_offset))
+	if (!form->has_region && (entry->op == TFD_OP_IMM || entry->op == TFD_OP_BARRIER) &&
+	    (entry->length || entry->src_region || entry->src_offset))
+		return TFD_DETAIL_BAD_FLAGS;
+	if ((!form->has_table && (entry->table_offset || entry->table_count)) ||
+	    (!form->has_pages && (entry->src_stride || entry->dst_stride)))
 		return TFD_DETAIL_BAD_FLAGS;
 	return TFD_DETAIL_NONE;
 }
@@ -120,54 +146,190 @@ static void take_cancel(struct tfd_session *session, struct tfd_source *source, 
 	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
 }
 
-static void take_job(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source,
-                     const struct tfd_entry *entry)
+/* Untrusted. NULL: the table leaves the arena. */
+static const uint8_t *find_table(const struct tfd_source *source, const struct tfd_tables *tables,
+                                 const struct tfd_entry *entry, size_t each)
 {
-	struct tfd_open *open = tfd_table_get(&session->opens, entry->dst_grant);
-	struct tfd_region *region = NULL;
-	struct tfd_job *job;
-	uint32_t detail = check_open(open, entry, worker->now_ns);
+	const uint8_t *base = source->control ? (tables ? tables->data : NULL) : source->arena;
+	uint64_t bytes = source->control ? (tables ? tables->bytes : 0) : source->arena_bytes;
 
-	if (!detail && entry->op == TFD_OP_WRITE) {
-		region = tfd_table_get(&session->regions, entry->src_region);
-		detail = check_region(region, entry);
-	}
-	if (detail) {
-		bool lost = detail == TFD_DETAIL_STALE || detail == TFD_DETAIL_CONNECTION ||
-		            detail == TFD_DETAIL_HEARTBEAT;
+	if (entry->table_offset % 8 || !within(entry->table_offset, entry->table_count * each, bytes))
+		return NULL;
+	return base + entry->table_offset;
+}
 
-		tfd_entry_end(session, source, entry, lost ? TFD_JOB_PEER_LOST : TFD_JOB_INVALID, detail);
-		return;
-	}
-	if (entry->deadline_ns && worker->now_ns >= entry->deadline_ns) {
-		tfd_entry_end(session, source, entry, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
-		return;
-	}
-	job = tfd_job_alloc(worker);
-	if (!job) {
-		tfd_entry_end(session, source, entry, TFD_JOB_QUOTA, TFD_DETAIL_NONE);
-		return;
-	}
-	job->session = session;
-	job->source = source;
-	job->open = open;
-	job->region = region;
+struct taking {
+	struct tfd_worker *worker;
+	struct tfd_session *session;
+	struct tfd_source *source;
+	const struct tfd_entry *entry;
+	struct tfd_tables *tables;
+	struct tfd_region *region;
+};
+
+/* The region that it reads, or a read writes. */
+static uint32_t check_region(struct taking *taking)
+{
+	const struct tfd_entry *entry = taking->entry;
+	struct tfd_region *region = tfd_table_get(&taking->session->regions, entry->src_region);
+
+	if (!region)
+		return TFD_DETAIL_BAD_REGION;
+	if (tfd_load_relaxed(&region->broken))
+		return TFD_DETAIL_BROKEN_REGION;
+	if (entry->op == TFD_OP_READ && !region->writable)
+		return TFD_DETAIL_READ_ONLY;
+	taking->region = region;
+	return TFD_DETAIL_NONE;
+}
+
+static struct tfd_job *make_job(const struct taking *taking, uint32_t shard_count)
+{
+	const struct tfd_entry *entry = taking->entry;
+	struct tfd_job *job = tfd_job_alloc(taking->worker, shard_count);
+
+	if (!job)
+		return NULL;
+	job->session = taking->session;
+	job->source = taking->source;
+	job->region = taking->region;
+	job->tables = taking->tables;
 	job->job_id = entry->job_id;
 	job->record = entry->record;
 	job->op = entry->op;
+	job->flags = entry->flags;
 	job->priority = entry->priority;
-	job->imm = tfd_wire_imm(open->name_space, entry->imm);
+	job->imm = entry->imm;
 	job->src_offset = entry->src_offset;
 	job->dst_offset = entry->dst_offset;
 	job->length = entry->length;
 	job->deadline_ns = entry->deadline_ns;
-	job->accepted_ns = worker->now_ns;
-	tfd_job_start(job);
+	job->accepted_ns = taking->worker->now_ns;
+	return job;
+}
+
+/* Write, imm, pages, read: one grant. */
+static uint32_t take_single(struct taking *taking, struct tfd_job **out)
+{
+	const struct tfd_entry *entry = taking->entry;
+	struct tfd_open *open = tfd_table_get(&taking->session->opens, entry->dst_grant);
+	bool reads = entry->op == TFD_OP_READ;
+	bool pages = entry->op == TFD_OP_WRITE_PAGES;
+	uint32_t detail = check_open(open, reads ? TFD_RIGHT_READ : TFD_RIGHT_WRITE, taking->worker->now_ns);
+	uint32_t shards;
+
+	if (!detail && entry->op != TFD_OP_IMM)
+		detail = check_region(taking);
+	if (detail)
+		return detail;
+	if (!reads && !imm_granted(open, entry->imm))
+		return TFD_DETAIL_IMM_RANGE;
+	if (!pages && !within(entry->dst_offset, entry->length, open->length))
+		return TFD_DETAIL_DESTINATION_BOUNDS;
+	if (taking->region && !pages && !within(entry->src_offset, entry->length, taking->region->length))
+		return TFD_DETAIL_SOURCE_BOUNDS;
+	if (pages && !find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page)))
+		return TFD_DETAIL_TABLE;
+	if (!pages)
+		shards = tfd_cut_count(open, entry->length, true, taking->session->group->cut_bytes);
+	else if (!entry->table_count && !(entry->flags & TFD_FLAG_COUNT_JOB))
+		shards = 0; /* nothing to move, nothing to count */
+	else
+		shards = tfd_cut_count(open, entry->table_count, (entry->flags & TFD_FLAG_COUNT_JOB) != 0, 1);
+	*out = make_job(taking, shards);
+	if (!*out)
+		return TFD_DETAIL_NONE;
+	(*out)->open = open;
+	(*out)->counts = 1;
+	if (pages) {
+		(*out)->table = find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page));
+		(*out)->counts = entry->table_count;
+		(*out)->src_stride = entry->src_stride;
+		(*out)->dst_stride = entry->dst_stride;
+	}
+	return TFD_DETAIL_NONE;
+}
+
+static uint32_t check_target(const struct taking *taking, const struct tfd_target *target,
+                             struct tfd_shard *shard)
+{
+	struct tfd_open *open = tfd_table_get(&taking->session->opens, target->dst_grant);
+	uint32_t detail = check_open(open, TFD_RIGHT_WRITE, taking->worker->now_ns);
+
+	if (detail)
+		return detail;
+	if (!imm_granted(open, taking->entry->imm))
+		return TFD_DETAIL_IMM_RANGE;
+	if (!within(target->dst_offset, target->length, open->length))
+		return TFD_DETAIL_DESTINATION_BOUNDS;
+	if (taking->region ? !within(target->src_offset, target->length, taking->region->length) :
+	                     target->length || target->src_offset)
+		return TFD_DETAIL_SOURCE_BOUNDS;
+	shard->open = open;
+	shard->src_offset = target->src_offset;
+	shard->dst_offset = target->dst_offset;
+	shard->length = target->length;
+	return TFD_DETAIL_NONE;
+}
+
+/* Scatter, barrier: every target is checked before anything is sent. */
+static uint32_t take_targets(struct taking *taking, struct tfd_job **out)
+{
+	const struct tfd_entry *entry = taking->entry;
+	const uint8_t *table;
+	uint32_t detail = entry->op == TFD_OP_SCATTER ? check_region(taking) : TFD_DETAIL_NONE;
+
+	if (detail)
+		return detail;
+	table = find_table(taking->source, taking->tables, entry, sizeof(struct tfd_target));
+	if (entry->table_count > TFD_MAX_TARGETS || (!table && entry->table_count))
+		return TFD_DETAIL_TABLE;
+	*out = make_job(taking, entry->table_count);
+	for (uint32_t i = 0; *out && !detail && i < entry->table_count; i++) {
+		struct tfd_target target; /* the one read of it */
+
+		memcpy(&target, table + i * sizeof(target), sizeof(target));
+		__asm__ volatile("" : : "r"(&target) : "memory");
+		detail = check_target(taking, &target, &(*out)->shards[i]);
+	}
+	return detail;
+}
+
+static void take_job(struct taking *taking)
+{
+	const struct tfd_entry *entry = taking->entry;
+	bool many = entry->op == TFD_OP_SCATTER || entry->op == TFD_OP_BARRIER;
+	struct tfd_job *job = NULL;
+	uint32_t status = TFD_JOB_PENDING;
+	uint32_t detail;
+
+	if (entry->deadline_ns && taking->worker->now_ns >= entry->deadline_ns) {
+		status = TFD_JOB_DEADLINE;
+		detail = TFD_DETAIL_NONE;
+	} else {
+		detail = many ? take_targets(taking, &job) : take_single(taking, &job);
+		if (detail == TFD_DETAIL_STALE || detail == TFD_DETAIL_CONNECTION ||
+		    detail == TFD_DETAIL_HEARTBEAT)
+			status = TFD_JOB_PEER_LOST;
+		else if (detail)
+			status = TFD_JOB_INVALID;
+		else if (!job)
+			status = TFD_JOB_QUOTA;
+	}
+	if (status == TFD_JOB_PENDING) {
+		tfd_job_start(job);
+		return;
+	}
+	if (job)
+		tfd_job_drop(job);
+	if (taking->tables)
+		tfd_tables_put(taking->source, taking->tables);
+	tfd_entry_end(taking->session, taking->source, entry, status, detail);
 }
 
 /* False: the ring itself is wrong. */
 static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source,
-                       const struct tfd_entry *entry)
+                       const struct tfd_entry *entry, struct tfd_tables *tables)
 {
 	uint32_t detail;
 
@@ -176,6 +338,8 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 	    source->in_flight[entry->record])
 		return false;
 	detail = check_form(entry);
+	if (tables && (detail || entry->op == TFD_OP_ACKNOWLEDGE || entry->op == TFD_OP_CANCEL))
+		tfd_tables_put(source, tables);
 	if (detail)
 		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, detail);
 	else if (entry->op == TFD_OP_ACKNOWLEDGE)
@@ -183,7 +347,7 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 	else if (entry->op == TFD_OP_CANCEL)
 		take_cancel(session, source, entry);
 	else
-		take_job(worker, session, source, entry);
+		take_job(&(struct taking){ worker, session, source, entry, tables, NULL });
 	return true;
 }
 
@@ -201,12 +365,14 @@ uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session, 
 	}
 	for (; done < waiting && done < DRAIN_BUDGET; done++) {
 		struct tfd_entry entry; /* the one read of it */
+		struct tfd_tables *tables =
+			source->tables ? source->tables[source->head & source->entry_mask] : NULL;
 
 		memcpy(&entry, &source->entries[source->head & source->entry_mask], sizeof(entry));
 		/* A compiler must not read the segment again in place of the copy. */
 		__asm__ volatile("" : : "r"(&entry) : "memory");
 		source->head++;
-		if (!take_entry(worker, session, source, &entry)) {
+		if (!take_entry(worker, session, source, &entry, tables)) {
 			tfd_session_break(session, TFD_DETAIL_BAD_FLAGS);
 			break;
 		}

@@ -135,6 +135,8 @@ static int tables_open(struct tfd_session *session, const struct tfd_session_opt
 	source->records = (struct tfd_record *)(void *)(session->segment + header->record_offset);
 	source->entry_mask = options->ring_entries - 1;
 	source->record_count = options->record_count;
+	source->arena = session->segment + header->arena_offset;
+	source->arena_bytes = options->arena_bytes;
 	session->counters = (struct tfd_counter *)(void *)(session->segment + header->counter_offset);
 	session->counter_count = options->counter_count;
 	source->in_flight = calloc(options->record_count, sizeof(struct tfd_job *));
@@ -175,6 +177,8 @@ static void session_free(struct tfd_session *session)
 		free(session->imm_pages[i]);
 	for (int i = 0; i < 2; i++)
 		free(session->sources[i].in_flight);
+	tfd_tables_free(&session->sources[1]);
+	free(session->sources[1].tables);
 	free(session->sources[1].ring);
 	free(session->sources[1].records);
 	free(session->counts);
@@ -336,9 +340,13 @@ static void cancel_waiting(struct tfd_session *session, uint32_t detail)
 	if (!source->ring)
 		return;
 	for (; source->head != tfd_load_acquire(&source->ring->tail);
-	     source->head++) /* pairs with tfd_jobs_submit */
-		tfd_entry_end(session, source, &source->entries[source->head & source->entry_mask],
-		              TFD_JOB_CANCELLED, detail);
+	     source->head++) { /* pairs with tfd_jobs_submit */
+		uint32_t index = source->head & source->entry_mask;
+
+		if (source->tables[index])
+			tfd_tables_put(source, source->tables[index]);
+		tfd_entry_end(session, source, &source->entries[index], TFD_JOB_CANCELLED, detail);
+	}
 }
 
 /*
@@ -409,6 +417,7 @@ static int detach_command(struct tfd_worker *worker, void *argument)
 	if (session->state != TFD_STATE_QUIET)
 		return -EBUSY;
 	worker->name_spaces[session->name_space] = NULL;
+	tfd_fractions_free(worker, session);
 	tfd_list_remove(&session->link);
 	tfd_worker_unwatch(worker, session->doorbell[0]);
 	for (uint32_t i = 0; i < session->opens.capacity; i++) {

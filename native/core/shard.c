@@ -1,29 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Shards: the parts of a job on their paths, and the posting of their pieces under each connection's window. Work is
- * posted in bounded segments, so that a cancel, or a small write, never waits behind more than a window.
+ * Shards: the parts of a job on their paths. DATA -> DRAIN -> (TRAILING -> DRAIN) -> DONE; a lost connection whose far side told
+ * what has landed brings a shard back to DATA on another path.
  */
-#include <errno.h>
-
 #include "barrier.h"
 #include "parts.h"
 
-#define CONNECT_BOUND_NS 5000000000u    /* from the first refused post to giving up */
-#define WINDOW_WRS 64u                  /* pieces in flight per connection */
-
-static bool shard_has_trailing_imm(const struct tfd_shard *shard)
+void tfd_shard_queue(struct tfd_shard *shard)
 {
-	const struct tfd_job *job = shard->job;
+	struct tfd_conn *conn = shard->open->paths[shard->path].conn;
 
-	/* On an unordered rail the immediate could overtake earlier pieces: it waits for their acknowledgements. */
-	return shard->length > job->session->group->segment_bytes &&
-	       !job->open->paths[shard->path].conn->rail->info.ordered;
-}
-
-static void shard_queue(struct tfd_shard *shard)
-{
-	struct tfd_conn *conn = shard->job->open->paths[shard->path].conn;
-
+	if (shard->queued)
+		return;
 	tfd_list_push(&conn->queue[shard->job->priority], &shard->link);
 	shard->queued = true;
 	if (tfd_list_empty(&conn->busy_link))
@@ -38,254 +26,162 @@ void tfd_shard_unqueue(struct tfd_shard *shard)
 	shard->queued = false;
 }
 
-/*
- * A job travels whole, by the open's paths in turn. Cut into halves, the landed half of a lost write would complete
- * another's count: that has to wait until the receiver can take it out again.
- */
-void tfd_shards_cut(struct tfd_job *job)
+void tfd_shard_start(struct tfd_shard *shard)
 {
-	struct tfd_open *open = job->open;
-	struct tfd_shard *shard = &job->shards[0];
+	struct tfd_open *open = shard->open;
 
-	job->shard_count = 1;
-	job->shards_left = 1;
-	*shard = (struct tfd_shard){ .job = job, .path = open->next_path, .length = job->length };
-	tfd_list_init(&shard->link);
-	open->next_path = (uint8_t)(open->next_path + 1u < open->path_count ? open->next_path + 1u : 0);
+	shard->number = open->next_shard++;
+	tfd_list_push(&open->shards, &shard->open_link);
+	if (!shard->length && shard->job->op == TFD_OP_READ) {
+		tfd_shard_done(shard);
+		return;
+	}
 	if (open->paths[shard->path].conn->half)
-		shard_queue(shard);
+		tfd_shard_queue(shard);
 	else
-		tfd_job_fail(job, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
+		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 }
 
-/* The weight of a shard's immediate: 1 over the number of shards. */
-static uint32_t shard_wire_imm(const struct tfd_job *job)
+void tfd_shard_settle(struct tfd_shard *shard)
 {
-	uint32_t weight = TFD_WIRE_WEIGHT_ONE - (uint32_t)__builtin_ctz(job->shard_count);
+	struct tfd_open *open = shard->open;
 
-	return weight << 29 | job->imm;
-}
-
-static void fill_post(const struct tfd_shard *shard, uint64_t piece, struct tfd_post *post)
-{
-	const struct tfd_job *job = shard->job;
-	const struct tfd_path *path = &job->open->paths[shard->path];
-	uint64_t offset = shard->offset + shard->posted;
-	bool last = shard->posted + piece == shard->length;
-
-	*post = (struct tfd_post){
-		.length = piece,
-		.remote_address = path->address + job->dst_offset + offset,
-		.remote_key = path->key,
-	};
-	if (piece) {
-		post->local = job->region->base + job->src_offset + offset;
-		post->mr = job->region->mrs[path->conn->rail->index];
-	}
-	if (last && (shard->state == TFD_SHARD_TRAILING || !shard_has_trailing_imm(shard))) {
-		post->has_imm = 1;
-		post->imm = shard_wire_imm(job);
-	}
-}
-
-static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd_wr *wr,
-                      const struct tfd_post *post)
-{
-	wr->conn = conn;
-	wr->job = shard->job;
-	wr->shard = (uint32_t)(shard - shard->job->shards);
-	wr->length = post->length;
-	wr->carries_imm = post->has_imm;
-	wr->prev = NULL;
-	wr->next = conn->outstanding;
-	if (wr->next)
-		wr->next->prev = wr;
-	conn->outstanding = wr;
-	conn->inflight_bytes += post->length;
-	conn->inflight_wrs++;
-	conn->group->worker->inflight_wrs++;
-	shard->inflight++;
-	shard->job->inflight++;
-}
-
-static void wr_detach(struct tfd_wr *wr)
-{
-	struct tfd_conn *conn = wr->conn;
-
-	if (wr->next)
-		wr->next->prev = wr->prev;
-	if (wr->prev)
-		wr->prev->next = wr->next;
-	else
-		conn->outstanding = wr->next;
-	conn->inflight_bytes -= wr->length;
-	conn->inflight_wrs--;
-	conn->group->worker->inflight_wrs--;
-	wr->job->shards[wr->shard].inflight--;
-	wr->job->inflight--;
-	wr->conn = NULL;
-}
-
-/* After a piece went out: the shard goes to the queue's end while it has more, so that others get their turn. */
-static void shard_advance(struct tfd_worker *worker, struct tfd_shard *shard, const struct tfd_post *post)
-{
-	struct tfd_conn *conn = shard->job->open->paths[shard->path].conn;
-
-	shard->posted += post->length;
-	shard->imm_posted = shard->imm_posted || post->has_imm;
-	tfd_list_remove(&shard->link);
-	if (shard->posted < shard->length) {
-		tfd_list_push(&conn->queue[shard->job->priority], &shard->link);
+	if (!open)
 		return;
-	}
-	shard->queued = false;
-	if (shard->state == TFD_SHARD_DATA)
-		shard->state = TFD_SHARD_DRAIN;
-	shard->job->posted_ns = worker->now_ns;
+	tfd_list_remove(&shard->open_link);
+	shard->open = NULL;
+	if (!tfd_list_empty(&open->fences))
+		tfd_fences_check(open);
+	tfd_open_quiet_if_idle(open);
 }
 
-static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard)
-{
-	struct tfd_group *group = worker->group;
-	uint64_t piece = shard->length - shard->posted;
-	struct tfd_wr *wr = worker->wr_free;
-	struct tfd_post post;
-	int rc;
-
-	if (!wr)
-		return -EAGAIN;
-	if (piece > group->segment_bytes)
-		piece = group->segment_bytes;
-	if (conn->inflight_wrs &&
-	    (conn->inflight_bytes + piece > group->window_bytes || conn->inflight_wrs >= WINDOW_WRS))
-		return -EAGAIN;
-	fill_post(shard, piece, &post);
-	rc = group->ops->post(conn->half, &post, wr);
-	if (rc)
-		return rc;
-	worker->wr_free = wr->next;
-	wr_attach(conn, shard, wr, &post);
-	shard_advance(worker, shard, &post);
-	return 0;
-}
-
-/* A provider may say -EAGAIN for ever where nobody listens (libfabric's tcp does): that has a bound, too. */
-static void check_stall(struct tfd_worker *worker, struct tfd_conn *conn)
-{
-	if (conn->inflight_wrs || !worker->wr_free) {
-		conn->stalled_ns = 0;
-		return;
-	}
-	if (!conn->stalled_ns)
-		conn->stalled_ns = worker->now_ns;
-	else if (worker->now_ns - conn->stalled_ns > CONNECT_BOUND_NS)
-		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
-}
-
-static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)
-{
-	uint32_t posted = 0;
-
-	for (int priority = TFD_PRIORITY_LATENCY; priority >= 0; priority--) {
-		struct tfd_list *queue = &conn->queue[priority];
-
-		while (!tfd_list_empty(queue)) {
-			struct tfd_shard *shard = tfd_container(queue->next, struct tfd_shard, link);
-			int rc = post_one(worker, conn, shard);
-
-			if (rc == -EAGAIN) {
-				check_stall(worker, conn);
-				return posted;
-			}
-			conn->stalled_ns = 0;
-			if (rc) {
-				tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
-				return posted + 1;
-			}
-			posted++;
-		}
-	}
-	return posted;
-}
-
-uint32_t tfd_conns_post(struct tfd_worker *worker)
-{
-	uint32_t posted = 0;
-	struct tfd_list *link;
-	struct tfd_list *next;
-
-	if (!tfd_list_empty(
-		    &worker->conns_busy)) { /* another's turn to be first: work requests may run out */
-		link = worker->conns_busy.next;
-		tfd_list_remove(link);
-		tfd_list_push(&worker->conns_busy, link);
-	}
-	for (link = worker->conns_busy.next; link != &worker->conns_busy; link = next) {
-		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, busy_link);
-
-		next = link->next;
-		if (conn->half && conn->started && !conn->broken)
-			posted += conn_post(worker, conn);
-		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1])) {
-			tfd_list_remove(&conn->busy_link);
-			conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
-		}
-	}
-	return posted;
-}
-
-static void shard_acked(struct tfd_shard *shard, bool imm)
+/* Acknowledged, or failed and quiet. Of a scatter: whoever waits for its open need not wait for the other targets. */
+void tfd_shard_done(struct tfd_shard *shard)
 {
 	struct tfd_job *job = shard->job;
 
-	shard->imm_acked = shard->imm_acked || imm;
-	if (shard->inflight || shard->state == TFD_SHARD_DATA)
+	if (shard->state == TFD_SHARD_DONE)
 		return;
-	if (shard->imm_acked) {
-		job->shards_left--;
-	} else if (shard->state == TFD_SHARD_DRAIN && job->status == TFD_JOB_PENDING) {
-		shard->state = TFD_SHARD_TRAILING;
-		shard_queue(shard);
+	shard->state = TFD_SHARD_DONE;
+	tfd_batch_drop(shard);
+	job->shards_left--;
+	if (!job->open) {
+		if (shard->failed || job->status == TFD_JOB_LOCAL_ACCESS)
+			tfd_loss_tell(shard, job->part_status, job->detail);
+		tfd_shard_settle(shard);
 	}
 }
 
-static void wr_settle(struct tfd_wr *wr, const struct tfd_wc *wc)
+void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail)
 {
-	struct tfd_conn *conn = wr->conn;
-	struct tfd_job *job = wr->job;
-	struct tfd_session *session = job->session;
-	struct tfd_rail *rail = conn->rail;
+	struct tfd_job *job = shard->job;
 
-	wr_detach(wr);
-	if (wc->type == TFD_WC_SENT) {
-		job->acked += wr->length;
-		tfd_store_relaxed(&session->stat.bytes_sent, session->stat.bytes_sent + wr->length);
-		tfd_store_relaxed(&rail->info.bytes_sent, rail->info.bytes_sent + wr->length);
-		tfd_store_relaxed(&rail->info.writes_sent, rail->info.writes_sent + 1);
-		if (job->region && tfd_load_relaxed(&job->region->broken)) /* zeros were sent in its place */
-			tfd_job_fail(job, TFD_JOB_LOCAL_ACCESS, TFD_DETAIL_BROKEN_REGION);
-		shard_acked(&job->shards[wr->shard], wr->carries_imm != 0);
+	if (job->open || job->status != TFD_JOB_PENDING) {
+		tfd_job_fail(job, status, detail);
+		return;
+	}
+	if (shard->failed || shard->state == TFD_SHARD_DONE)
+		return;
+	shard->failed = true;
+	if (!job->part_status) {
+		job->part_status = (uint8_t)status;
+		job->detail = detail;
+	}
+	tfd_shard_unqueue(shard);
+	if (!shard->inflight)
+		tfd_shard_done(shard);
+}
+
+static bool counts_pages(const struct tfd_job *job)
+{
+	return job->op == TFD_OP_WRITE_PAGES && !(job->flags & TFD_FLAG_COUNT_JOB);
+}
+
+static bool path_next(struct tfd_shard *shard)
+{
+	const struct tfd_open *open = shard->open;
+
+	for (uint32_t i = 0; i < open->path_count; i++) {
+		const struct tfd_conn *conn;
+
+		shard->path = (uint8_t)((shard->path + 1u) % open->path_count);
+		conn = open->paths[shard->path].conn;
+		if (conn->half && !conn->broken)
+			return true;
+	}
+	return false;
+}
+
+void tfd_shard_move(struct tfd_shard *shard)
+{
+	struct tfd_job *job = shard->job;
+
+	tfd_shard_unqueue(shard);
+	if (shard->state == TFD_SHARD_DONE || shard->failed || job->status != TFD_JOB_PENDING)
+		return;
+	tfd_batch_drop(shard);
+	if (!path_next(shard)) {
+		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
+		return;
+	}
+	/* An unordered rail might bring a count before the data of the rest. */
+	if (!shard->open->paths[shard->path].conn->rail->info.ordered && shard->length && shard->units)
+		shard->trails = true;
+	shard->units_posted = shard->units_acked;
+	shard->units_owed = 0;
+	if (shard->acked < shard->length || !shard->length) {
+		shard->posted = shard->acked;
+		shard->state = TFD_SHARD_DATA;
+		if (!shard->trails && counts_pages(job)) /* landed by the old path, counted by the new one */
+			shard->units_owed = 8 * shard->acked - shard->units_acked;
 	} else {
-		bool local = job->region && tfd_region_probe(job->region);
-		uint32_t status = wc->remote_access ? TFD_JOB_REMOTE_ACCESS :
-		                  local             ? TFD_JOB_LOCAL_ACCESS :
-		                                      TFD_JOB_PEER_LOST;
-
-		tfd_job_fail(job, status, local ? TFD_DETAIL_BROKEN_REGION : TFD_DETAIL_CONNECTION);
-		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+		shard->state = TFD_SHARD_TRAILING;
+		shard->units_owed = shard->units - shard->units_acked;
 	}
-	tfd_job_finish_if_quiet(job);
+	tfd_shard_queue(shard);
 }
 
-void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)
+static void trail(struct tfd_shard *shard)
 {
-	if (wr->conn) /* else abandoned before */
-		wr_settle(wr, wc);
-	wr->next = worker->wr_free;
-	worker->wr_free = wr;
+	if (!shard->open->paths[shard->path].conn->half && !path_next(shard)) {
+		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
+		return;
+	}
+	shard->state = TFD_SHARD_TRAILING;
+	shard->units_owed = shard->units - shard->units_posted;
+	tfd_shard_queue(shard);
 }
 
-void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc)
+/* Exact: nobody's count goes out before everybody's data is acknowledged. */
+static void job_trail(struct tfd_job *job)
 {
-	wr_settle(wr, wc);
+	for (uint32_t i = 0; i < job->shard_count && job->status == TFD_JOB_PENDING; i++) {
+		struct tfd_shard *shard = &job->shards[i];
+
+		if (shard->state == TFD_SHARD_DRAIN && !shard->failed && shard->units_posted < shard->units)
+			trail(shard);
+	}
+}
+
+void tfd_shard_advance(struct tfd_shard *shard)
+{
+	struct tfd_job *job = shard->job;
+
+	if (shard->failed) {
+		if (!shard->inflight)
+			tfd_shard_done(shard);
+		return;
+	}
+	if (shard->inflight || shard->state != TFD_SHARD_DRAIN)
+		return;
+	if (!shard->data_done) {
+		shard->data_done = true;
+		job->data_left--;
+	}
+	if (shard->units_acked == shard->units)
+		tfd_shard_done(shard);
+	else if (job->status == TFD_JOB_PENDING && !(job->flags & TFD_FLAG_EXACT))
+		trail(shard);
+	if (job->status == TFD_JOB_PENDING && (job->flags & TFD_FLAG_EXACT) && !job->data_left)
+		job_trail(job);
 }

@@ -22,7 +22,9 @@ static int source_command(struct tfd_worker *worker, void *argument)
 	                            sizeof(struct tfd_ring) + TFD_CONTROL_ENDS * sizeof(struct tfd_entry));
 	source.records = aligned_alloc(TFD_LINE, TFD_CONTROL_ENDS * sizeof(struct tfd_record));
 	source.in_flight = calloc(TFD_CONTROL_ENDS, sizeof(struct tfd_job *));
-	if (!source.ring || !source.records || !source.in_flight) {
+	source.tables = calloc(TFD_CONTROL_ENDS, sizeof(struct tfd_tables *));
+	if (!source.ring || !source.records || !source.in_flight || !source.tables) {
+		free(source.tables);
 		free(source.ring);
 		free(source.records);
 		free(source.in_flight);
@@ -49,7 +51,45 @@ static bool records_free(struct tfd_source *source, uint64_t first, uint32_t cou
 	return true;
 }
 
-static int publish_locked(struct tfd_session *session, struct tfd_entry *entries, uint32_t count)
+/* Worker: a job is done with its tables. Control frees them: a worker does not. */
+void tfd_tables_put(struct tfd_source *source, struct tfd_tables *tables)
+{
+	struct tfd_tables *top;
+
+	if (--tables->refs)
+		return;
+	top = tfd_load_relaxed(&source->tables_done);
+	do
+		tables->next = top;
+	while (!tfd_replace_seq(&source->tables_done, &top, tables));
+}
+
+void tfd_tables_free(struct tfd_source *source)
+{
+	struct tfd_tables *tables = tfd_swap_seq(&source->tables_done, NULL);
+
+	while (tables) {
+		struct tfd_tables *next = tables->next;
+
+		free(tables);
+		tables = next;
+	}
+}
+
+static struct tfd_tables *tables_copy(const void *data, size_t bytes, uint32_t refs)
+{
+	struct tfd_tables *tables = malloc(sizeof(*tables) + bytes);
+
+	if (!tables)
+		return NULL;
+	tables->refs = refs;
+	tables->bytes = bytes;
+	memcpy(tables->data, data, bytes);
+	return tables;
+}
+
+static int publish_locked(struct tfd_session *session, struct tfd_entry *entries, uint32_t count,
+                          struct tfd_tables *tables)
 {
 	struct tfd_source *source = &session->sources[1];
 	uint32_t tail = tfd_load_relaxed(&source->ring->tail);
@@ -64,6 +104,7 @@ static int publish_locked(struct tfd_session *session, struct tfd_entry *entries
 		entries[i].job_id = id;
 		entries[i].record = (uint32_t)(id % TFD_CONTROL_ENDS);
 		source->entries[(tail + i) & source->entry_mask] = entries[i];
+		source->tables[(tail + i) & source->entry_mask] = tables;
 	}
 	tfd_store_relaxed(&session->next_control_job, session->next_control_job + count);
 	/* Publishes the entries, pairs with tfd_ring_drain; seq against worker->sleeping (worker_sleep). */
@@ -71,9 +112,11 @@ static int publish_locked(struct tfd_session *session, struct tfd_entry *entries
 	return 0;
 }
 
-int tfd_jobs_submit(struct tfd_core *core, uint64_t handle, struct tfd_entry *entries, uint32_t count)
+int tfd_jobs_submit(struct tfd_core *core, uint64_t handle, struct tfd_entry *entries, uint32_t count,
+                    const void *data, size_t bytes)
 {
 	struct tfd_session *session = tfd_session_get(core, handle);
+	struct tfd_tables *tables = NULL;
 	struct tfd_worker *worker;
 	uint64_t one = 1;
 	int rc;
@@ -86,11 +129,18 @@ int tfd_jobs_submit(struct tfd_core *core, uint64_t handle, struct tfd_entry *en
 	}
 	worker = session->group->worker;
 	rc = tfd_load_relaxed(&session->control_ready) ? 0 : tfd_command_run(worker, source_command, session);
+	if (!rc && bytes && count) {
+		tables = tables_copy(data, bytes, count);
+		rc = tables ? 0 : -ENOMEM;
+	}
 	if (!rc) {
 		(void)pthread_mutex_lock(&core->lock);
 		tfd_store_relaxed(&session->control_ready, 1);
-		rc = publish_locked(session, entries, count);
+		tfd_tables_free(&session->sources[1]);
+		rc = publish_locked(session, entries, count, tables);
 		(void)pthread_mutex_unlock(&core->lock);
+		if (rc)
+			free(tables);
 	}
 	/* After publishing: whoever ends the session has cancelled the entries, or will never look at them. */
 	if (!rc && tfd_load_relaxed(&session->state) != TFD_STATE_OPEN)

@@ -44,7 +44,7 @@ void tfd_wake_counter(struct tfd_session *session, uint32_t slot)
 
 	/* pairs with tfd_client_wait: waiters and wake_at, then value; we stored value, then look at them */
 	if (tfd_load_seq(&shared->waiters) &&
-	    (count->faults != count->acknowledged || count->eighths >> 3 >= tfd_load_seq(&shared->wake_at))) {
+	    (count->faults != count->acknowledged || count->value >= tfd_load_seq(&shared->wake_at))) {
 		/* Every sleeper will look and ask anew; until then, or if one asks just now, every count wakes. */
 		tfd_store_seq(&shared->wake_at, 0);
 		(void)tfd_or_seq(&session->wake_counters[slot / 64], 1ull << (slot % 64));
@@ -148,6 +148,8 @@ int tfd_waker_open(struct tfd_core *core)
 	int rc;
 
 	(void)pthread_mutex_init(&core->waker.lock, NULL);
+	if (core->options.stepped)
+		return 0;
 	rc = pthread_create(&core->waker.thread, NULL, waker_run, core);
 	if (rc)
 		return -rc;

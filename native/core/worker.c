@@ -22,12 +22,26 @@
 #define LOSSES_QUEUED_MAX 4096 /* of one session: then its rings wait until control has caught up */
 #define EPOLL_BATCH 32
 
+/* On an ordered rail one that belongs to no connection was not told to its sender as landed: it comes again. */
+static void take_imm(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc)
+{
+	struct tfd_conn *conn = wc->owner;
+
+	tfd_store_relaxed(&rail->info.imms_received, rail->info.imms_received + 1);
+	if (!conn && rail->info.ordered) {
+		worker->dropped_imms++;
+		return;
+	}
+	if (conn)
+		conn->imms_landed++;
+	tfd_imm_arrived(worker, conn ? conn->peer : 0, wc->imm);
+}
+
 void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc)
 {
 	switch (wc->type) {
 	case TFD_WC_IMM:
-		tfd_store_relaxed(&rail->info.imms_received, rail->info.imms_received + 1);
-		tfd_imm_arrived(worker, wc->imm);
+		take_imm(worker, rail, wc);
 		break;
 	case TFD_WC_ERROR:
 		tfd_store_relaxed(&rail->info.errors, rail->info.errors + 1);
@@ -85,8 +99,6 @@ static void probe_regions(struct tfd_worker *worker)
 		}
 	}
 }
-
-uint32_t tfd_worker_poll_hot(struct tfd_worker *worker);
 
 /* One pass; whether anything was done. */
 uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
@@ -266,13 +278,7 @@ static int pools_open(struct tfd_worker *worker)
 
 static void pools_close(struct tfd_worker *worker)
 {
-	while (worker->job_free) {
-		struct tfd_job *job = worker->job_free;
-
-		worker->job_free =
-			job->link.next ? tfd_container(job->link.next, struct tfd_job, link) : NULL;
-		free(job);
-	}
+	tfd_jobs_free(worker);
 	free(worker->wr_pool);
 }
 
@@ -322,13 +328,14 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	rc = pools_open(worker);
 	if (!rc)
 		rc = fds_open(worker);
-	if (!rc)
+	if (!rc && !core->options.stepped)
 		rc = -pthread_create(&worker->thread, NULL, worker_run, worker);
 	if (rc) {
 		worker_free(worker);
 		return tfd_fail(error, rc, "the worker cannot start: %s", strerror(-rc));
 	}
-	(void)pthread_setname_np(worker->thread, "tfd-worker");
+	if (!core->options.stepped)
+		(void)pthread_setname_np(worker->thread, "tfd-worker");
 	group->worker = worker;
 	return 0;
 }
@@ -345,6 +352,7 @@ void tfd_worker_close(struct tfd_worker *worker)
 	if (!worker)
 		return;
 	(void)tfd_command_run(worker, stop_command, NULL);
-	(void)pthread_join(worker->thread, NULL);
+	if (!worker->core->options.stepped)
+		(void)pthread_join(worker->thread, NULL);
 	worker_free(worker);
 }

@@ -30,8 +30,11 @@ struct tfd_wr {
 	struct tfd_conn *conn;
 	struct tfd_job *job;
 	uint32_t shard;
-	uint32_t carries_imm;
+	uint32_t back; /* the provider has done with it; its fate is not known yet */
+	uint32_t units; /* eighths of a write that its immediate counts */
+	uint64_t extent; /* of its shard: bytes, or pages */
 	uint64_t length;
+	uint64_t imm_number; /* its immediate's on the connection, or the next one's */
 };
 
 struct tfd_post {

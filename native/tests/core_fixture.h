@@ -55,21 +55,28 @@ struct user { /* a session and one region */
 	uint64_t grant; /* a test's own */
 };
 
-static inline void host_open(struct host *host)
+static inline void host_open_rails(struct host *host, uint32_t rails, uint32_t segment_bytes)
 {
 	struct tfd_core_options core = { .spin_us = 50, .max_sessions = 16 };
-	struct tfd_group_options group = { .provider = "libfabric", .rail_count = 1 };
+	struct tfd_group_options group = { .provider = "libfabric", .rail_count = rails };
 
 	CHECK_OK(tfd_core_open(&core, &host->core, &error));
-	(void)strcpy(group.rails[0], "127.0.0.1");
-	group.segment_bytes = 256u << 10;
+	for (uint32_t i = 0; i < rails; i++)
+		(void)strcpy(group.rails[i], "127.0.0.1");
+	group.segment_bytes = segment_bytes;
+	group.cut_bytes = 1;
 	CHECK_OK(tfd_group_open(host->core, &group, &host->group, &error));
+}
+
+static inline void host_open(struct host *host)
+{
+	host_open_rails(host, 1, 256u << 10);
 }
 
 static inline void user_open(struct host *host, struct user *user)
 {
 	struct tfd_session_options options = {
-		.ring_entries = 64, .record_count = 64, .counter_count = 64, .arena_bytes = 65536
+		.ring_entries = 64, .record_count = 64, .counter_count = 64, .arena_bytes = 131072
 	};
 	struct tfd_region_options region = { .writable = 1, .length = REGION_BYTES };
 
@@ -126,15 +133,21 @@ static inline void user_close(struct user *user)
 }
 
 /* An outgoing half at `from` joined to an incoming one at `to`. */
-static inline void connect_hosts(struct host *from, struct host *to, uint64_t *out, uint64_t *in)
+static inline void connect_rails(struct host *from, uint32_t from_rail, struct host *to, uint32_t to_rail,
+                                 uint64_t *out, uint64_t *in)
 {
 	uint8_t a[TFD_ADDRESS_MAX], b[TFD_ADDRESS_MAX];
 	size_t na = sizeof(a), nb = sizeof(b);
 
-	CHECK_OK(tfd_conn_open(from->core, from->group, 0, 1, out, a, &na, &error));
-	CHECK_OK(tfd_conn_open(to->core, to->group, 0, 0, in, b, &nb, &error));
+	CHECK_OK(tfd_conn_open(from->core, from->group, from_rail, 1, 1, out, a, &na, &error));
+	CHECK_OK(tfd_conn_open(to->core, to->group, to_rail, 0, 1, in, b, &nb, &error));
 	CHECK_OK(tfd_conn_start(to->core, *in, a, na, &error));
 	CHECK_OK(tfd_conn_start(from->core, *out, b, nb, &error));
+}
+
+static inline void connect_hosts(struct host *from, struct host *to, uint64_t *out, uint64_t *in)
+{
+	connect_rails(from, 0, to, 0, out, in);
 }
 
 /* `from` may write into the whole region of `to`, imms 0 to 15. */

@@ -49,7 +49,7 @@ static int count_at_random(struct tfd_worker *worker, void *argument)
 		uint32_t weight = next_random(run) % 8;
 		uint64_t dropped = worker->dropped_imms;
 
-		tfd_imm_arrived(worker, weight << 29 | name_space << 20 | imm);
+		tfd_imm_arrived(worker, 1, weight << 29 | name_space << 20 | imm);
 		if (imm >= IMMS) {
 			CHECK(worker->dropped_imms == dropped + 1);
 			continue;
@@ -58,7 +58,7 @@ static int count_at_random(struct tfd_worker *worker, void *argument)
 		if (next_random(run) % 100 == 0) {
 			uint64_t lost = next_random(run) % 5;
 
-			tfd_counter_fault(worker->name_spaces[name_space], imm, lost);
+			tfd_counter_fault(worker->name_spaces[name_space], imm, lost, 0, 0);
 			run->model[imm].faults++;
 			run->model[imm].lost += lost;
 		}
@@ -72,7 +72,7 @@ static int count_at_random(struct tfd_worker *worker, void *argument)
 		else if (run->model[imm].units % 8 == 0 && eighths[weight] >= 8)
 			check_counter(run, imm);
 	}
-	tfd_imm_arrived(worker, TFD_WIRE_WEIGHT_ONE << 29 | 510u << 20); /* a name space that nobody has */
+	tfd_imm_arrived(worker, 1, 3u << 29 | 510u << 20); /* a name space that nobody has */
 	return 0;
 }
 
@@ -87,7 +87,7 @@ static int count_shards(struct tfd_worker *worker, void *argument)
 		name_space++;
 	for (uint32_t cut = 0; cut <= 3; cut++) {
 		for (uint32_t shard = 0; shard < (1u << cut) * 100; shard++)
-			tfd_imm_arrived(worker, (TFD_WIRE_WEIGHT_ONE - cut) << 29 | name_space << 20 | 3);
+			tfd_imm_arrived(worker, 1, (3u - cut) << 29 | name_space << 20 | 3);
 	}
 	run->model[3].units = before + 4ull * 100 * 8;
 	check_counter(run, 3);
@@ -98,7 +98,7 @@ static int count_imm_5(struct tfd_worker *worker, void *argument)
 {
 	const struct tfd_session *session = argument;
 
-	tfd_imm_arrived(worker, TFD_WIRE_WEIGHT_ONE << 29 | session->name_space << 20 | 5);
+	tfd_imm_arrived(worker, 1, 3u << 29 | session->name_space << 20 | 5);
 	return 0;
 }
 
@@ -139,7 +139,7 @@ static void count_for_a_sleeper(struct host *host, struct user *user)
 		tfd_command_run(worker, count_imm_5, session)); /* nobody has asked anew: every count wakes */
 	wait_event_word(host->core, counter, event + 2);
 	counter->wake_at = UINT64_MAX;
-	CHECK_OK(tfd_counters_fault(host->core, user->session, 5, 1, 1));
+	CHECK_OK(tfd_counters_fault(host->core, user->session, 5, 1, 1, 0, 0));
 	wait_event_word(host->core, counter, event + 3);
 	tfd_session_put(session);
 }
@@ -161,7 +161,7 @@ int main(void)
 	CHECK(tfd_counters_add(host.core, user.session, 0xfffff, 2, slots) == -ERANGE);
 	CHECK_OK(tfd_command_run(host.core->groups[0]->worker, count_at_random, &run));
 	for (uint32_t i = 0; i < IMMS; i++) /* publishes once more over what was scribbled */
-		CHECK_OK(tfd_counters_fault(host.core, user.session, i, 1, 0));
+		CHECK_OK(tfd_counters_fault(host.core, user.session, i, 1, 0, 0, 0));
 	for (uint32_t i = 0; i < IMMS; i++) {
 		run.model[i].faults++;
 		check_counter(&run, i);

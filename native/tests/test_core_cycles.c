@@ -45,9 +45,9 @@ static void cycle(struct host *host_a, struct host *host_b)
 	CHECK(user_run(&a, entry)->status == TFD_JOB_OK);
 	(void)user_submit(&a, entry); /* dies in flight */
 	user_close(&a);
-	CHECK_OK(tfd_conn_close(host_a->core, out, TFD_DETAIL_CONNECTION));
-	CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION));
-	CHECK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION) == -ENOENT);
+	CHECK_OK(tfd_conn_close(host_a->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL) == -ENOENT);
 	user_close(&b);
 }
 

@@ -72,20 +72,20 @@ static void test_control_jobs(struct host *host, uint64_t conn, struct user *tar
 	struct user user;
 
 	user_open(host, &user);
-	CHECK(tfd_jobs_submit(host->core, user.session, entries, TFD_CONTROL_ENDS + 1) == -E2BIG);
+	CHECK(tfd_jobs_submit(host->core, user.session, entries, TFD_CONTROL_ENDS + 1, NULL, 0) == -E2BIG);
 	memset(entries, 0, sizeof(entries));
 	for (int i = 0; i < 8; i++)
 		entries[i] = (struct tfd_entry){ .op = TFD_OP_WRITE,
 		                                 .src_region = user.region,
 		                                 .dst_grant = open_grant(&user, target, conn),
 		                                 .length = REGION_BYTES };
-	CHECK_OK(tfd_jobs_submit(host->core, user.session, entries, 8));
+	CHECK_OK(tfd_jobs_submit(host->core, user.session, entries, 8, NULL, 0));
 	CHECK_OK(tfd_session_end(host->core, user.session, TFD_DETAIL_SESSION_ENDED));
 	(void)wait_event(host, TFD_EVENT_SESSION_QUIET, user.session);
 	for (int i = 0; i < 8; i++)
 		CHECK_OK(tfd_job_result(host->core, user.session, entries[i].job_id, &end));
 	CHECK(end.status == TFD_JOB_CANCELLED || end.status == TFD_JOB_OK);
-	CHECK(tfd_jobs_submit(host->core, user.session, entries, 1) == -ESHUTDOWN);
+	CHECK(tfd_jobs_submit(host->core, user.session, entries, 1, NULL, 0) == -ESHUTDOWN);
 	user_free(&user);
 }
 

@@ -51,8 +51,11 @@ static void test_refusals(struct user *a, uint64_t open)
 	} while (0)
 	REFUSED(op, 0, TFD_DETAIL_BAD_OP);
 	REFUSED(op, 99, TFD_DETAIL_BAD_OP);
-	REFUSED(flags, 1, TFD_DETAIL_BAD_FLAGS);
-	REFUSED(_resv2[5], 1, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(flags, TFD_FLAG_COUNT_JOB, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(_resv2, 1, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(_resv3[1], 1, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(table_count, 1, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(src_stride, 8, TFD_DETAIL_BAD_FLAGS);
 	REFUSED(priority, 2, TFD_DETAIL_BAD_FLAGS);
 	REFUSED(src_region, a->region + 1, TFD_DETAIL_BAD_REGION);
 	REFUSED(src_region, 0, TFD_DETAIL_BAD_REGION);
@@ -101,7 +104,7 @@ static void test_cancel(struct user *a, uint64_t open)
 
 static void test_faults(struct user *b)
 {
-	CHECK_OK(tfd_counters_fault(b->host->core, b->session, 7, 1, 2));
+	CHECK_OK(tfd_counters_fault(b->host->core, b->session, 7, 1, 2, 0, 0));
 	CHECK(b->counters[7].faults == 1 && b->counters[7].lost == 2);
 	CHECK(b->counters[7].gate == b->counters[7].value + TFD_GATE_FAULT);
 	CHECK(user_run(b, (struct tfd_entry){ .op = TFD_OP_ACKNOWLEDGE, .imm = 7 })->status == TFD_JOB_OK);
@@ -145,9 +148,9 @@ static void test_connection_loss(struct user *a, struct user *b)
 	}
 	while (!*(volatile uint8_t *)b->memory) /* bytes begin to land */
 		continue;
-	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION));
+	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
 	(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
-	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION));
+	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
 	for (int i = 0; i < 8; i++) {
 		wait_done(records[i], jobs[i]);
 		CHECK(records[i]->status == TFD_JOB_PEER_LOST || records[i]->status == TFD_JOB_OK);
@@ -190,7 +193,7 @@ static void test_control_submit(struct user *a, uint64_t open)
 		                                 .dst_grant = open,
 		                                 .length = 100,
 		                                 .imm = 8 };
-	CHECK_OK(tfd_jobs_submit(a->host->core, a->session, entries, 100));
+	CHECK_OK(tfd_jobs_submit(a->host->core, a->session, entries, 100, NULL, 0));
 	for (int i = 0; i < 100; i++) {
 		int rc = -EAGAIN;
 

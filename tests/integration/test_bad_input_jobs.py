@@ -96,9 +96,9 @@ def ring(shared_pair: Pair) -> Iterator[RawSender]:
     ("fields", "detail"),
     [
         ({"op": 0}, Detail.BAD_OP),
-        ({"op": 5}, Detail.BAD_OP),
+        ({"op": 9}, Detail.BAD_OP),
         ({"op": 255}, Detail.BAD_OP),
-        ({"flags": 1}, Detail.BAD_FLAGS),
+        ({"flags": 4}, Detail.BAD_FLAGS),
         ({"priority": 2}, Detail.BAD_FLAGS),
         ({"_resv0": 1}, Detail.BAD_FLAGS),
         ({"_resv1": 1}, Detail.BAD_FLAGS),

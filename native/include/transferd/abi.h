@@ -36,8 +36,10 @@
 #define TFD_OP_IMM 2u /* one count, no bytes */
 #define TFD_OP_ACKNOWLEDGE 3u /* take the faults of an immediate of this session as seen */
 #define TFD_OP_CANCEL 4u /* stop the job whose id is in `argument` */
-#define TFD_OP_WRITE_PAGES 5u /* a table of struct tfd_page: pages of `length` bytes; one count each, or one in all */
-#define TFD_OP_SCATTER 6u /* a table of struct tfd_target: a write to each, one count on the immediate there */
+#define TFD_OP_WRITE_PAGES                                                                          \
+	5u /* a table of struct tfd_page: pages of `length` bytes; one count each, or one in all */
+#define TFD_OP_SCATTER                                                                           \
+	6u /* a table of struct tfd_target: a write to each, one count on the immediate there */
 #define TFD_OP_BARRIER 7u /* a table of struct tfd_target without bytes: one count on the immediate at each */
 #define TFD_OP_READ 8u /* bytes of the grant into the region; no count */
 
@@ -96,7 +98,7 @@
 	X(18, BAD_COUNTER, "the immediate has no counter in this session")             \
 	X(19, NO_SUCH_JOB, "no job with that id is in flight")                         \
 	X(20, SESSION_ENDED, "the session ended")                                      \
-	X(21, TABLE, "the table leaves the arena, or has too many entries")           \
+	X(21, TABLE, "the table leaves the arena, or has too many entries")            \
 	X(22, FENCED, "the owner fenced the immediate")                                \
 	X(23, READ_ONLY, "the region to read into was registered read-only")
 
@@ -177,8 +179,10 @@ struct tfd_entry {
 	uint32_t _resv1;
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
 	uint64_t argument; /* TFD_OP_CANCEL: job id */
-	uint64_t table_offset; /* bytes into the arena, a multiple of 8; to be left alone until the job has ended */
-	uint32_t table_count; /* entries of it; 0: the job does nothing, and counts nothing unless TFD_FLAG_COUNT_JOB */
+	uint64_t
+		table_offset; /* bytes into the arena, a multiple of 8; to be left alone until the job has ended */
+	uint32_t
+		table_count; /* entries of it; 0: the job does nothing, and counts nothing unless TFD_FLAG_COUNT_JOB */
 	uint32_t _resv2;
 	uint64_t src_stride; /* pages: bytes from one index to the next */
 	uint64_t dst_stride;

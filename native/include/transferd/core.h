@@ -35,7 +35,8 @@ struct tfd_core_options {
 	uint32_t spin_us;       /* how long an idle worker polls before it sleeps */
 	uint32_t busy;          /* not 0: workers never sleep */
 	uint32_t max_sessions;  /* at most 511: name space 0 is never given */
-	uint32_t stepped;       /* not 0: no threads, time stands still between tfd_core_step calls; for simulations */
+	uint32_t
+		stepped; /* not 0: no threads, time stands still between tfd_core_step calls; for simulations */
 };
 
 int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error);
@@ -53,13 +54,15 @@ enum tfd_event_type {
 	TFD_EVENT_NONE = 0,
 	TFD_EVENT_SESSION_BROKEN = 1, /* id: session; detail: why. Its rings are no longer read; close it */
 	TFD_EVENT_SESSION_QUIET =
-		2,  /* id: session that was told to end: no job of it is in flight any more */
-	TFD_EVENT_OPEN_QUIET = 3,     /* id: open that was revoked: no byte on it can land any more */
-	TFD_EVENT_CONN_LOST = 4,      /* id: conn that the provider reported broken; close it */
-	TFD_EVENT_PEER_SILENT = 5,    /* id: peer whose heartbeats stopped */
-	TFD_EVENT_LOST = 6, /* writes that will not land. id: open; imm; count: writes known lost; units: see tfd_counters_fault */
+		2, /* id: session that was told to end: no job of it is in flight any more */
+	TFD_EVENT_OPEN_QUIET = 3, /* id: open that was revoked: no byte on it can land any more */
+	TFD_EVENT_CONN_LOST = 4, /* id: conn that the provider reported broken; close it */
+	TFD_EVENT_PEER_SILENT = 5, /* id: peer whose heartbeats stopped */
+	TFD_EVENT_LOST =
+		6, /* writes that will not land. id: open; imm; count: writes known lost; units: see tfd_counters_fault */
 	TFD_EVENT_REGION_BROKEN = 7, /* id: region whose owner took pages away */
-	TFD_EVENT_FENCE_QUIET = 8, /* id: open; count: number of the fence: no byte on its immediates can land any more */
+	TFD_EVENT_FENCE_QUIET =
+		8, /* id: open; count: number of the fence: no byte on its immediates can land any more */
 };
 
 struct tfd_event {
@@ -99,6 +102,7 @@ struct tfd_group_options {
 	char rails[TFD_MAX_RAILS][TFD_NAME_MAX]; /* interface or device names, or addresses */
 	uint32_t rail_count;
 	uint32_t segment_bytes; /* largest piece posted at once; 0: default */
+	uint32_t cut_bytes; /* least part of a write that goes by a rail of its own; 0: default */
 	uint32_t window_bytes; /* bytes in flight per connection; 0: default */
 	char library[256]; /* path of libfabric; "" lets dlopen find it */
 };

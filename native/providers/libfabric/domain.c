@@ -67,7 +67,7 @@ static struct fi_info *make_hints(struct tfd_domain *domain, const char *fabric,
 
 	if (!hints)
 		return NULL;
-	hints->caps = FI_RMA | FI_WRITE | FI_REMOTE_WRITE;
+	hints->caps = FI_RMA | FI_READ | FI_WRITE | FI_REMOTE_READ | FI_REMOTE_WRITE;
 	hints->mode = FI_CONTEXT | FI_CONTEXT2;
 	hints->ep_attr->type = FI_EP_RDM;
 	hints->domain_attr->threading = FI_THREAD_SAFE;
@@ -230,7 +230,7 @@ static int mr_enable(struct tfd_domain *domain, struct tfd_mr *mr)
 int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
                    struct tfd_region_key *key, struct tfd_error *error)
 {
-	uint64_t access = FI_WRITE | (writable ? FI_REMOTE_WRITE : 0);
+	uint64_t access = FI_WRITE | FI_REMOTE_READ | (writable ? FI_READ | FI_REMOTE_WRITE : 0);
 	int mode = domain->info->domain_attr->mr_mode;
 	struct tfd_mr *mr = calloc(1, sizeof(*mr));
 	uint64_t wanted = 0;

@@ -41,6 +41,7 @@ struct tfd_mr {
 /* An endpoint. Owner: worker. */
 struct tfd_half {
 	struct tfd_domain *domain;
+	void *owner;
 	struct fid_ep *ep; /* owned, or the shared half's; NULL once closed */
 	struct fid_cq *cq; /* owned; NULL: the domain's is used */
 	fi_addr_t far; /* FI_ADDR_UNSPEC until started */

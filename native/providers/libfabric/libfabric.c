@@ -15,8 +15,8 @@
 
 #define POLL_ENTRIES 64
 
-static int half_open(struct tfd_domain *domain, int outgoing, struct tfd_half **out, void *address,
-                     size_t *address_bytes, struct tfd_error *error)
+static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
+                     void *address, size_t *address_bytes, struct tfd_error *error)
 {
 	struct tfd_fi_address blob = { 0 };
 	size_t name_bytes = sizeof(blob.name);
@@ -44,6 +44,7 @@ static int half_open(struct tfd_domain *domain, int outgoing, struct tfd_half **
 	}
 	memcpy(address, &blob, sizeof(blob.protocol) + name_bytes);
 	*address_bytes = sizeof(blob.protocol) + name_bytes;
+	half->owner = owner;
 	*out = half;
 	return 0;
 }
@@ -99,7 +100,8 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 	                              .rma_iov_count = 1,
 	                              .context = wr->context,
 	                              .data = post->imm };
-	ssize_t rc = fi_writemsg(half->ep, &message, flags);
+	ssize_t rc = post->read ? fi_readmsg(half->ep, &message, FI_COMPLETION) :
+	                          fi_writemsg(half->ep, &message, flags);
 
 	return rc == -FI_EAGAIN ? -EAGAIN : (int)rc;
 }
@@ -123,7 +125,7 @@ static int cq_poll_error(struct fid_cq *cq, struct tfd_wc *wc)
 	return 1;
 }
 
-static int queue_poll(struct fid_cq *cq, struct tfd_wc *wc, int max)
+static int queue_poll(struct fid_cq *cq, void *owner, struct tfd_wc *wc, int max)
 {
 	struct fi_cq_data_entry entries[POLL_ENTRIES];
 	ssize_t count = fi_cq_read(cq, entries, max < POLL_ENTRIES ? (size_t)max : POLL_ENTRIES);
@@ -134,7 +136,9 @@ static int queue_poll(struct fid_cq *cq, struct tfd_wc *wc, int max)
 		return 0;
 	for (ssize_t i = 0; i < count; i++) {
 		if (entries[i].flags & FI_REMOTE_WRITE)
-			wc[i] = (struct tfd_wc){ .type = TFD_WC_IMM, .imm = (uint32_t)entries[i].data };
+			wc[i] = (struct tfd_wc){ .type = TFD_WC_IMM,
+			                         .imm = (uint32_t)entries[i].data,
+			                         .owner = owner };
 		else
 			wc[i] = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = entries[i].op_context };
 	}
@@ -143,7 +147,7 @@ static int queue_poll(struct fid_cq *cq, struct tfd_wc *wc, int max)
 
 static int half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 {
-	return queue_poll(half->cq ? half->cq : half->domain->cq, wc, max);
+	return queue_poll(half->cq ? half->cq : half->domain->cq, half->cq ? half->owner : NULL, wc, max);
 }
 
 static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -153,9 +157,9 @@ static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	int total = 0;
 
 	if (domain->cq)
-		return queue_poll(domain->cq, wc, max);
+		return queue_poll(domain->cq, NULL, wc, max);
 	for (; left && total < max; left--) {
-		total += queue_poll(half->cq, wc + total, max - total);
+		total += queue_poll(half->cq, half->owner, wc + total, max - total);
 		half = half->next;
 	}
 	domain->halves = half; /* begin with those that had no turn */

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Cutting a job into shards. A large write is cut in 1, 2, 4 or 8 equal parts, each of which carries that part of the count; pages
+ * are dealt in runs, one for each path; a target of a scatter goes whole, by its open's paths in turn.
+ */
+#include "parts.h"
+
+static uint32_t paths_alive(const struct tfd_open *open)
+{
+	uint32_t alive = 0;
+
+	for (uint32_t i = 0; i < open->path_count; i++)
+		alive += open->paths[i].conn->half && !open->paths[i].conn->broken;
+	return alive;
+}
+
+/* How many shards: at most the living paths, each at least `least` long; with `eighths` a power of two. At least 1. */
+uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighths, uint64_t least)
+{
+	uint32_t count = paths_alive(open);
+
+	if (count > TFD_MAX_PATHS)
+		count = TFD_MAX_PATHS;
+	if (least && length / least < count)
+		count = (uint32_t)(length / least);
+	if (eighths && count)
+		count = 1u << (31 - __builtin_clz(count));
+	return count ? count : 1;
+}
+
+static bool pages_of(const struct tfd_job *job)
+{
+	return job->op == TFD_OP_WRITE_PAGES;
+}
+
+/* The units of each shard; pages that count one by one pay for what they have. */
+static uint64_t shard_units(const struct tfd_job *job, const struct tfd_shard *shard)
+{
+	if (job->op == TFD_OP_READ)
+		return 0;
+	if (pages_of(job) && !(job->flags & TFD_FLAG_COUNT_JOB))
+		return 8 * shard->length;
+	return job->open ? 8 / job->shard_count : 8;
+}
+
+/* Where a count rides on the data it counts, it must not arrive before that data. */
+static bool shard_trails(const struct tfd_job *job, const struct tfd_shard *shard)
+{
+	const struct tfd_rail *rail = shard->open->paths[shard->path].conn->rail;
+
+	if (!shard->length || !shard->units)
+		return false;
+	if (job->flags & TFD_FLAG_EXACT)
+		return true;
+	if (rail->info.ordered)
+		return false;
+	if (pages_of(job)) /* a page is one piece, with a count of its own */
+		return (job->flags & TFD_FLAG_COUNT_JOB) || job->length > rail->segment_bytes;
+	return shard->length > rail->segment_bytes;
+}
+
+static void choose_path(struct tfd_shard *shard)
+{
+	struct tfd_open *open = shard->open;
+
+	shard->path = open->next_path < open->path_count ? open->next_path : 0;
+	for (uint32_t i = 0; i < open->path_count; i++) {
+		const struct tfd_conn *conn = open->paths[shard->path].conn;
+
+		if (conn->half && !conn->broken)
+			break;
+		shard->path = (uint8_t)((shard->path + 1u) % open->path_count);
+	}
+	open->next_path = (uint8_t)((shard->path + 1u) % open->path_count);
+}
+
+/* Its open, extent and offsets are set. */
+static void shard_plan(struct tfd_shard *shard)
+{
+	choose_path(shard);
+	shard->units = shard_units(shard->job, shard);
+	shard->trails = shard_trails(shard->job, shard);
+}
+
+void tfd_job_cut(struct tfd_job *job)
+{
+	uint64_t length = pages_of(job) ? job->counts : job->length;
+	uint64_t part;
+
+	if (!job->shard_count)
+		return;
+	if (!job->open) {
+		for (uint32_t i = 0; i < job->shard_count; i++)
+			shard_plan(&job->shards[i]);
+		return;
+	}
+	/* The last takes what does not divide; 8-byte steps keep the others aligned. */
+	part = length / job->shard_count;
+	if (!pages_of(job) && part >= TFD_LINE)
+		part &= ~7ull;
+	for (uint32_t i = 0; i < job->shard_count; i++) {
+		struct tfd_shard *shard = &job->shards[i];
+
+		shard->open = job->open;
+		shard->src_offset = job->src_offset;
+		shard->dst_offset = job->dst_offset;
+		shard->first = i * part;
+		shard->length = i + 1 < job->shard_count ? part : length - i * part;
+		shard_plan(shard);
+	}
+}

@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Posting the pieces of shards under each connection's window, and taking them back. Work is posted in bounded segments, so that a
+ * cancel, or a small write, never waits behind more than a window.
+ */
+#include <errno.h>
+
+#include "barrier.h"
+#include "parts.h"
+
+#define CONNECT_BOUND_NS 5000000000u /* from the first refused post to giving up */
+#define WINDOW_WRS 64u               /* pieces in flight per connection */
+#define OWED_MAX (8u * 4096u)        /* counts of pages that may wait for a page to ride on */
+
+/* What goes out next for a shard. */
+struct plan {
+	uint64_t src_offset;
+	uint64_t dst_offset;
+	uint64_t length;
+	uint64_t extent; /* of the shard: bytes, or pages that are complete with it */
+	uint32_t units;
+};
+
+static bool counts_pages(const struct tfd_job *job)
+{
+	return job->op == TFD_OP_WRITE_PAGES && !(job->flags & TFD_FLAG_COUNT_JOB);
+}
+
+static uint32_t units_of(uint64_t owed)
+{
+	return owed ? tfd_weight_units(tfd_weight_of(owed)) : 0;
+}
+
+/* The immediate that rides on a piece. */
+static uint32_t plan_units(struct tfd_shard *shard, const struct tfd_rail *rail, uint64_t extent)
+{
+	bool last = shard->posted + extent == shard->length;
+
+	if (shard->trails)
+		return 0;
+	if (!counts_pages(shard->job))
+		return last ? (uint32_t)(shard->units - shard->units_posted) : 0;
+	shard->units_owed += 8 * extent;
+	return last || shard->units_owed >= OWED_MAX || !rail->info.ordered ? units_of(shard->units_owed) : 0;
+}
+
+static int plan_page(struct tfd_shard *shard, const struct tfd_rail *rail, struct plan *plan)
+{
+	const struct tfd_piece *piece;
+
+	if (!shard->batch || shard->batch->next == shard->batch->count) {
+		int rc = tfd_batch_fill(shard);
+
+		if (rc)
+			return rc;
+	}
+	piece = &shard->batch->pieces[shard->batch->next];
+	plan->src_offset = piece->src_offset + shard->piece_posted;
+	plan->dst_offset = piece->dst_offset + shard->piece_posted;
+	plan->length = piece->length - shard->piece_posted;
+	if (plan->length > rail->segment_bytes)
+		plan->length = rail->segment_bytes;
+	else
+		plan->extent = piece->pages;
+	return 0;
+}
+
+static void plan_bytes(const struct tfd_shard *shard, const struct tfd_rail *rail, struct plan *plan)
+{
+	uint64_t offset = shard->first + shard->posted;
+
+	plan->length = shard->length - shard->posted;
+	if (plan->length > rail->segment_bytes)
+		plan->length = rail->segment_bytes;
+	plan->extent = plan->length;
+	plan->src_offset = shard->src_offset + offset;
+	plan->dst_offset = shard->dst_offset + offset;
+}
+
+static bool pays(const struct tfd_shard *shard)
+{
+	return shard->state == TFD_SHARD_TRAILING || shard->units_owed >= OWED_MAX ||
+	       (shard->units_owed && shard->posted == shard->length);
+}
+
+static int plan_next(struct tfd_shard *shard, const struct tfd_rail *rail, struct plan *plan)
+{
+	*plan = (struct plan){ .dst_offset = shard->dst_offset };
+	if (pays(shard)) {
+		plan->units = units_of(shard->units_owed);
+		return 0;
+	}
+	if (shard->job->op == TFD_OP_WRITE_PAGES && shard->length)
+		return plan_page(shard, rail, plan);
+	plan_bytes(shard, rail, plan);
+	return 0;
+}
+
+static void fill_post(const struct tfd_shard *shard, const struct plan *plan, struct tfd_post *post)
+{
+	const struct tfd_job *job = shard->job;
+	const struct tfd_path *path = &shard->open->paths[shard->path];
+
+	*post = (struct tfd_post){
+		.length = plan->length,
+		.remote_address = path->address + plan->dst_offset,
+		.remote_key = path->key,
+		.read = job->op == TFD_OP_READ,
+	};
+	if (plan->length) {
+		post->local = job->region->base + plan->src_offset;
+		post->mr = job->region->mrs[path->conn->rail->index];
+	}
+	if (plan->units) {
+		post->has_imm = 1;
+		post->imm =
+			tfd_weight_of(plan->units) << 29 | tfd_wire_imm(shard->open->name_space, job->imm);
+	}
+}
+
+static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd_wr *wr,
+                      const struct plan *plan)
+{
+	wr->conn = conn;
+	wr->job = shard->job;
+	wr->shard = (uint32_t)(shard - shard->job->shards);
+	wr->length = plan->length;
+	wr->extent = plan->extent;
+	wr->units = plan->units;
+	wr->back = 0;
+	wr->imm_number = conn->imms_posted + 1;
+	conn->imms_posted += plan->units != 0;
+	wr->prev = NULL;
+	wr->next = conn->outstanding;
+	if (wr->next)
+		wr->next->prev = wr;
+	conn->outstanding = wr;
+	conn->inflight_bytes += wr->length;
+	conn->inflight_wrs++;
+	conn->group->worker->inflight_wrs++;
+	shard->inflight++;
+	shard->job->inflight++;
+}
+
+static void wr_detach(struct tfd_wr *wr)
+{
+	struct tfd_conn *conn = wr->conn;
+
+	if (wr->next)
+		wr->next->prev = wr->prev;
+	if (wr->prev)
+		wr->prev->next = wr->next;
+	else
+		conn->outstanding = wr->next;
+	conn->inflight_bytes -= wr->length;
+	conn->inflight_wrs--;
+	conn->group->worker->inflight_wrs--;
+	wr->job->shards[wr->shard].inflight--;
+	wr->job->inflight--;
+	wr->conn = NULL;
+}
+
+/* After a piece went out: the shard goes to the queue's end while it has more, so that others get their turn. */
+static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
+                   const struct plan *plan)
+{
+	struct tfd_job *job = shard->job;
+
+	if (shard->state == TFD_SHARD_DATA && shard->batch && plan->length) {
+		shard->piece_posted += plan->length;
+		if (plan->extent) {
+			shard->batch->next++;
+			shard->piece_posted = 0;
+		}
+	}
+	shard->posted += plan->extent;
+	shard->units_posted += plan->units;
+	shard->units_owed -= shard->units_owed < plan->units ? shard->units_owed : plan->units;
+	job->rails |= 1ull << conn->rail->index;
+	job->ops = conn->rail->ops;
+	tfd_list_remove(&shard->link);
+	if (shard->units_owed || (shard->state == TFD_SHARD_DATA && shard->posted < shard->length)) {
+		tfd_list_push(&conn->queue[job->priority], &shard->link);
+		return;
+	}
+	shard->queued = false;
+	shard->state = TFD_SHARD_DRAIN;
+	tfd_batch_drop(shard);
+	job->posted_ns = worker->now_ns;
+}
+
+static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard)
+{
+	struct tfd_wr *wr = worker->wr_free;
+	uint64_t owed = shard->units_owed;
+	struct tfd_post post;
+	struct plan plan;
+	int rc;
+
+	if (!wr)
+		return -EAGAIN;
+	rc = plan_next(shard, conn->rail, &plan);
+	if (rc) {
+		uint32_t detail = shard->job->detail;
+
+		tfd_job_fail(shard->job, rc == -EINVAL ? TFD_JOB_INVALID : TFD_JOB_QUOTA, detail);
+		tfd_job_finish_if_quiet(shard->job);
+		return 0;
+	}
+	if (conn->inflight_wrs && (conn->inflight_bytes + plan.length > worker->group->window_bytes ||
+	                           conn->inflight_wrs >= WINDOW_WRS))
+		return -EAGAIN;
+	if (!pays(shard) && (plan.extent || !shard->length))
+		plan.units = plan_units(shard, conn->rail, plan.extent);
+	fill_post(shard, &plan, &post);
+	rc = conn->rail->ops->post(conn->half, &post, wr);
+	if (rc) {
+		shard->units_owed = owed;
+		return rc;
+	}
+	worker->wr_free = wr->next;
+	wr_attach(conn, shard, wr, &plan);
+	posted(worker, conn, shard, &plan);
+	return 0;
+}
+
+/* A provider may say -EAGAIN for ever where nobody listens (libfabric's tcp does): that has a bound, too. */
+static void check_stall(struct tfd_worker *worker, struct tfd_conn *conn)
+{
+	if (conn->inflight_wrs || !worker->wr_free) {
+		conn->stalled_ns = 0;
+		return;
+	}
+	if (!conn->stalled_ns)
+		conn->stalled_ns = worker->now_ns;
+	else if (worker->now_ns - conn->stalled_ns > CONNECT_BOUND_NS)
+		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+}
+
+static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)
+{
+	uint32_t count = 0;
+
+	for (int priority = TFD_PRIORITY_LATENCY; priority >= 0; priority--) {
+		struct tfd_list *queue = &conn->queue[priority];
+
+		while (!tfd_list_empty(queue)) {
+			struct tfd_shard *shard = tfd_container(queue->next, struct tfd_shard, link);
+			int rc = post_one(worker, conn, shard);
+
+			if (rc == -EAGAIN) {
+				check_stall(worker, conn);
+				return count;
+			}
+			conn->stalled_ns = 0;
+			if (rc) {
+				tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
+				return count + 1;
+			}
+			count++;
+		}
+	}
+	return count;
+}
+
+uint32_t tfd_conns_post(struct tfd_worker *worker)
+{
+	uint32_t count = 0;
+	struct tfd_list *link;
+	struct tfd_list *next;
+
+	if (!tfd_list_empty(
+		    &worker->conns_busy)) { /* another's turn to be first: work requests may run out */
+		link = worker->conns_busy.next;
+		tfd_list_remove(link);
+		tfd_list_push(&worker->conns_busy, link);
+	}
+	for (link = worker->conns_busy.next; link != &worker->conns_busy; link = next) {
+		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, busy_link);
+
+		next = link->next;
+		if (conn->half && conn->started && !conn->broken)
+			count += conn_post(worker, conn);
+		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1])) {
+			tfd_list_remove(&conn->busy_link);
+			conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
+		}
+	}
+	return count;
+}
+
+/* ---- taking back ---- */
+
+static void wr_acked(struct tfd_wr *wr)
+{
+	struct tfd_conn *conn = wr->conn;
+	struct tfd_job *job = wr->job;
+	struct tfd_shard *shard = &job->shards[wr->shard];
+	struct tfd_session *session = job->session;
+	struct tfd_rail *rail = conn->rail;
+
+	wr_detach(wr);
+	job->acked += wr->length;
+	shard->acked += wr->extent;
+	shard->units_acked += wr->units;
+	tfd_store_relaxed(&session->stat.bytes_sent, session->stat.bytes_sent + wr->length);
+	tfd_store_relaxed(&rail->info.bytes_sent, rail->info.bytes_sent + wr->length);
+	tfd_store_relaxed(&rail->info.writes_sent, rail->info.writes_sent + 1);
+	if (job->region && tfd_load_relaxed(&job->region->broken)) /* zeros were sent in its place */
+		tfd_job_fail(job, TFD_JOB_LOCAL_ACCESS, TFD_DETAIL_BROKEN_REGION);
+	tfd_shard_advance(shard);
+	tfd_job_finish_if_quiet(job);
+}
+
+static void wr_failed(struct tfd_wr *wr, uint32_t status, uint32_t detail, bool unknown)
+{
+	struct tfd_job *job = wr->job;
+	struct tfd_shard *shard = &job->shards[wr->shard];
+
+	wr_detach(wr);
+	if (unknown)
+		shard->units_unknown += wr->units;
+	tfd_shard_fail(shard, status, detail);
+	tfd_shard_advance(shard);
+	tfd_job_finish_if_quiet(job);
+}
+
+static void wr_settle(struct tfd_wr *wr, const struct tfd_wc *wc)
+{
+	struct tfd_conn *conn = wr->conn;
+	bool local;
+
+	if (wc->type == TFD_WC_SENT) {
+		wr_acked(wr);
+		return;
+	}
+	local = wr->job->region && tfd_region_probe(wr->job->region);
+	wr_failed(wr,
+	          wc->remote_access ? TFD_JOB_REMOTE_ACCESS :
+	          local             ? TFD_JOB_LOCAL_ACCESS :
+	                              TFD_JOB_PEER_LOST,
+	          local ? TFD_DETAIL_BROKEN_REGION : TFD_DETAIL_CONNECTION, !wc->remote_access);
+	tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+}
+
+/* Whether the far side may yet tell what became of it: then it waits for its connection's close. */
+static bool may_be_reconciled(const struct tfd_wr *wr, const struct tfd_wc *wc)
+{
+	return wc->type == TFD_WC_ERROR && !wc->remote_access && wr->conn->half &&
+	       wr->conn->rail->info.ordered && !(wr->job->region && tfd_region_probe(wr->job->region));
+}
+
+void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)
+{
+	if (wr->conn && may_be_reconciled(wr, wc)) {
+		wr->back = 1;
+		tfd_conn_break(wr->conn, TFD_DETAIL_CONNECTION);
+		return;
+	}
+	if (wr->conn) /* else abandoned before */
+		wr_settle(wr, wc);
+	wr->next = worker->wr_free;
+	worker->wr_free = wr;
+}
+
+static void wr_reuse_if_back(struct tfd_worker *worker, struct tfd_wr *wr)
+{
+	if (!wr->back)
+		return;
+	wr->next = worker->wr_free;
+	worker->wr_free = wr;
+}
+
+void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc)
+{
+	struct tfd_worker *worker = wr->conn->group->worker;
+
+	wr_settle(wr, wc);
+	wr_reuse_if_back(worker, wr);
+}
+
+void tfd_wr_return(struct tfd_wr *wr)
+{
+	struct tfd_worker *worker = wr->conn->group->worker;
+	struct tfd_job *job = wr->job;
+	struct tfd_shard *shard = &job->shards[wr->shard];
+
+	wr_detach(wr);
+	if (job->status == TFD_JOB_PENDING && !shard->failed) {
+		if (!shard->queued)
+			tfd_shard_queue(shard); /* its connection moves it when all its pieces are back */
+	} else {
+		tfd_shard_advance(shard);
+		tfd_job_finish_if_quiet(job);
+	}
+	wr_reuse_if_back(worker, wr);
+}
