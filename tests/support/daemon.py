@@ -52,6 +52,7 @@ class DaemonProcess:
         socket: Address of its gRPC socket, as the SDK takes it.
         peer_address: host:port that other daemons reach it at.
         http_address: host:port of metrics and health.
+        prefix: What its command line begins with, as to run it elsewhere.
     """
 
     def __init__(self, directory: Path, overrides: Mapping[str, Any] | None = None) -> None:
@@ -67,6 +68,7 @@ class DaemonProcess:
         self.http_address = f"{LOOPBACK}:{free_port()}"
         self.config_path = directory / "config.yaml"
         self.log_path = directory / "daemon.log"
+        self.prefix: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         config: dict[str, Any] = {
             "listen": self.socket,
@@ -99,7 +101,7 @@ class DaemonProcess:
         command = [sys.executable, "-m", "transferd.daemon.main", "serve"]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--config", str(self.config_path)],
+                [*self.prefix, *command, "--config", str(self.config_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts with different numbers of rails: every byte arrives, every count is exact."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+import transferd
+from support import netns
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.daemon import DaemonProcess
+
+WHY_NOT = netns.missing()
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+LENGTH = 8 << 20
+# 16,385 bytes do not divide over two rails, 1 byte not over any, and 128 KiB is the least that is cut.
+SIZES = [0, 1, 7, 16_385, (128 << 10) - 1, 128 << 10, (1 << 20) + 3, LENGTH]
+
+
+@contextlib.contextmanager
+def hosts(directory: Path, *rails: int) -> Iterator[list[DaemonProcess]]:
+    """Runs a daemon on each of some hosts."""
+    with netns.network() as network, contextlib.ExitStack() as stack:
+        daemons = []
+        for number, count in enumerate(rails):
+            place = directory / str(number)
+            place.mkdir()
+            daemon = network.host(count).daemon(place, directory / "tls")
+            daemons.append(stack.enter_context(daemon))
+        yield daemons
+
+
+@pytest.mark.parametrize(("here", "there"), [(1, 2), (2, 2), (2, 3), (4, 1)])
+def test_writes_between_unequal_hosts(
+    short_tmp: Path, seeded: random.Random, here: int, there: int
+) -> None:
+    content = seeded.randbytes(LENGTH)
+    with (
+        hosts(short_tmp, here, there) as (near, far),
+        transferd.Client(near.socket) as sender,
+        transferd.Client(far.socket) as receiver,
+    ):
+        source, target = sender.alloc(LENGTH), receiver.alloc(LENGTH)
+        source.view[:] = content
+        descriptor = target.grant(imms=range(4)).descriptor
+        counter = receiver.counter(1)
+        rails = 0
+        for number, size in enumerate(SIZES, 1):
+            target.view[:size] = bytes(size)
+            job = sender.write(source[LENGTH - size :], descriptor, imm=1)
+            job.wait(20)
+            counter.wait(number, 20)
+            assert counter.value == number
+            assert target.view[:size] == content[LENGTH - size :], f"{size} bytes"
+            assert job.path is not None
+            rails = max(rails, job.path.rails)
+        # Parts are 1, 2, 4 or 8: of three pairs of rails a write uses two.
+        assert rails == {(1, 2): 1, (2, 2): 2, (2, 3): 2, (4, 1): 4}[here, there]
+        digest = hashlib.sha256(target.view).digest()
+        assert digest == hashlib.sha256(content).digest()
+        assert (counter.faults, counter.lost) == (0, 0)
