@@ -15,8 +15,9 @@ import subprocess
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from support.daemon import DaemonProcess
 from transferd.daemon import certs
+
+from support.daemon import DaemonProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
