@@ -185,6 +185,7 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 	tfd_list_init(&conn->queue[0]);
 	tfd_list_init(&conn->queue[1]);
 	tfd_list_init(&conn->busy_link);
+	tfd_list_init(&conn->inflight_link);
 	call.conn = conn;
 	call.far_landed = TFD_LANDED_UNKNOWN;
 	rc = tfd_command_run(conn->group->worker, open_command, &call);

@@ -63,6 +63,8 @@ struct tfd_conn {
 	uint64_t stalled_ns; /* since when nothing can be posted though nothing is in flight; 0: not so */
 	struct tfd_list queue[2];     /* shards with something to post, by priority */
 	struct tfd_wr *outstanding;   /* doubly linked */
+	struct tfd_list inflight_link; /* on worker->conns_inflight while there are any */
+	uint64_t progress_ns;          /* when the last piece came back, or the first went out */
 	struct tfd_list busy_link;    /* on worker->busy while a queue is not empty */
 };
 
@@ -346,6 +348,8 @@ struct tfd_worker {
 	struct tfd_list sessions;
 	struct tfd_session *name_spaces[TFD_NAME_SPACES];
 	struct tfd_list conns_busy;
+	struct tfd_list conns_inflight;
+	uint64_t next_stall_check_ns;
 	struct tfd_list deadlines;
 	struct tfd_wr *wr_pool;
 	struct tfd_wr *wr_free;

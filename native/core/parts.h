@@ -75,6 +75,7 @@ void tfd_shard_advance(struct tfd_shard *shard); /* after an acknowledgement */
 
 /* post.c */
 uint32_t tfd_conns_post(struct tfd_worker *worker);
+void tfd_conns_check_progress(struct tfd_worker *worker);
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
 /* As tfd_wr_done, but the provider may still name wr in a late completion: it is not used again before that. */
 void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc);

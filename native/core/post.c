@@ -9,6 +9,8 @@
 #include "parts.h"
 
 #define CONNECT_BOUND_NS 5000000000u /* from the first refused post to giving up */
+#define PROGRESS_BOUND_NS 5000000000u /* without any piece coming back, to taking the connection out */
+#define CHECK_PAUSE_NS 500000000u
 #define WINDOW_WRS 64u               /* pieces in flight per connection */
 #define OWED_MAX (8u * 4096u)        /* counts of pages that may wait for a page to ride on */
 
@@ -135,6 +137,10 @@ static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd
 	if (wr->next)
 		wr->next->prev = wr;
 	conn->outstanding = wr;
+	if (!conn->inflight_wrs) {
+		tfd_list_push(&conn->group->worker->conns_inflight, &conn->inflight_link);
+		conn->progress_ns = conn->group->worker->now_ns;
+	}
 	conn->inflight_bytes += wr->length;
 	conn->inflight_wrs++;
 	conn->group->worker->inflight_wrs++;
@@ -154,6 +160,9 @@ static void wr_detach(struct tfd_wr *wr)
 		conn->outstanding = wr->next;
 	conn->inflight_bytes -= wr->length;
 	conn->inflight_wrs--;
+	conn->progress_ns = conn->group->worker->now_ns;
+	if (!conn->inflight_wrs)
+		tfd_list_remove(&conn->inflight_link);
 	conn->group->worker->inflight_wrs--;
 	wr->job->shards[wr->shard].inflight--;
 	wr->job->inflight--;
@@ -235,6 +244,24 @@ static void check_stall(struct tfd_worker *worker, struct tfd_conn *conn)
 		conn->stalled_ns = worker->now_ns;
 	else if (worker->now_ns - conn->stalled_ns > CONNECT_BOUND_NS)
 		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+}
+
+/*
+ * A cable that was pulled says nothing: TCP would try for a quarter of an hour. The peer lives, or its heartbeats had stopped, so its
+ * other rails can carry on.
+ */
+void tfd_conns_check_progress(struct tfd_worker *worker)
+{
+	struct tfd_list *link;
+
+	worker->next_stall_check_ns = worker->now_ns + CHECK_PAUSE_NS;
+	for (link = worker->conns_inflight.next; link != &worker->conns_inflight; link = link->next) {
+		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, inflight_link);
+
+		if (worker->now_ns > conn->progress_ns &&
+		    worker->now_ns - conn->progress_ns > PROGRESS_BOUND_NS)
+			tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+	}
 }
 
 static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)

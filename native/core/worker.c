@@ -110,6 +110,8 @@ uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
 		did += poll_rail(worker, &worker->group->rails[i]);
 	if (!tfd_list_empty(&worker->deadlines) && worker->now_ns >= worker->next_deadline_ns)
 		tfd_jobs_check_deadlines(worker);
+	if (worker->now_ns >= worker->next_stall_check_ns)
+		tfd_conns_check_progress(worker);
 	if (tfd_guard_hits() != worker->guard_hits)
 		probe_regions(worker);
 	tfd_events_flush(worker);
@@ -323,6 +325,7 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	*worker = (struct tfd_worker){ .core = core, .group = group, .epoll_fd = -1, .wake_fd = -1 };
 	tfd_list_init(&worker->sessions);
 	tfd_list_init(&worker->conns_busy);
+	tfd_list_init(&worker->conns_inflight);
 	tfd_list_init(&worker->deadlines);
 	worker->spin_ns = spin_least_ns(worker);
 	rc = pools_open(worker);

@@ -24,7 +24,7 @@ WHY_NOT = netns.missing()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 LENGTH = 8 << 20
-# 16,385 bytes do not divide over two rails, 1 byte not over any; 128 KiB is the least that is cut.
+# 16,385 bytes do not divide over two rails, 1 byte not over any; from 128 KiB on writes are cut.
 SIZES = [0, 1, 7, 16_385, (128 << 10) - 1, 128 << 10, (1 << 20) + 3, LENGTH]
 
 

@@ -12,6 +12,7 @@ from bench.pair import endpoints
 from bench.report import Report, Row
 from bench.stats import median, spread
 from bench.writes import flood_gbps
+
 from support import netns
 
 if TYPE_CHECKING:
