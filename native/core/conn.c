@@ -53,7 +53,8 @@ static void reconcile(struct tfd_conn *conn, uint64_t landed)
 
 		while (oldest->next)
 			oldest = oldest->next;
-		if (oldest->imm_number <= landed)
+		/* What a read asked for may not have come back, whatever landed there after it. */
+		if (oldest->imm_number <= landed && oldest->job->op != TFD_OP_READ)
 			tfd_wr_abandon(oldest, &acked);
 		else
 			tfd_wr_return(oldest);

@@ -92,11 +92,6 @@ void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail)
 		tfd_shard_done(shard);
 }
 
-static bool counts_pages(const struct tfd_job *job)
-{
-	return job->op == TFD_OP_WRITE_PAGES && !(job->flags & TFD_FLAG_COUNT_JOB);
-}
-
 static bool path_next(struct tfd_shard *shard)
 {
 	const struct tfd_open *open = shard->open;
@@ -128,12 +123,10 @@ void tfd_shard_move(struct tfd_shard *shard)
 	if (!shard->open->paths[shard->path].conn->rail->info.ordered && shard->length && shard->units)
 		shard->trails = true;
 	shard->units_posted = shard->units_acked;
-	shard->units_owed = 0;
+	shard->units_owed = 0; /* what has landed and was not counted trails the rest */
 	if (shard->acked < shard->length || !shard->length) {
 		shard->posted = shard->acked;
 		shard->state = TFD_SHARD_DATA;
-		if (!shard->trails && counts_pages(job)) /* landed by the old path, counted by the new one */
-			shard->units_owed = 8 * shard->acked - shard->units_acked;
 	} else {
 		shard->state = TFD_SHARD_TRAILING;
 		shard->units_owed = shard->units - shard->units_acked;
@@ -172,7 +165,7 @@ void tfd_shard_advance(struct tfd_shard *shard)
 			tfd_shard_done(shard);
 		return;
 	}
-	if (shard->inflight || shard->state != TFD_SHARD_DRAIN)
+	if (shard->inflight || shard->state != TFD_SHARD_DRAIN || shard->acked < shard->length)
 		return;
 	if (!shard->data_done) {
 		shard->data_done = true;

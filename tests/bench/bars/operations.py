@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import random
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +28,8 @@ MIB = 1 << 20
 RATE = "1gbit"
 SIZE, WINDOW, WRITES = 32 * MIB, 4, 8
 TWO_RAILS = 1.9
+NATIVE = Path(__file__).resolve().parents[3] / "native"
+OPERATIONS = 1_000_000
 
 
 def measure(options: Options) -> Report:
@@ -37,10 +42,45 @@ def measure(options: Options) -> Report:
         A row for each bar that this machine can tell about.
     """
     report = Report("operations")
+    with options.step("simulated operations") as wanted:
+        if wanted:
+            simulated(options, report)
     with options.step("two limited rails") as wanted:
         if wanted:
             two_rails(options, report)
     return report
+
+
+def simulated(options: Options, report: Report) -> None:
+    """Runs random operations on the simulated fabric; it ends at the first wrong count."""
+    subprocess.run(
+        ["make", "-s", "-C", str(NATIVE), "check", "TESTS=property"],
+        check=True,
+        capture_output=True,
+    )
+    seed = str(random.SystemRandom().randrange(1 << 32))
+    done = subprocess.run(
+        [str(NATIVE.parent / "build/native/gcc/tests/test_property")],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "TFD_OPERATIONS": str(options.scaled(OPERATIONS)),
+            "TFD_SEED": seed,
+        },
+    )
+    counts = dict(word.split("=") for word in done.stdout.split())
+    report.rows.append(
+        Row(
+            "simulated operations without a wrong count, a job that ended twice or never",
+            float(counts.get("operations", 0)),
+            "",
+            ">=",
+            OPERATIONS,
+            done.stdout.strip() or done.stderr.strip() or f"status {done.returncode}",
+        )
+    )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A fabric inside of one process, for tests: seeded, with delays, reordering and failures. All domains of the process are on it.
+ * Parameters are text in tfd_group_options.fabric: "seed=7,ordered=0,delay_us=50,move=0,max_message=1048576".
+ */
+#ifndef TFD_SIM_H
+#define TFD_SIM_H
+
+#include "../provider.h"
+
+struct tfd_sim_options {
+	uint64_t seed;
+	uint32_t ordered; /* pieces of a connection land in the order of their posts; 1 */
+	uint32_t
+		delay_us; /* up to which pieces, and their acknowledgements, take; 0: done at the next poll */
+	uint32_t move; /* 0: the null fabric, no bytes move; 1 */
+	uint64_t max_message; /* 1 GiB */
+};
+
+/* The time that the fabric goes by; 0: the real one. */
+void tfd_sim_set_now(uint64_t now_ns);
+/* What is in flight by this half does not land, or not be acknowledged; posts are refused. */
+void tfd_sim_break(struct tfd_half *half);
+/* The same to every connection of the rail, in both directions, for ever. */
+void tfd_sim_kill(struct tfd_domain *domain);
+
+/* options.c: -EINVAL, with a sentence. */
+int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_error *error);
+
+#endif
