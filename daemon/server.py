@@ -57,6 +57,7 @@ from transferd.daemon.sockets import (
     port_message,
 )
 from transferd.daemon.tasks import TaskOwner
+from transferd.daemon.topology import Choice, rails_of_this_host
 from transferd.daemon.transfers import Transfers
 from transferd.peer.v1 import peer_pb2_grpc
 
@@ -166,12 +167,12 @@ class Server:
             max_sessions=config.limits.sessions,
         )
         self._undo.push_async_callback(self._plane.aclose)
-        rails, why = self._rails()
+        choice = self._choose_rails()
         self._group = await self._plane.open_group(
             GroupOptions(
                 provider="libfabric" if config.provider == "auto" else config.provider,
                 fabric=config.fabric.name,
-                rails=rails,
+                rails=choice.names,
                 segment_bytes=config.fabric.segment,
                 window_bytes=config.fabric.window,
                 library=config.fabric.library,
@@ -193,16 +194,14 @@ class Server:
             tls=self._tls is not None,
             provider=rail.protocol.replace("/", " "),
             warnings=tuple(self._warnings()),
-            rails_why=why,
+            rails=choice,
         )
 
-    def _rails(self) -> tuple[tuple[str, ...], str]:
-        """Chooses the rails, and says why."""
-        if self._config.rails:
-            return self._config.rails, "named by rails in the configuration"
+    def _choose_rails(self) -> Choice:
+        if self._config.rails:  # a name that only peers can resolve is good enough then
+            return rails_of_this_host(self._config, "")
         host, port = split_host_port(self._config.advertised)
-        _, numeric = numeric_address("peer_address", host, port)
-        return (numeric,), "the address that peers reach this daemon at"
+        return rails_of_this_host(self._config, numeric_address("peer_address", host, port)[1])
 
     def _warnings(self) -> list[str]:
         warnings = list(self._plane.warnings)

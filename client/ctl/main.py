@@ -14,7 +14,7 @@ from transferd import __version__
 from transferd.client import errors
 from transferd.client.ctl import render
 from transferd.client.ctl.bench import bench_command
-from transferd.client.ctl.render import Column, age, column, number, size
+from transferd.client.ctl.render import Column, age, column, number, size, speed
 from transferd.client.rpc import ADDRESS_VARIABLE, Control, resolve_address
 from transferd.v1 import admin_pb2
 
@@ -25,6 +25,20 @@ TIMEOUT_S = 10.0
 PAGE_SIZE = 1000
 SERVICES = ("", "SessionService", "RegionService", "TransferService", "AdminService")
 
+
+def near_text(gpu: str, numa_node: int) -> str:
+    """Says whose nearest rails these are."""
+    if gpu:
+        return f"GPU {gpu}"
+    return f"NUMA node {numa_node}" if numa_node >= 0 else "host memory"
+
+
+# Where a NIC is, and how fast.
+PLACE: Sequence[Column] = (
+    Column("NUMA", lambda row: str(row["numa_node"]) if row["numa_node"] >= 0 else "-", right=True),
+    Column("PCI", lambda row: row["pci_address"] or "-"),
+    speed("SPEED", "speed_mbit_per_s"),
+)
 COLUMNS: dict[str, Sequence[Column]] = {
     "sessions": (
         column("SESSION", "session_id"),
@@ -67,10 +81,30 @@ COLUMNS: dict[str, Sequence[Column]] = {
         column("NAME", "name"),
         column("PROVIDER", "provider"),
         column("STATE", "state"),
+        speed("SPEED", "speed_mbit_per_s"),
         size("SENT", "bytes_sent"),
         number("WRITES", "writes_sent"),
         number("COUNTED", "imms_received"),
         number("ERRORS", "errors"),
+    ),
+    "rails --why": (
+        Column("RAIL", lambda row: f"{row['group']}.{row['rail']}"),
+        column("NAME", "name"),
+        column("PROVIDER", "provider"),
+        column("STATE", "state"),
+        *PLACE,
+        column("WHY", "why"),
+    ),
+    "unused": (
+        column("NOT USED", "name"),
+        Column("STATE", lambda row: row["state"] or "-"),
+        *PLACE,
+        column("WHY", "why"),
+    ),
+    "near": (
+        Column("NEAREST TO", lambda row: near_text(row["gpu"], row["numa_node"])),
+        Column("DISTANCE", lambda row: row["distance"] or "-"),
+        Column("RAILS", lambda row: ", ".join(row["rails"])),
         column("WHY", "why"),
     ),
     "jobs": (
@@ -190,11 +224,24 @@ def peers(control: Control, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--why", is_flag=True, help="Say why each NIC is used, or is not.")
 @common
-def rails(control: Control, as_json: bool) -> None:
+def rails(control: Control, as_json: bool, why: bool) -> None:
     """NIC endpoints."""
     answer = control.call(control.admin.ListRails, admin_pb2.ListRailsRequest())
-    _show("rails", answer.rails, as_json)
+    if not why:
+        _show("rails", answer.rails, as_json)
+        return
+    plain = render.to_plain(answer)
+    if as_json:
+        render.print_json(plain)
+        return
+    console = render.make_console()
+    console.print(plain["why"], soft_wrap=True)
+    for name, field in (("rails --why", "rails"), ("unused", "unused"), ("near", "near")):
+        if plain[field]:
+            console.print()
+            render.print_table(COLUMNS[name], plain[field], "", console)
 
 
 @cli.command()

@@ -48,6 +48,11 @@ def size(title: str, field: str) -> Column:
     return Column(title, lambda row: bytes_text(row[field]), right=True)
 
 
+def speed(title: str, field: str) -> Column:
+    """Shows the speed of a link."""
+    return Column(title, lambda row: speed_text(row[field]), right=True)
+
+
 def age(title: str, field: str) -> Column:
     """Shows a duration in milliseconds."""
     return Column(title, lambda row: duration_text(row[field]), right=True)
@@ -60,6 +65,13 @@ def bytes_text(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if count >= 100 or count == int(count) else f"{count:.1f} {unit}"
+
+
+def speed_text(mbit_per_s: int) -> str:
+    """Says the speed of a link in the unit that fits."""
+    if not mbit_per_s:
+        return "-"
+    return f"{mbit_per_s / 1000:g} Gbit/s" if mbit_per_s >= 1000 else f"{mbit_per_s} Mbit/s"
 
 
 def duration_text(milliseconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import transferd
 from transferd.daemon.errors import InvalidRequest
 from transferd.daemon.plane import Op, PlaneError, Priority, SessionStat
+from transferd.daemon.topology.model import UNKNOWN_NODE
 from transferd.v1 import admin_pb2 as pb
 from transferd.v1 import admin_pb2_grpc, types_pb2
 
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
     from transferd.daemon.opens import Opener
     from transferd.daemon.owner import Owner
     from transferd.daemon.peers import Peers
-    from transferd.daemon.plane import JobInfo, Plane
+    from transferd.daemon.plane import JobInfo, Plane, RailInfo
     from transferd.daemon.region import Region
     from transferd.daemon.session import Session
     from transferd.daemon.sessions import Sessions
+    from transferd.daemon.topology import Choice, Verdict
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
 PAGE_DEFAULT = 1000
 PAGE_MAX = 10_000
+LOCAL = "local"  # the rail of copies within the daemon
 NOTHING = SessionStat(0, 0, 0, 0, 0)
 
 
@@ -43,7 +46,7 @@ class Facts:
     Attributes:
         started_ns: On the monotonic clock.
         warnings: What operators should know; one sentence each.
-        rails_why: Why these rails were chosen.
+        rails: Which NICs became rails, and why.
     """
 
     own: PeerKey
@@ -52,7 +55,7 @@ class Facts:
     tls: bool
     provider: str
     warnings: tuple[str, ...]
-    rails_why: str
+    rails: Choice
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
@@ -173,24 +176,36 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def ListRails(
         self, request: pb.ListRailsRequest, context: Context
     ) -> pb.ListRailsResponse:
-        """NIC endpoints."""
+        """NIC endpoints, the NICs that are not used, and why."""
+        choice = self._facts.rails
+        verdicts = {verdict.nic.name: verdict for verdict in choice.rails}
         return pb.ListRailsResponse(
             rails=[
-                pb.RailInfo(
-                    group=0,
-                    rail=i,
-                    name=rail.name,
-                    provider=rail.provider,
-                    protocol=rail.protocol,
-                    state="UP" if rail.up else "DOWN",
-                    bytes_sent=rail.bytes_sent,
-                    writes_sent=rail.writes_sent,
-                    imms_received=rail.imms_received,
-                    errors=rail.errors,
-                    why=self._facts.rails_why,
-                )
+                _rail(i, rail, verdicts.get(rail.name))
                 for i, rail in enumerate(self._plane.rail_stats())
-            ]
+            ],
+            unused=[
+                pb.UnusedNic(
+                    name=verdict.nic.name,
+                    state=verdict.nic.state,
+                    numa_node=verdict.nic.numa_node,
+                    pci_address=verdict.nic.pci_address,
+                    speed_mbit_per_s=verdict.nic.speed_mbit,
+                    why=verdict.why,
+                )
+                for verdict in choice.unused
+            ],
+            near=[
+                pb.NearRails(
+                    gpu=group.gpu,
+                    numa_node=group.numa_node,
+                    distance=group.distance.name if group.distance is not None else "",
+                    rails=group.nics,
+                    why=group.why,
+                )
+                for group in choice.groups
+            ],
+            why=choice.why,
         )
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
@@ -227,6 +242,30 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             age_ms=job.age_ns // 1_000_000,
             peer=opened.grant.peer.address if opened is not None else "",
         )
+
+
+def _rail(number: int, rail: RailInfo, verdict: Verdict | None) -> pb.RailInfo:
+    nic = verdict.nic if verdict is not None else None
+    if rail.name == LOCAL:
+        why = "memory copies within this daemon; no NIC"
+    else:
+        why = verdict.why if verdict is not None else "opened by the provider"
+    return pb.RailInfo(
+        group=0,
+        rail=number,
+        name=rail.name,
+        provider=rail.provider,
+        protocol=rail.protocol,
+        state="UP" if rail.up else "DOWN",
+        bytes_sent=rail.bytes_sent,
+        writes_sent=rail.writes_sent,
+        imms_received=rail.imms_received,
+        errors=rail.errors,
+        why=why,
+        numa_node=nic.numa_node if nic is not None else UNKNOWN_NODE,
+        pci_address=nic.pci_address if nic is not None else "",
+        speed_mbit_per_s=nic.speed_mbit if nic is not None else 0,
+    )
 
 
 def _region(region: Region) -> pb.RegionInfo:

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import transferd
+from transferd.daemon import certs
+from transferd.daemon.topology import addresses
+
+from support.daemon import free_port
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import MakeDaemon
+
     from support.daemon import DaemonProcess
 
 pytestmark = pytest.mark.slow
@@ -59,6 +67,43 @@ def test_every_view(daemon: DaemonProcess) -> None:
             assert ctl(command, "--socket", daemon.socket).strip()
         assert "looked at" in ctl("sessions", "--socket", daemon.socket)
         assert "1 MiB" in ctl("regions", "--socket", daemon.socket)
+
+
+def test_why_these_rails(daemon: DaemonProcess) -> None:
+    told = json.loads(ctl("rails", "--why", "--socket", daemon.socket, "--json"))
+    first = told["rails"][0]
+    assert (first["name"], first["numa_node"], first["pci_address"]) == ("127.0.0.1", -1, "")
+    assert "loopback" in first["why"]
+    assert told["near"][0]["rails"] == ["127.0.0.1"]
+    rails = {rail["name"] for rail in told["rails"]}
+    others = {interface for interface in addresses.ipv4() if interface != "lo"}
+    assert {nic["name"] for nic in told["unused"]} >= others
+    assert all(nic["why"] for nic in told["unused"])
+    assert not rails & {nic["name"] for nic in told["unused"]}
+    table = ctl("rails", "--why", "--socket", daemon.socket)
+    assert "peer_address is loopback" in table
+    assert all(name in table for name in others)
+    compact = ctl("rails", "--socket", daemon.socket)
+    assert "127.0.0.1" in compact
+    assert "peer_address is loopback" not in compact
+
+
+def test_rails_are_chosen_where_peers_are_elsewhere(
+    make_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    own = {name: found for name, found in addresses.ipv4().items() if name != "lo"}
+    if not own:
+        pytest.skip("this host has no address but loopback")
+    name, (address, *_) = next(iter(own.items()))
+    cert, key, ca = certs.make(tmp_path, "here", (address,))
+    daemon = make_daemon(
+        peer_listen=f"{address}:{free_port()}",
+        tls={"cert": str(cert), "key": str(key), "ca": str(ca)},
+    )
+    told = json.loads(ctl("rails", "--why", "--socket", daemon.socket, "--json"))
+    (mine,) = (rail for rail in told["rails"] if rail["name"] in (name, address))
+    assert f"has peer_address {address}" in mine["why"]
+    assert "loopback" in {nic["name"]: nic["why"] for nic in told["unused"]}["lo"]
 
 
 def test_bench(daemon_pair: tuple[DaemonProcess, DaemonProcess]) -> None:
