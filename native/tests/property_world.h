@@ -51,6 +51,7 @@ struct world {
 	struct user from[USERS], to[USERS];
 	uint32_t path_count;
 	bool ordered;
+	bool broken; /* some connection was */
 	struct path paths[PATHS];
 	uint64_t grant[USERS][USERS];
 	struct job jobs[USERS][JOBS];

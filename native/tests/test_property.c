@@ -60,7 +60,7 @@ static void job_ended(struct world *w, uint32_t from, struct job *job)
 		struct slot *slot = &w->slots[job->receiver[i]][job->slot[i]];
 
 		/* An unordered rail does not tell what became of a piece. */
-		if (!w->ordered && record->status == TFD_JOB_PEER_LOST)
+		if (!w->ordered && w->broken && record->status != TFD_JOB_OK)
 			w->unknown[job->receiver[i]][job->entry.imm] = true;
 		slot->job = 0;
 		slot->canary_until = w->step + CANARY_STEPS;
@@ -273,8 +273,10 @@ static void disturb(struct world *w)
 		for (uint32_t i = 0; i < w->path_count; i++) {
 			struct tfd_conn *conn = tfd_table_get(&w->a.core->conns, w->paths[i].out);
 
-			if (chance(w, w->path_count) == 0 && conn && conn->half && !w->paths[i].lost)
+			if (chance(w, w->path_count) == 0 && conn && conn->half && !w->paths[i].lost) {
 				tfd_sim_break(conn->half);
+				w->broken = true;
+			}
 		}
 	}
 	if (chance(w, 30) == 0) {
