@@ -134,7 +134,8 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 	int rc;
 
 	if (!ops)
-		return tfd_fail(error, -ENOENT, "there is no provider \"%s\"; this build has: libfabric, sim",
+		return tfd_fail(error, -ENOENT,
+		                "there is no provider \"%s\"; this build has: libfabric, local, sim",
 		                options->provider);
 	if (!options->rail_count || options->rail_count > TFD_MAX_RAILS)
 		return tfd_fail(error, -EINVAL, "%u rails; a domain group has 1 to %u", options->rail_count,

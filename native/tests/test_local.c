@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The local provider: by itself (queue, keys, halves), and as the rail of a core whose sessions write to each other. */
+#include <stdbool.h>
+
 #include "core_fixture.h"
 #include "providers/provider.h"
 
@@ -120,7 +122,8 @@ static void test_queue(void)
 	bench_open(&bench, 1);
 	for (int round = 0; round < 1000 && sent < 2048; round++) {
 		while (posted < 2048) {
-			struct tfd_post imm = { .has_imm = 1, .imm = posted };
+			/* One in a while tells one thing only, so that the queue is filled to an odd number. */
+			struct tfd_post imm = { .has_imm = posted % 500 != 0, .imm = posted };
 			int rc = ops->post(bench.out, &imm, &wrs[posted]);
 
 			CHECK(rc == 0 || rc == -EAGAIN);
@@ -131,15 +134,18 @@ static void test_queue(void)
 		CHECK(posted - sent >= 400 && ops->arm(bench.domain) == -EAGAIN);
 		while ((count = ops->poll(bench.domain, wc, 64)) > 0) {
 			for (int i = 0; i < count; i++) {
-				if (wc[i].type == TFD_WC_IMM)
-					CHECK(wc[i].imm == imms++ && wc[i].owner == &bench.owner);
-				else
-					CHECK(wc[i].type == TFD_WC_SENT && wc[i].wr == &wrs[sent++]);
+				if (wc[i].type == TFD_WC_IMM) {
+					CHECK(wc[i].imm == sent && wc[i].owner == &bench.owner);
+					imms++;
+				} else {
+					CHECK(wc[i].type == TFD_WC_SENT && wc[i].wr == &wrs[sent]);
+					sent++;
+				}
 			}
 		}
 		CHECK(ops->arm(bench.domain) == 0);
 	}
-	CHECK(sent == 2048 && imms == 2048);
+	CHECK(sent == 2048 && imms == 2048 - 5);
 	for (posted = 0; posted < 100; posted++) {
 		struct tfd_post big = piece(&bench, 256u << 10);
 
@@ -182,6 +188,7 @@ static void test_keys(int read)
 	struct tfd_post good, bad;
 	struct tfd_mr *mr;
 	struct tfd_region_key key;
+	uint64_t stale;
 
 	bench_open(&bench, 1);
 	good = piece(&bench, 4096);
@@ -216,10 +223,10 @@ static void test_keys(int read)
 	CHECK_OK(ops->mr_open(bench.domain, bench.target, 8192, 1, &mr, &key, &error));
 	ops->mr_close(bench.domain, mr);
 	REFUSED(remote_key, key.key);
-	bad.remote_key = key.key;
+	stale = key.key;
 	CHECK_OK(ops->mr_open(bench.domain, bench.target, 8192, 1, &mr, &key, &error));
-	CHECK(key.key != bad.remote_key);
-	REFUSED(remote_key, bad.remote_key);
+	CHECK(key.key != stale);
+	REFUSED(remote_key, stale);
 	bad = good;
 	bad.remote_key = key.key;
 	CHECK(!refused(&bench, &bad));
@@ -412,8 +419,11 @@ static void test_bad_keys(struct user *a, struct user *b, uint64_t good)
 	CHECK(b->memory[0] == 0x31);
 }
 
-/* The receiver closes in the midst of writes: from then on nothing lands, and what has landed is what it says. */
-static void test_close_fence(struct user *a, struct user *b)
+/*
+ * The receiver closes in the midst of writes: from then on nothing lands, and what has landed is what it says. Whether it was in
+ * their midst: if all were over first, nothing was shown.
+ */
+static bool close_fences(struct user *a, struct user *b)
 {
 	const uint64_t value = b->counters[7].value;
 	struct tfd_record *records[32];
@@ -424,25 +434,34 @@ static void test_close_fence(struct user *a, struct user *b)
 	connect_hosts(a->host, b->host, &out, &in);
 	open = open_region(a, b, out, b->region);
 	for (int i = 0; i < 32; i++) {
-		memset(a->memory, i + 1, 64);
 		records[i] = user_submit(a, entry_of(a, TFD_OP_WRITE, open, REGION_BYTES, 7));
 		jobs[i] = a->next_job;
 	}
 	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
 	memcpy(before, b->memory, REGION_BYTES);
 	CHECK(b->counters[7].value == value + landed);
-	(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
-	memset(a->memory, 0xee, REGION_BYTES);
+	if (landed < 32)
+		(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
+	memset(a->memory, (int)value + 1, REGION_BYTES);
 	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, landed, NULL));
 	for (int i = 0; i < 32; i++) {
 		wait_done(records[i], jobs[i]);
 		CHECK(records[i]->status == TFD_JOB_PEER_LOST || records[i]->status == TFD_JOB_OK);
 		ok += records[i]->status == TFD_JOB_OK;
 	}
-	CHECK(ok == landed && landed < 32);
+	CHECK(ok == landed);
 	CHECK(memcmp(before, b->memory, REGION_BYTES) == 0);
 	CHECK(b->counters[7].value == value + landed);
 	free(before);
+	return landed < 32;
+}
+
+static void test_close_fence(struct user *a, struct user *b)
+{
+	uint32_t tries = 0;
+
+	while (!close_fences(a, b))
+		CHECK(++tries < 100);
 }
 
 static uint64_t unsealed_region(struct user *user, int *fd)

@@ -117,6 +117,42 @@ static int find_info(struct tfd_domain *domain, const struct tfd_group_options *
 	return rc ? tfd_fi_fail(domain, error, "fi_getinfo", rc) : 0;
 }
 
+/* Not with rxm 1.17, which must have a queue for each half, whatever its immediates hold. */
+static bool has_links(const struct tfd_domain *domain)
+{
+	return FI_VERSION_GE(domain->library->version(), NATIVE_RDM_TCP) &&
+	       domain->info->domain_attr->cq_data_size >= sizeof(uint64_t);
+}
+
+static bool is_efa(const struct tfd_domain *domain)
+{
+	return strcmp(domain->info->fabric_attr->prov_name, "efa") == 0;
+}
+
+/* One queue for all, where it can be told by which half an immediate came or where nobody asks; else one for each half. */
+static int open_queue(struct tfd_domain *domain, struct tfd_error *error)
+{
+	int rc;
+
+	if (!is_efa(domain) && !has_links(domain)) {
+		domain->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+		return domain->epoll_fd >= 0 ?
+		               0 :
+		               tfd_fail(error, -errno, "no file descriptor is left: %s", strerror(errno));
+	}
+	if (!is_efa(domain)) {
+		domain->links = calloc(TFD_FI_LINKS, sizeof(struct tfd_half *));
+		if (!domain->links)
+			return tfd_fail(error, -ENOMEM, "no memory for a rail");
+		/* So that an immediate that was meant for an earlier life of this daemon finds nobody. */
+		if (getrandom(&domain->last_link, sizeof(domain->last_link), 0) !=
+		    (ssize_t)sizeof(domain->last_link))
+			return tfd_fail(error, -EIO, "getrandom gave no number");
+	}
+	rc = tfd_fi_queue_open(domain, &domain->cq);
+	return rc ? tfd_fi_fail(domain, error, "fi_cq_open", rc) : 0;
+}
+
 static int open_objects(struct tfd_domain *domain, struct tfd_error *error)
 {
 	struct fi_av_attr av = { .type = FI_AV_TABLE };
@@ -130,18 +166,10 @@ static int open_objects(struct tfd_domain *domain, struct tfd_error *error)
 	rc = fi_av_open(domain->domain, &av, &domain->av, NULL);
 	if (rc)
 		return tfd_fi_fail(domain, error, "fi_av_open", rc);
-	if (FI_VERSION_GE(domain->library->version(), NATIVE_RDM_TCP)) {
-		rc = tfd_fi_queue_open(domain, &domain->cq);
-		if (rc)
-			return tfd_fi_fail(domain, error, "fi_cq_open", rc);
-	} else {
-		domain->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-		if (domain->epoll_fd < 0)
-			return tfd_fail(error, -errno, "no file descriptor is left: %s", strerror(errno));
-	}
-	if (strcmp(domain->info->fabric_attr->prov_name, "efa") == 0)
-		return tfd_fi_half_make(domain, &domain->shared, error);
-	return 0;
+	rc = open_queue(domain, error);
+	if (!rc && is_efa(domain))
+		rc = tfd_fi_half_make(domain, &domain->shared, error);
+	return rc;
 }
 
 static int describe(struct tfd_domain *domain, const char *name, struct tfd_rail_info *info,
@@ -212,6 +240,7 @@ void tfd_fi_domain_close(struct tfd_domain *domain)
 	close_fid(domain->fabric ? &domain->fabric->fid : NULL);
 	if (domain->info)
 		domain->library->freeinfo(domain->info);
+	free(domain->links);
 	free(domain);
 }
 

@@ -26,6 +26,12 @@ struct tfd_domain {
 	 * queue, and the next fi_trywait reads freed memory. With native tcp the kernel allows 50 queues below one epoll.
 	 */
 	struct fid_cq *cq;
+	/*
+	 * With one queue for all: incoming halves by link % TFD_FI_LINKS. An immediate's upper half is the link of the half that it came
+	 * by. NULL: each half has a queue, or (EFA) there is no room for a link.
+	 */
+	struct tfd_half **links; /* worker */
+	uint32_t last_link; /* worker; counts up, so that one comes again only after 2^32 others */
 	int epoll_fd; /* with a queue for each half: readable while one of them may have work; else -1 */
 	struct tfd_half *halves; /* worker; ring of those with a queue of their own, next in turn first */
 	uint32_t half_count; /* worker */
@@ -45,14 +51,19 @@ struct tfd_half {
 	struct fid_ep *ep; /* owned, or the shared half's; NULL once closed */
 	struct fid_cq *cq; /* owned; NULL: the domain's is used */
 	fi_addr_t far; /* FI_ADDR_UNSPEC until started */
+	uint32_t link; /* incoming: told to the far half; 0: has none */
+	uint32_t far_link; /* outgoing: goes along with its immediates */
 	struct tfd_half *next; /* in domain->halves; NULL: no queue of its own */
 	struct tfd_half *prev;
 };
 
-/* A half's address on the peer service. */
+#define TFD_FI_LINKS 65536u /* incoming halves of a rail with one queue for all */
+
+/* A half's address on the peer service; `name` is as long as the provider says. */
 struct tfd_fi_address {
 	char protocol[TFD_NAME_MAX];
-	uint8_t name[TFD_ADDRESS_MAX - TFD_NAME_MAX];
+	uint32_t link; /* little-endian, as are all hosts that we run on; 0: none */
+	uint8_t name[TFD_ADDRESS_MAX - TFD_NAME_MAX - sizeof(uint32_t)];
 };
 
 /* Opens a completion queue with a wait fd. */
@@ -60,6 +71,8 @@ int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out);
 /* Makes an endpoint, with a queue of its own where the domain has none. Worker, or control before the worker runs. */
 int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tfd_error *error);
 void tfd_fi_half_free(struct tfd_half *half);
+/* Names an incoming half to those who write by it. -ENOSPC. Worker. */
+int tfd_fi_link_take(struct tfd_half *half);
 int tfd_fi_fail(const struct tfd_domain *domain, struct tfd_error *error, const char *what, int rc);
 
 int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name, struct tfd_rail_info *info,

@@ -76,6 +76,31 @@ static int own_queue_open(struct tfd_half *half)
 	return rc;
 }
 
+int tfd_fi_link_take(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+	struct tfd_half **slot;
+
+	for (uint32_t tries = 0; tries < TFD_FI_LINKS; tries++) {
+		uint32_t link = ++domain->last_link;
+
+		slot = &domain->links[link % TFD_FI_LINKS];
+		if (*slot || !link)
+			continue;
+		*slot = half;
+		half->link = link;
+		return 0;
+	}
+	return -ENOSPC;
+}
+
+static void link_give(struct tfd_half *half)
+{
+	if (half->link)
+		half->domain->links[half->link % TFD_FI_LINKS] = NULL;
+	half->link = 0;
+}
+
 int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tfd_error *error)
 {
 	struct tfd_half *half = calloc(1, sizeof(*half));
@@ -104,6 +129,7 @@ void tfd_fi_half_free(struct tfd_half *half)
 	int fd;
 
 	ring_remove(domain, half);
+	link_give(half);
 	if (half->ep && (!domain->shared || half->ep != domain->shared->ep || half == domain->shared))
 		(void)fi_close(&half->ep->fid);
 	if (half->cq) {

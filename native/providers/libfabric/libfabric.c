@@ -23,7 +23,6 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 	struct tfd_half *half;
 	int rc;
 
-	(void)outgoing; /* both kinds are alike here */
 	if (domain->shared) {
 		half = calloc(1, sizeof(*half));
 		if (!half)
@@ -36,15 +35,20 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 		if (rc)
 			return rc;
 	}
+	half->owner = owner;
+	if (domain->links && !outgoing && tfd_fi_link_take(half) != 0) {
+		tfd_fi_half_free(half);
+		return tfd_fail(error, -ENOSPC, "the rail has all its %u incoming connections", TFD_FI_LINKS);
+	}
 	memcpy(blob.protocol, domain->protocol, sizeof(blob.protocol));
+	blob.link = half->link;
 	rc = fi_getname(&half->ep->fid, blob.name, &name_bytes);
 	if (rc) {
 		tfd_fi_half_free(half);
 		return tfd_fi_fail(domain, error, "fi_getname", rc);
 	}
-	memcpy(address, &blob, sizeof(blob.protocol) + name_bytes);
-	*address_bytes = sizeof(blob.protocol) + name_bytes;
-	half->owner = owner;
+	*address_bytes = offsetof(struct tfd_fi_address, name) + name_bytes;
+	memcpy(address, &blob, *address_bytes);
 	*out = half;
 	return 0;
 }
@@ -56,7 +60,7 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 	struct tfd_fi_address blob = { 0 };
 	int rc;
 
-	if (address_bytes <= sizeof(blob.protocol) || address_bytes > sizeof(blob))
+	if (address_bytes <= offsetof(struct tfd_fi_address, name) || address_bytes > sizeof(blob))
 		return tfd_fail(error, -EPROTO, "a fabric address of %zu bytes is malformed", address_bytes);
 	memcpy(&blob, address, address_bytes);
 	blob.protocol[sizeof(blob.protocol) - 1] = 0;
@@ -64,6 +68,7 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 		return tfd_fail(error, -EPROTO,
 		                "the peer speaks %s, this rail %s: use the same provider on both hosts",
 		                blob.protocol, domain->protocol);
+	half->far_link = blob.link; /* 0: the far half has a queue of its own (rxm 1.17 speaks to 2.x) */
 	/* The length is the provider's own: a shorter name from the peer was zero-filled above. */
 	rc = fi_av_insert(domain->av, blob.name, 1, &half->far, 0, NULL);
 	if (rc != 1) {
@@ -99,7 +104,7 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 	                              .rma_iov = &remote,
 	                              .rma_iov_count = 1,
 	                              .context = wr->context,
-	                              .data = post->imm };
+	                              .data = (uint64_t)half->far_link << 32 | post->imm };
 	ssize_t rc = post->read ? fi_readmsg(half->ep, &message, FI_COMPLETION) :
 	                          fi_writemsg(half->ep, &message, flags);
 
@@ -125,8 +130,25 @@ static int cq_poll_error(struct fid_cq *cq, struct tfd_wc *wc)
 	return 1;
 }
 
-static int queue_poll(struct fid_cq *cq, void *owner, struct tfd_wc *wc, int max)
+/* Of the half that an immediate came by; NULL: nobody knows, or it came by one that is gone. */
+static void *owner_of(const struct tfd_domain *domain, const struct tfd_half *queue_of, uint64_t data)
 {
+	uint32_t link = (uint32_t)(data >> 32);
+	const struct tfd_half *half = queue_of;
+
+	if (domain->links) {
+		half = domain->links[link % TFD_FI_LINKS];
+		if (half && half->link != link)
+			half = NULL;
+	}
+	return half ? half->owner : NULL;
+}
+
+/* The queue of a half, or (NULL) the domain's. */
+static int queue_poll(const struct tfd_domain *domain, const struct tfd_half *queue_of, struct tfd_wc *wc,
+                      int max)
+{
+	struct fid_cq *cq = queue_of ? queue_of->cq : domain->cq;
 	struct fi_cq_data_entry entries[POLL_ENTRIES];
 	ssize_t count = fi_cq_read(cq, entries, max < POLL_ENTRIES ? (size_t)max : POLL_ENTRIES);
 
@@ -138,7 +160,7 @@ static int queue_poll(struct fid_cq *cq, void *owner, struct tfd_wc *wc, int max
 		if (entries[i].flags & FI_REMOTE_WRITE)
 			wc[i] = (struct tfd_wc){ .type = TFD_WC_IMM,
 			                         .imm = (uint32_t)entries[i].data,
-			                         .owner = owner };
+			                         .owner = owner_of(domain, queue_of, entries[i].data) };
 		else
 			wc[i] = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = entries[i].op_context };
 	}
@@ -147,7 +169,7 @@ static int queue_poll(struct fid_cq *cq, void *owner, struct tfd_wc *wc, int max
 
 static int half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 {
-	return queue_poll(half->cq ? half->cq : half->domain->cq, half->cq ? half->owner : NULL, wc, max);
+	return queue_poll(half->domain, half->cq ? half : NULL, wc, max);
 }
 
 static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -157,9 +179,9 @@ static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	int total = 0;
 
 	if (domain->cq)
-		return queue_poll(domain->cq, NULL, wc, max);
+		return queue_poll(domain, NULL, wc, max);
 	for (; left && total < max; left--) {
-		total += queue_poll(half->cq, half->owner, wc + total, max - total);
+		total += queue_poll(domain, half, wc + total, max - total);
 		half = half->next;
 	}
 	domain->halves = half; /* begin with those that had no turn */
