@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 THREADS = 4  # registrations and connections in parallel; each waits, none computes
 EVENT_BATCH = 256
+LANDED_UNKNOWN = int(lib.TFD_LANDED_UNKNOWN)
 JOBS_MAX = 65_536
 ENTRY_BATCH = 4096  # the most jobs of one Submit
 ENTRY_BYTES = ffi.sizeof("struct tfd_entry")
@@ -155,6 +156,7 @@ class DataPlane:
                         event.imm,
                         event.count,
                         event.session,
+                        event.units,
                     )
                 )
 
@@ -302,12 +304,16 @@ class DataPlane:
         _check(lib.tfd_counter_slot(self._core, session, imm, slot), "finding a counter")
         return int(slot[0])
 
-    def counters_fault(self, session: int, first: int, count: int, lost: int) -> None:
-        """Faults counters."""
-        _check(
-            lib.tfd_counters_fault(self._core, session, first, count, lost, 0, 0),
-            "faulting counters",
-        )
+    def counters_fault(
+        self, session: int, first: int, count: int, lost: int, units: int = 0, peer: int = 0
+    ) -> None:
+        """Faults counters; `units` eighths that `peer` has landed are taken out of the sum."""
+        rc = lib.tfd_counters_fault(self._core, session, first, count, lost, units, peer)
+        _check(rc, "faulting counters")
+
+    def counters_settle(self, peer: int) -> None:
+        """Takes parts of writes that a lost peer has not completed out of all counts."""
+        _check(lib.tfd_counters_settle(self._core, peer), "settling counters")
 
     def counter_read(self, session: int, imm: int) -> CounterState:
         """Reads a counter."""
@@ -346,7 +352,7 @@ class DataPlane:
 
     # ---- connections ----
 
-    async def conn_open(self, rail: int, *, outgoing: bool) -> tuple[int, bytes]:
+    async def conn_open(self, rail: int, peer: int, *, outgoing: bool) -> tuple[int, bytes]:
         """Makes half a connection."""
         conn = ffi.new("uint64_t *")
         address = ffi.new("uint8_t[]", lib.TFD_ADDRESS_MAX)
@@ -354,7 +360,7 @@ class DataPlane:
         error = ffi.new("struct tfd_error *")
         rc = await self._run(
             lambda: lib.tfd_conn_open(
-                self._core, self._group, rail, outgoing, 1, conn, address, size, error
+                self._core, self._group, rail, outgoing, peer, conn, address, size, error
             )
         )
         _check(rc, "opening a connection", error)
@@ -368,13 +374,14 @@ class DataPlane:
         )
         _check(rc, "starting a connection", error)
 
-    async def conn_close(self, conn: int, detail: int) -> None:
+    async def conn_close(self, conn: int, detail: int, far_landed: int | None = None) -> int | None:
         """Destroys it; nothing of it is in flight afterwards. No error if it is gone."""
-        rc = await self._run(
-            lambda: lib.tfd_conn_close(self._core, conn, detail, lib.TFD_LANDED_UNKNOWN, ffi.NULL)
-        )
+        landed = ffi.new("uint64_t *", LANDED_UNKNOWN)
+        far = LANDED_UNKNOWN if far_landed is None else far_landed
+        rc = await self._run(lambda: lib.tfd_conn_close(self._core, conn, detail, far, landed))
         if rc != -errno.ENOENT:
             _check(rc, "closing a connection")
+        return None if landed[0] == LANDED_UNKNOWN else int(landed[0])
 
     # ---- opens ----
 

@@ -96,7 +96,7 @@ class Lanes:
         local = [rail.protocol for rail in self._plane.rails]
         halves = []
         for here, there in pair_rails(local, peer.protocols):
-            conn, address = await self._plane.conn_open(here, outgoing=True)
+            conn, address = await self._plane.conn_open(here, peer.number, outgoing=True)
             made.append(LanePath(conn, there))
             self._by_conn[conn] = lane  # from here on it may break
             halves.append(Half(conn, there, local[here], address))
@@ -113,22 +113,28 @@ class Lanes:
         conns = [path.conn for path in made]
         for conn in conns:
             self._by_conn.pop(conn, None)
-        await self._destroy_here(lane.peer, conns, Detail.CONNECTION)
+        await self._destroy_here(lane.peer, conns, Detail.CONNECTION, [None] * len(conns))
         await self._tell(lane.peer, conns)
 
-    async def _destroy_here(self, peer: Peer, conns: list[int], detail: Detail) -> None:
+    async def _destroy_here(
+        self, peer: Peer, conns: list[int], detail: Detail, landed: list[int | None]
+    ) -> None:
         """Closes native halves; nothing on them is in flight afterwards."""
-        calls = [functools.partial(self._plane.conn_close, conn, detail) for conn in conns]
+        calls = [
+            functools.partial(self._plane.conn_close, conn, detail, far)
+            for conn, far in zip(conns, landed, strict=True)
+        ]
         for error in await settle(calls):
             log.error("closing a connection failed", peer=peer.address, error=str(error))
 
-    async def _tell(self, peer: Peer, conns: list[int]) -> None:
-        """Has a living peer close its halves."""
+    async def _tell(self, peer: Peer, conns: list[int]) -> list[int | None]:
+        """Has a living peer close its halves; tells what has landed by each, if it is known."""
         if conns and not peer.is_lost:
             try:
-                await peer.link.disconnect(conns)
+                return await peer.link.disconnect(conns)
             except TransferdError as error:
                 log.debug("disconnect not delivered", peer=peer.address, error=error.message)
+        return [None] * len(conns)
 
     def close(
         self, lane: Lane, conn_detail: Detail, open_detail: Detail | None = None
@@ -167,8 +173,8 @@ class Lanes:
             # The far halves first: what this side has sent may still be on its way to them, and a
             # job may only end when no byte of it can land. Then our halves, which ends the jobs
             # with PEER_LOST; the opens last, because stopping them would end the jobs as cancelled.
-            await self._tell(lane.peer, conns)
-            await self._destroy_here(lane.peer, conns, conn_detail)
+            landed = await self._tell(lane.peer, conns)
+            await self._destroy_here(lane.peer, conns, conn_detail, landed)
         for opened in list(lane.opens):
             self.on_dead(opened, open_detail)
 

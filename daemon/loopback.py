@@ -35,9 +35,9 @@ class LoopbackLink:
         """Makes the receiving halves."""
         return await self._owner.tasks.run(self._owner.connect(self.peer, halves), "connect")
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> None:
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
         """Destroys the receiving halves."""
-        await self._owner.disconnect(self.peer, connection_ids)
+        return await self._owner.disconnect(self.peer, connection_ids)
 
     async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
         """Opens grants of sessions here."""
@@ -55,9 +55,9 @@ class LoopbackLink:
         except TimeoutError:
             raise TimedOut(f"jobs of this host did not stop in {timeout_s} s") from None
 
-    async def report_loss(self, losses: Sequence[Loss]) -> None:
+    async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Faults counters of sessions here."""
-        self._owner.report_loss(self.peer, losses)
+        self._owner.report_loss(self.peer, number, losses)
 
     async def aclose(self) -> None:
         """Nothing to end."""

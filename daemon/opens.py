@@ -429,7 +429,7 @@ class Opener:
         if keys is None:
             return
         for imm in range(keys.imm_first, keys.imm_first + keys.imm_count):
-            grant.peer.losses.setdefault((grant.grant_id, imm), 0)
+            grant.peer.losses.setdefault((grant.grant_id, imm), (0, 0))
         self._report(grant.peer)
 
     async def _release(self, peer: Peer, grants: list[RemoteGrant], *, abandoned: bool) -> None:
@@ -531,7 +531,8 @@ class Opener:
             return
         peer = opened.grant.peer
         key = (opened.grant.grant_id, event.imm)
-        peer.losses[key] = peer.losses.get(key, 0) + event.count
+        count, units = peer.losses.get(key, (0, 0))
+        peer.losses[key] = (count + event.count, units + event.units)
         self._report(peer)
 
     def _report(self, peer: Peer) -> None:
@@ -541,22 +542,25 @@ class Opener:
     async def _report_all(self, peer: Peer) -> None:
         try:
             while peer.losses and not peer.is_lost:
-                batch = dict(list(peer.losses.items())[:BATCH_MAX])
-                for key in batch:
+                batch = list(peer.losses.items())[:BATCH_MAX]
+                for key, _ in batch:
                     del peer.losses[key]
-                try:
-                    await peer.link.report_loss(
-                        [Loss(gid, imm, count) for (gid, imm), count in batch.items()]
-                    )
-                except TransferdError as error:
-                    log.info(
-                        "loss not delivered, trying again", peer=peer.address, error=error.message
-                    )
-                    for key, count in batch.items():
-                        peer.losses[key] = peer.losses.get(key, 0) + count
-                    await asyncio.sleep(RETRY_S)
+                peer.reports_sent += 1
+                losses = [Loss(*key, *lost) for key, lost in batch]
+                await self._deliver(peer, peer.reports_sent, losses)
         finally:
             peer.reporting = None
+
+    async def _deliver(self, peer: Peer, number: int, losses: list[Loss]) -> None:
+        """Repeats one report until it has arrived, unchanged: the owner takes a number once."""
+        while not peer.is_lost:
+            try:
+                await peer.link.report_loss(number, losses)
+            except TransferdError as error:
+                log.info("loss not delivered, trying again", peer=peer.address, error=error.message)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
 
     async def flush_losses(self, peer: Peer) -> None:
         """Waits, within the bound, until the owner knows all losses so far."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("transferd.owner")
 
+LANDED_KEPT = 1024  # per peer; of connections that broke here before their writer asked
 CONNECTIONS_PER_PEER = 1024  # incoming; a peer is trusted, a runaway one is still bounded
 
 
@@ -240,8 +241,11 @@ class Owner:
                 del grant.openers[peer]
                 peer.opened_here.discard(gid)
 
-    def report_loss(self, peer: Peer, losses: Sequence[Loss]) -> None:
+    def report_loss(self, peer: Peer, number: int, losses: Sequence[Loss]) -> None:
         """A writer tells of writes that will not land; what it has not opened it cannot fault."""
+        if number <= peer.reports_taken:  # its answer was lost: it was taken before
+            return
+        peer.reports_taken = number
         for loss in losses:
             grant = self.grants.get(loss.grant_id)
             if grant is None or peer not in grant.openers:
@@ -249,7 +253,9 @@ class Owner:
             if not grant.imm_first <= loss.imm < grant.imm_first + grant.imm_count:
                 continue
             try:
-                self._plane.counters_fault(grant.session.handle, loss.imm, 1, loss.count)
+                self._plane.counters_fault(
+                    grant.session.handle, loss.imm, 1, loss.count, loss.units, peer.number
+                )
             except PlaneError as error:
                 log.debug("faulting a counter", error=error.text)
 
@@ -294,7 +300,7 @@ class Owner:
         old = peer.incoming.get(half.connection_id)
         if old is not None:
             await self._close(old)
-        conn, address = await self._plane.conn_open(half.callee_rail, outgoing=False)
+        conn, address = await self._plane.conn_open(half.callee_rail, peer.number, outgoing=False)
         incoming = Incoming(conn, half.callee_rail, peer)
         # Known from here on: whoever cuts the peer off finds it.
         peer.incoming[half.connection_id] = incoming
@@ -313,22 +319,34 @@ class Owner:
     def _close(self, incoming: Incoming) -> asyncio.Task[None]:
         """Destroys a receiving half; idempotent; done means that no byte lands by it."""
         if incoming.closing is None:
-            for number, other in list(incoming.peer.incoming.items()):
-                if other is incoming:
-                    del incoming.peer.incoming[number]
+            numbers = [n for n, other in incoming.peer.incoming.items() if other is incoming]
+            for number in numbers:
+                del incoming.peer.incoming[number]
             self._by_conn.pop(incoming.conn, None)
             incoming.closing = self.tasks.spawn(
-                self._plane.conn_close(incoming.conn, Detail.CONNECTION), "close connection"
+                self._destroy(incoming, numbers), "close connection"
             )
             incoming.peer.closing.add(incoming.closing)
             incoming.closing.add_done_callback(incoming.peer.closing.discard)
         return incoming.closing
 
-    async def disconnect(self, peer: Peer, connection_ids: Sequence[int]) -> None:
-        """A peer has destroyed its halves; ours go, too."""
-        closing = [self._close(peer.incoming[i]) for i in connection_ids if i in peer.incoming]
-        if closing:
-            await asyncio.wait(closing)
+    async def _destroy(self, incoming: Incoming, numbers: Sequence[int]) -> None:
+        """Destroys a half and keeps what had landed by it, for the writer to ask."""
+        landed = await self._plane.conn_close(incoming.conn, Detail.CONNECTION)
+        kept = incoming.peer.landed
+        for number in numbers:
+            kept[number] = landed
+        while len(kept) > LANDED_KEPT:
+            del kept[next(iter(kept))]
+
+    async def disconnect(self, peer: Peer, connection_ids: Sequence[int]) -> list[int | None]:
+        """A peer writes no more on its halves; ours go. Tells how many immediates have landed."""
+        for i in connection_ids:
+            if i in peer.incoming:
+                self._close(peer.incoming[i])
+        while peer.closing:
+            await asyncio.wait(set(peer.closing))
+        return [peer.landed.pop(i, None) for i in connection_ids]
 
     def conn_lost(self, conn: int) -> Peer | None:
         """The provider reported a connection broken; tells whose it was."""
@@ -341,6 +359,7 @@ class Owner:
     async def peer_lost(self, peer: Peer) -> None:
         """Ends what a lost peer holds of us: its connections, then the trust of who waits."""
         await self.cut_off(peer)
+        self._plane.counters_settle(peer.number)
         for gid in list(peer.opened_here):
             grant = self.grants.get(gid)
             if grant is not None and grant.openers.pop(peer, 0) is None:

@@ -12,6 +12,7 @@ look whether it is LOST.
 from __future__ import annotations
 
 import enum
+import itertools
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -138,8 +139,12 @@ class Peer:
         remote: Its grants that we have opened.
         opened_here: Our grants that it has opened.
         revoked_early: Grants that it took back while we were opening some.
-        losses: Writes to it that will not land and that it has not been told of: known lost by
-            (grant, imm).
+        number: Names the relation in the data plane.
+        losses: Writes to it that will not land and that it has not been told of: known lost, and
+            eighths to be taken out again, by (grant, imm).
+        reports_sent: Reports of losses to it.
+        reports_taken: The number of its last report to us.
+        landed: What had landed by connections of it that are destroyed, by its own numbers.
         gone: Done once nothing of the relation is left; set when it is lost.
     """
 
@@ -159,7 +164,11 @@ class Peer:
     opened_here: set[int] = field(default_factory=set)
     openings: int = 0
     revoked_early: set[int] = field(default_factory=set)
-    losses: dict[tuple[int, int], int] = field(default_factory=dict)
+    number: int = field(default_factory=itertools.count(1).__next__)
+    losses: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    reports_sent: int = 0
+    reports_taken: int = 0
+    landed: dict[int, int | None] = field(default_factory=dict)
     reporting: asyncio.Task[None] | None = None
     greeting: asyncio.Task[None] | None = None
     probing: asyncio.Task[None] | None = None

@@ -137,11 +137,14 @@ class GrpcLink:
         )
         return list(reply.addresses)
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> None:
-        """Tells that connections are gone."""
-        await self._call(
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
+        """Has the callee destroy its halves; tells how many immediates landed by each, if known."""
+        reply = await self._call(
             "Disconnect", pb.DisconnectRequest(**self._me(), connection_ids=connection_ids)
         )
+        if len(reply.landed) != len(connection_ids):
+            return [None] * len(connection_ids)
+        return [row.immediates if row.HasField("immediates") else None for row in reply.landed]
 
     async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
         """Opens grants."""
@@ -162,10 +165,14 @@ class GrpcLink:
         request = pb.RevokeGrantsRequest(**self._me(), grant_ids=grant_ids)
         await self._call("RevokeGrants", request, timeout_s)
 
-    async def report_loss(self, losses: Sequence[Loss]) -> None:
+    async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Writer to receiver."""
-        rows = [pb.Loss(grant_id=loss.grant_id, imm=loss.imm, count=loss.count) for loss in losses]
-        await self._call("ReportLoss", pb.ReportLossRequest(**self._me(), losses=rows))
+        rows = [
+            pb.Loss(grant_id=loss.grant_id, imm=loss.imm, count=loss.count, units=loss.units)
+            for loss in losses
+        ]
+        request = pb.ReportLossRequest(**self._me(), losses=rows, number=number)
+        await self._call("ReportLoss", request)
 
     async def aclose(self) -> None:
         """Ends the link; calls in flight fail with PeerLost."""

@@ -91,6 +91,7 @@ class Event:
     imm: int
     count: int
     session: int = 0
+    units: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +283,13 @@ class Plane(Protocol):
     def counter_slot(self, session: int, imm: int) -> int:
         """The slot of an immediate's counter."""
 
-    def counters_fault(self, session: int, first: int, count: int, lost: int) -> None:
-        """Faults counters."""
+    def counters_fault(
+        self, session: int, first: int, count: int, lost: int, units: int = 0, peer: int = 0
+    ) -> None:
+        """Faults counters; `units` eighths that `peer` has landed are taken out of the sum."""
+
+    def counters_settle(self, peer: int) -> None:
+        """A peer is gone: parts of writes that it has not completed are taken out of all counts."""
 
     def counter_read(self, session: int, imm: int) -> CounterState:
         """Reads a counter."""
@@ -299,14 +305,23 @@ class Plane(Protocol):
     def region_keys(self, session: int, region: int) -> list[RegionKey]:
         """One key for each rail."""
 
-    async def conn_open(self, rail: int, *, outgoing: bool) -> tuple[int, bytes]:
-        """Makes half a connection; returns its handle and fabric address."""
+    async def conn_open(self, rail: int, peer: int, *, outgoing: bool) -> tuple[int, bytes]:
+        """Makes half a connection with a peer; returns its handle and fabric address."""
 
     async def conn_start(self, conn: int, address: bytes) -> None:
         """Joins it to the other half."""
 
-    async def conn_close(self, conn: int, detail: int) -> None:
-        """Destroys it; nothing of it is in flight afterwards. No error if it is gone."""
+    async def conn_close(self, conn: int, detail: int, far_landed: int | None = None) -> int | None:
+        """Destroys it; nothing of it is in flight afterwards. No error if it is gone.
+
+        Args:
+            conn: Which.
+            detail: Why.
+            far_landed: Outgoing: how many immediates the far half had taken; None: unknown.
+
+        Returns:
+            Incoming: how many immediates have landed; None: unknown.
+        """
 
     def open_add(self, session: int, options: OpenOptions) -> int:
         """Lets a session use a grant; returns the handle for its jobs."""

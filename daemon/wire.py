@@ -79,11 +79,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Writes on one immediate that will not land; count 0: their fate is unknown."""
+    """Writes on one immediate that will not land; count 0: their fate is unknown.
+
+    `units`: eighths of writes that have landed of them all the same, to be taken out of the count.
+    """
 
     grant_id: int
     imm: int
     count: int
+    units: int = 0
 
 
 class Link(Protocol):
@@ -95,8 +99,8 @@ class Link(Protocol):
     async def connect(self, callee_epoch: bytes, halves: Sequence[Half]) -> list[bytes]:
         """Has the callee make its halves; returns their addresses."""
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> None:
-        """Tells that connections are gone."""
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
+        """Has the callee destroy its halves; tells how many immediates landed by each, if known."""
 
     async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
         """Opens grants."""
@@ -107,8 +111,8 @@ class Link(Protocol):
     async def revoke_grants(self, grant_ids: Sequence[int], timeout_s: float) -> None:
         """Owner to opener; returns when nothing is in flight on them."""
 
-    async def report_loss(self, losses: Sequence[Loss]) -> None:
-        """Writer to receiver."""
+    async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
+        """Writer to receiver. `number` counts the reports: the owner takes each once."""
 
     async def aclose(self) -> None:
         """Ends the link; calls in flight fail."""

@@ -88,8 +88,8 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         self, request: pb.DisconnectRequest, context: Context
     ) -> pb.DisconnectResponse:
         """The caller has destroyed connections."""
-        await self._owner.disconnect(self._caller(request), request.connection_ids)
-        return pb.DisconnectResponse()
+        landed = await self._owner.disconnect(self._caller(request), request.connection_ids)
+        return pb.DisconnectResponse(landed=[pb.Landed(immediates=count) for count in landed])
 
     async def OpenGrants(
         self, request: pb.OpenGrantsRequest, context: Context
@@ -124,8 +124,8 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         self, request: pb.ReportLossRequest, context: Context
     ) -> pb.ReportLossResponse:
         """The caller tells of writes that will not land."""
-        losses = [Loss(loss.grant_id, loss.imm, loss.count) for loss in request.losses]
-        self._owner.report_loss(self._caller(request), losses)
+        losses = [Loss(row.grant_id, row.imm, row.count, row.units) for row in request.losses]
+        self._owner.report_loss(self._caller(request), request.number, losses)
         return pb.ReportLossResponse()
 
 

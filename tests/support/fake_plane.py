@@ -79,6 +79,9 @@ class FakePlane:
         self.sessions: dict[int, FakeSession] = {}
         self.conns: dict[int, bool] = {}
         self.closed: dict[int, int] = {}
+        self.far_landed: dict[int, int | None] = {}
+        self.landed: int | None = None  # what closing a connection tells
+        self.settled: list[int] = []
         self.watches: dict[int, tuple[bytes, bytes]] = {}
         self._handles = itertools.count(1)
         self._handler: Callable[[Event], None] | None = None
@@ -97,6 +100,7 @@ class FakePlane:
             imm=values.get("imm", 0),
             count=values.get("count", 0),
             session=values.get("session", 0),
+            units=values.get("units", 0),
         )
         asyncio.get_running_loop().call_soon(self._deliver, event)
 
@@ -170,13 +174,18 @@ class FakePlane:
             raise PlaneError(errno.ENOENT, "no counter")
         return list(counters).index(imm)
 
-    def counters_fault(self, session: int, first: int, count: int, lost: int) -> None:
+    def counters_fault(
+        self, session: int, first: int, count: int, lost: int, units: int = 0, peer: int = 0
+    ) -> None:
         counters = self._session(session).counters
         for imm in range(first, first + count):
             if imm in counters:
                 counters[imm][1] += 1
                 counters[imm][2] += lost
         os.eventfd_write(self._session(session).watch_fd, 1)
+
+    def counters_settle(self, peer: int) -> None:
+        self.settled.append(peer)
 
     def count(self, session: int, imm: int) -> None:
         """A write has landed."""
@@ -209,7 +218,7 @@ class FakePlane:
 
     # ---- connections ----
 
-    async def conn_open(self, rail: int, *, outgoing: bool) -> tuple[int, bytes]:
+    async def conn_open(self, rail: int, peer: int, *, outgoing: bool) -> tuple[int, bytes]:
         await asyncio.sleep(0)
         conn = next(self._handles)
         self.conns[conn] = outgoing
@@ -220,10 +229,12 @@ class FakePlane:
         if conn not in self.conns:
             raise PlaneError(errno.ENOENT, "the connection was closed")
 
-    async def conn_close(self, conn: int, detail: int) -> None:
+    async def conn_close(self, conn: int, detail: int, far_landed: int | None = None) -> int | None:
         await asyncio.sleep(0)
         if self.conns.pop(conn, None) is not None:
             self.closed[conn] = detail
+            self.far_landed[conn] = far_landed
+        return self.landed
 
     # ---- opens ----
 

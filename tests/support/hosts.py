@@ -132,11 +132,12 @@ class MemoryLink:
         addresses: list[bytes] = await self._call("connect", work)
         return addresses
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> None:
-        async def work(host: Host) -> None:
-            await host.owner.disconnect(host.peers.caller(self._own), connection_ids)
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
+        async def work(host: Host) -> list[int | None]:
+            return await host.owner.disconnect(host.peers.caller(self._own), connection_ids)
 
-        await self._call("disconnect", work)
+        landed: list[int | None] = await self._call("disconnect", work)
+        return landed
 
     async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
         async def work(host: Host) -> list[GrantKeys | Refusal]:
@@ -160,9 +161,9 @@ class MemoryLink:
 
         await self._call("revoke_grants", work)
 
-    async def report_loss(self, losses: Sequence[Loss]) -> None:
+    async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         async def work(host: Host) -> None:
-            host.owner.report_loss(host.peers.caller(self._own), losses)
+            host.owner.report_loss(host.peers.caller(self._own), number, losses)
 
         await self._call("report_loss", work)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from transferd.daemon import errors
 from transferd.daemon.descriptor import PeerKey, Sealer
 from transferd.daemon.plane import Detail, EventType
+from transferd.daemon.wire import Loss
 
 from support.fake_plane import rail
 from support.hosts import Host, Network, eventually
@@ -162,7 +164,10 @@ async def test_deaf_opener_is_lost_and_cannot_come_back(
     await eventually(lambda: not opened.live)
     network.held.clear()
     with pytest.raises(errors.Conflict) as caught:
-        await near.open(sender, descriptor)
+        for _ in range(100):  # while both find out that the relation is over: try again
+            with contextlib.suppress(errors.PeerLost):
+                await near.open(sender, descriptor)
+            await asyncio.sleep(0.01)
     assert caught.value.reason == "GRANT_REVOKED"
 
 
@@ -228,10 +233,11 @@ async def test_silence_closes_connections_before_it_faults(near: Host, far: Host
     order: list[str] = []
     close, fault = far.plane.conn_close, far.plane.counters_fault
 
-    async def closing(conn: int, detail: int) -> None:
+    async def closing(conn: int, detail: int, far_landed: int | None = None) -> int | None:
         await asyncio.sleep(0.01)
-        await close(conn, detail)
+        landed = await close(conn, detail, far_landed)
         order.append("closed")
+        return landed
 
     def faulting(session: int, first: int, count: int, lost: int) -> None:
         fault(session, first, count, lost)
@@ -374,6 +380,42 @@ async def test_losses_are_told(near: Host, far: Host) -> None:
     assert state.lost == 3
     assert far.plane.counter_read(receiver.handle, 2).lost == 0
     assert far.faults(receiver, 0) == 0
+
+
+async def test_units_are_told_once(near: Host, far: Host) -> None:
+    receiver = await far.session()
+    _, descriptor = await far.grant(receiver)
+    sender = await near.session()
+    (opened,) = await near.open(sender, descriptor)
+    taken: list[tuple[int, int, int]] = []
+    fault = far.plane.counters_fault
+
+    def faulting(
+        session: int, first: int, count: int, lost: int, units: int = 0, peer: int = 0
+    ) -> None:
+        fault(session, first, count, lost, units, peer)
+        taken.append((lost, units, peer))
+
+    far.plane.counters_fault = faulting  # type: ignore[method-assign]
+    for units in (4, 12):
+        near.plane.tell(
+            EventType.LOST, opened.handle, session=sender.handle, imm=1, count=1, units=units
+        )
+    await eventually(lambda: bool(taken))
+    assert taken == [(2, 16, far.peer(near).number)]
+    # Its answer was lost, and it comes again.
+    far.owner.report_loss(far.peer(near), 1, [Loss(opened.grant.grant_id, 1, 2, 16)])
+    assert len(taken) == 1
+
+
+async def test_what_landed_is_handed_to_the_writer(near: Host, far: Host) -> None:
+    _, descriptor = await far.grant(await far.session())
+    (opened,) = await near.open(await near.session(), descriptor)
+    far.plane.landed = 7
+    conn = opened.lane.paths[0].conn
+    near.plane.tell(EventType.CONN_LOST, conn)
+    await eventually(lambda: conn in near.plane.closed)
+    assert near.plane.far_landed[conn] == 7
 
 
 async def test_broken_connection_is_replaced(near: Host, far: Host) -> None:
