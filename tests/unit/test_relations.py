@@ -163,11 +163,15 @@ async def test_deaf_opener_is_lost_and_cannot_come_back(
     near.plane.tell(EventType.CONN_LOST, opened.lane.paths[0].conn)
     await eventually(lambda: not opened.live)
     network.held.clear()
-    with pytest.raises(errors.Conflict) as caught:
-        for _ in range(100):  # while both find out that the relation is over: try again
+
+    async def open_again() -> None:
+        for _ in range(100):  # while both find out that the relation is over
             with contextlib.suppress(errors.PeerLost):
                 await near.open(sender, descriptor)
             await asyncio.sleep(0.01)
+
+    with pytest.raises(errors.Conflict) as caught:
+        await open_again()
     assert caught.value.reason == "GRANT_REVOKED"
 
 
