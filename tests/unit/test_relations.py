@@ -243,8 +243,10 @@ async def test_silence_closes_connections_before_it_faults(near: Host, far: Host
         order.append("closed")
         return landed
 
-    def faulting(session: int, first: int, count: int, lost: int) -> None:
-        fault(session, first, count, lost)
+    def faulting(
+        session: int, first: int, count: int, lost: int, units: int = 0, peer: int = 0
+    ) -> None:
+        fault(session, first, count, lost, units, peer)
         order.append("faulted")
 
     far.plane.conn_close = closing  # type: ignore[method-assign]
