@@ -81,11 +81,15 @@ static void fraction_add(struct tfd_session *session, uint32_t slot, uint64_t pe
 		fraction_drop(worker, at);
 }
 
-void tfd_fractions_free(struct tfd_worker *worker, struct tfd_session *session)
+void tfd_fractions_free(struct tfd_session *session)
 {
 	for (uint32_t i = 0; i < TFD_FRACTION_BUCKETS; i++) {
-		while (session->fractions[i])
-			fraction_drop(worker, &session->fractions[i]);
+		while (session->fractions[i]) {
+			struct tfd_fraction *fraction = session->fractions[i];
+
+			session->fractions[i] = fraction->next;
+			free(fraction);
+		}
 	}
 }
 

@@ -91,7 +91,7 @@ uint32_t tfd_counter_find(const struct tfd_session *session, uint32_t imm);
 int tfd_counter_give(struct tfd_session *session, uint32_t imm, uint32_t *slot);
 void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost, uint64_t units,
                        uint64_t peer);
-void tfd_fractions_free(struct tfd_worker *worker, struct tfd_session *session);
+void tfd_fractions_free(struct tfd_session *session); /* once no worker knows it */
 void tfd_counter_acknowledge(struct tfd_session *session, uint32_t slot);
 
 /* conn.c */

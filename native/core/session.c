@@ -163,6 +163,20 @@ static void close_fd(int fd)
 		(void)close(fd);
 }
 
+/* Tables of entries that nobody takes any more: control submitted them while the session, or the core, ended. */
+static void put_waiting_tables(struct tfd_source *source)
+{
+	uint32_t tail = source->ring ? tfd_load_relaxed(&source->ring->tail) : source->head;
+
+	for (; source->head != tail; source->head++) {
+		struct tfd_tables *tables = source->tables[source->head & source->entry_mask];
+
+		if (tables)
+			tfd_tables_put(source, tables);
+	}
+	tfd_tables_free(source);
+}
+
 static void session_free(struct tfd_session *session)
 {
 	if (session->segment)
@@ -177,7 +191,8 @@ static void session_free(struct tfd_session *session)
 		free(session->imm_pages[i]);
 	for (int i = 0; i < 2; i++)
 		free(session->sources[i].in_flight);
-	tfd_tables_free(&session->sources[1]);
+	put_waiting_tables(&session->sources[1]);
+	tfd_fractions_free(session);
 	free(session->sources[1].tables);
 	free(session->sources[1].ring);
 	free(session->sources[1].records);
@@ -417,7 +432,6 @@ static int detach_command(struct tfd_worker *worker, void *argument)
 	if (session->state != TFD_STATE_QUIET)
 		return -EBUSY;
 	worker->name_spaces[session->name_space] = NULL;
-	tfd_fractions_free(worker, session);
 	tfd_list_remove(&session->link);
 	tfd_worker_unwatch(worker, session->doorbell[0]);
 	for (uint32_t i = 0; i < session->opens.capacity; i++) {

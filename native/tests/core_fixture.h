@@ -114,15 +114,21 @@ static inline struct tfd_event wait_event(struct host *host, uint32_t type, uint
 	exit(1);
 }
 
-/* Once it is quiet. */
-static inline void user_free(struct user *user)
+/* The client's side of it. */
+static inline void user_unmap(struct user *user)
 {
-	CHECK_OK(tfd_session_close(user->host->core, user->session));
 	(void)munmap(user->segment, 1u << 20);
 	(void)munmap(user->memory, REGION_BYTES);
 	(void)close(user->fds.segment_fd);
 	(void)close(user->fds.doorbell_fd);
 	(void)close(user->fds.event_fd);
+}
+
+/* Once it is quiet. */
+static inline void user_free(struct user *user)
+{
+	CHECK_OK(tfd_session_close(user->host->core, user->session));
+	user_unmap(user);
 }
 
 static inline void user_close(struct user *user)

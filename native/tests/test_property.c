@@ -377,13 +377,8 @@ static void world_close(struct world *w)
 	for (uint32_t i = 0; i < USERS; i++) {
 		struct user *users[] = { &w->from[i], &w->to[i] };
 
-		for (int k = 0; k < 2; k++) {
-			(void)munmap(users[k]->segment, 1u << 20);
-			(void)munmap(users[k]->memory, REGION_BYTES);
-			(void)close(users[k]->fds.segment_fd);
-			(void)close(users[k]->fds.doorbell_fd);
-			(void)close(users[k]->fds.event_fd);
-		}
+		for (int k = 0; k < 2; k++)
+			user_unmap(users[k]);
 	}
 	tfd_sim_set_now(0);
 }
