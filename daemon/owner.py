@@ -348,12 +348,20 @@ class Owner:
             await asyncio.wait(set(peer.closing))
         return [peer.landed.pop(i, None) for i in connection_ids]
 
-    def conn_lost(self, conn: int) -> Peer | None:
-        """The provider reported a connection broken; tells whose it was."""
+    def conn_lost(self, conn: int, detail: int) -> Peer | None:
+        """The provider reported a connection broken; tells whose it was.
+
+        With ``PROVIDER`` immediates that came by it were lost here: their writer takes them for
+        landed, so nobody but us can tell those who wait for them.
+        """
         incoming = self._by_conn.get(conn)
         if incoming is None:
             return None
         self._close(incoming)
+        if detail == Detail.PROVIDER:
+            for gid in incoming.peer.opened_here:
+                if (grant := self.grants.get(gid)) is not None:
+                    self._fault(grant)
         return incoming.peer
 
     async def peer_lost(self, peer: Peer) -> None:

@@ -65,6 +65,7 @@ class Detail(enum.IntEnum):
     EXPIRED = 9
     REVOKED = 10
     STALE = 11
+    PROVIDER = 15
     HEARTBEAT = 16
     CONNECTION = 17
     SESSION_ENDED = 20

@@ -261,7 +261,7 @@ class Server:
         elif event.type == EventType.PEER_SILENT:
             self._peers.silent(event.id)
         elif event.type == EventType.CONN_LOST and not self._lanes.conn_lost(event.id):
-            peer = self._owner.conn_lost(event.id)
+            peer = self._owner.conn_lost(event.id, event.detail)
             if peer is not None:
                 self._peers.probe(peer)
 

@@ -27,6 +27,22 @@ void tfd_conn_break(struct tfd_conn *conn, uint32_t detail)
 	tfd_event_post(conn->group->worker, &event);
 }
 
+/*
+ * The provider lost completions of a rail, immediates perhaps among them: its connections end, and what has landed by them is
+ * unknown. `only`: of this one alone; NULL: of all.
+ */
+void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail, const struct tfd_conn *only)
+{
+	for (struct tfd_list *link = worker->conns.next; link != &worker->conns; link = link->next) {
+		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, link);
+
+		if (conn->rail != rail || (only && conn != only))
+			continue;
+		conn->uncounted = true;
+		tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
+	}
+}
+
 /* Their pieces are back: they go on elsewhere, or fail. */
 static void move_queued(struct tfd_conn *conn)
 {
@@ -77,8 +93,8 @@ static void fail_queued(struct tfd_conn *conn, uint32_t detail)
 	tfd_list_remove(&conn->busy_link);
 }
 
-/* Bounded: with a queue that connections share, others go on filling it. */
-static void drain_closed(struct tfd_worker *worker, struct tfd_conn *conn)
+/* Whether the queue was empty at last. Bounded: where connections share it, others go on filling it. */
+static bool drain_closed(struct tfd_worker *worker, struct tfd_conn *conn)
 {
 	struct tfd_wc wc[DRAIN_BATCH];
 
@@ -88,8 +104,9 @@ static void drain_closed(struct tfd_worker *worker, struct tfd_conn *conn)
 		for (int i = 0; i < count; i++)
 			tfd_completion_handle(worker, conn->rail, &wc[i]);
 		if (!count)
-			return;
+			return true;
 	}
+	return false;
 }
 
 static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t detail, uint64_t far_landed)
@@ -104,9 +121,11 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	for (wr = conn->outstanding; wr && !known; wr = wr->next)
 		tfd_shard_fail(&wr->job->shards[wr->shard], TFD_JOB_PEER_LOST, detail);
 	conn->rail->ops->half_close(conn->half);
-	drain_closed(worker, conn); /* what was flushed, and what had landed before */
+	if (!drain_closed(worker, conn)) /* what was flushed, and what had landed before */
+		conn->uncounted = true;
 	conn->rail->ops->half_free(conn->half);
 	conn->half = NULL;
+	tfd_list_remove(&conn->link);
 	if (known) {
 		reconcile(conn, far_landed);
 		move_queued(conn);
@@ -135,10 +154,12 @@ static int open_command(struct tfd_worker *worker, void *argument)
 {
 	struct conn_call *call = argument;
 	struct tfd_conn *conn = call->conn;
+	int rc = conn->rail->ops->half_open(conn->rail->domain, conn->outgoing, conn, &conn->half,
+	                                    call->address, call->address_bytes, call->error);
 
-	(void)worker;
-	return conn->rail->ops->half_open(conn->rail->domain, conn->outgoing, conn, &conn->half,
-	                                  call->address, call->address_bytes, call->error);
+	if (!rc)
+		tfd_list_push(&worker->conns, &conn->link);
+	return rc;
 }
 
 static int start_command(struct tfd_worker *worker, void *argument)
@@ -161,7 +182,8 @@ static int close_command(struct tfd_worker *worker, void *argument)
 	struct conn_call *call = argument;
 
 	conn_shut(worker, call->conn, call->detail, call->far_landed);
-	call->landed = call->conn->rail->info.ordered ? call->conn->imms_landed : TFD_LANDED_UNKNOWN;
+	call->landed = call->conn->rail->info.ordered && !call->conn->uncounted ? call->conn->imms_landed :
+	                                                                          TFD_LANDED_UNKNOWN;
 	return 0;
 }
 
@@ -183,6 +205,7 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 	conn->outgoing = outgoing != 0;
 	conn->peer = peer;
 	conn->refs = 1;
+	tfd_list_init(&conn->link);
 	tfd_list_init(&conn->queue[0]);
 	tfd_list_init(&conn->queue[1]);
 	tfd_list_init(&conn->busy_link);

@@ -157,7 +157,9 @@ void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost
                        uint64_t peer)
 {
 	session->counts[slot].eighths -= (int64_t)units;
-	fraction_add(session, slot, peer, -(int64_t)units);
+	/* An unordered rail does not tell whose an immediate is: nothing was added for that peer. */
+	if (session->group->rails[0].info.ordered)
+		fraction_add(session, slot, peer, -(int64_t)units);
 	session->counts[slot].faults++;
 	session->counts[slot].lost += lost;
 	counter_publish(session, slot);

@@ -12,14 +12,20 @@
 
 static const uint32_t class_shards[TFD_JOB_CLASSES] = { 1, 8, 64, 512, TFD_MAX_TARGETS };
 
-/* Jobs come from free lists by size; growing one is the one allocation a submit may cause, and it is never given back. */
-struct tfd_job *tfd_job_alloc(struct tfd_worker *worker, uint32_t shard_count)
+/*
+ * Jobs come from free lists by size; growing one is the one allocation a submit may cause, and it is never given back: so what one
+ * session can make the lists grow by has a bound.
+ */
+struct tfd_job *tfd_job_alloc(struct tfd_session *session, uint32_t shard_count)
 {
+	struct tfd_worker *worker = session->group->worker;
 	uint8_t shard_class = 0;
 	struct tfd_job *job;
 
 	while (class_shards[shard_class] < shard_count)
 		shard_class++;
+	if (class_shards[shard_class] > TFD_SESSION_SHARDS - session->shard_count)
+		return NULL;
 	job = worker->job_free[shard_class];
 	if (!job) {
 		job = malloc(sizeof(*job) + class_shards[shard_class] * sizeof(job->shards[0]));
@@ -30,6 +36,7 @@ struct tfd_job *tfd_job_alloc(struct tfd_worker *worker, uint32_t shard_count)
 			job->link.next ? tfd_container(job->link.next, struct tfd_job, link) : NULL;
 	}
 	memset(job, 0, sizeof(*job) + shard_count * sizeof(job->shards[0]));
+	job->session = session;
 	job->shard_class = shard_class;
 	job->shard_count = job->shards_left = job->data_left = shard_count;
 	tfd_list_init(&job->link);
@@ -87,6 +94,7 @@ void tfd_job_start(struct tfd_job *job)
 	job->source->in_flight[job->record] = job;
 	tfd_list_push(&session->jobs, &job->link);
 	session->job_count++;
+	session->shard_count += class_shards[job->shard_class];
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
 	if (job->region)
 		job->region->jobs++;
@@ -155,6 +163,7 @@ static void job_unlink(struct tfd_job *job)
 	tfd_list_remove(&job->link);
 	tfd_list_remove(&job->deadline_link);
 	session->job_count--;
+	session->shard_count -= class_shards[job->shard_class];
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
 	if (job->region)
 		job->region->jobs--;

@@ -57,6 +57,7 @@ struct tfd_conn {
 	uint64_t peer; /* control's number of whom it leads to */
 	uint64_t imms_posted;
 	uint64_t imms_landed; /* incoming, on an ordered rail */
+	bool uncounted;       /* some of them may be missing there */
 	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
 	uint32_t inflight_wrs;
@@ -65,7 +66,8 @@ struct tfd_conn {
 	struct tfd_wr *outstanding;   /* doubly linked */
 	struct tfd_list inflight_link; /* on worker->conns_inflight while there are any */
 	uint64_t progress_ns;          /* when the last piece came back, or the first went out */
-	struct tfd_list busy_link;    /* on worker->busy while a queue is not empty */
+	struct tfd_list busy_link;    /* on worker->conns_busy while a queue is not empty */
+	struct tfd_list link;         /* on worker->conns while it has a half */
 };
 
 struct tfd_path {
@@ -165,6 +167,7 @@ struct tfd_tables {
 	uint8_t data[];
 };
 
+#define TFD_SESSION_SHARDS 65536u /* of a session's jobs in flight: some 11 MiB */
 #define TFD_JOB_CLASSES 5u /* 1, 8, 64, 512 or 4096 shards */
 
 /* A job in flight. Owner: worker. */
@@ -187,7 +190,7 @@ struct tfd_job {
 	uint8_t part_status; /* how it will end because of single targets */
 	uint32_t detail;
 	uint32_t shard_count;
-	uint32_t imm; /* the wire immediate without its weight; scatter: without its name space, too */
+	uint32_t imm; /* the application's */
 	uint32_t inflight; /* posted pieces not back yet */
 	uint32_t shards_left; /* not DONE */
 	uint32_t data_left; /* shards whose data is not acknowledged */
@@ -286,6 +289,7 @@ struct tfd_session {
 	struct tfd_table opens;
 	struct tfd_list jobs;
 	uint32_t job_count;
+	uint32_t shard_count; /* of jobs in flight */
 	struct tfd_list link;  /* worker->sessions */
 	uint8_t state;         /* enum tfd_session_state; others look, relaxed */
 	bool control_watch;    /* control wants control_fd signalled */
@@ -347,6 +351,7 @@ struct tfd_worker {
 	uint64_t next_deadline_ns; /* none of the deadlines is earlier */
 	struct tfd_list sessions;
 	struct tfd_session *name_spaces[TFD_NAME_SPACES];
+	struct tfd_list conns; /* all that are open */
 	struct tfd_list conns_busy;
 	struct tfd_list conns_inflight;
 	uint64_t next_stall_check_ns;

@@ -45,7 +45,8 @@ uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session, 
 void tfd_session_break(struct tfd_session *session, uint32_t detail);
 
 /* job.c */
-struct tfd_job *tfd_job_alloc(struct tfd_worker *worker, uint32_t shard_count); /* NULL: no memory */
+struct tfd_job *tfd_job_alloc(struct tfd_session *session,
+                              uint32_t shard_count); /* NULL: too many, or no memory */
 void tfd_job_drop(struct tfd_job *job); /* not started */
 void tfd_job_start(struct tfd_job *job);
 void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail);
@@ -97,6 +98,7 @@ void tfd_counter_acknowledge(struct tfd_session *session, uint32_t slot);
 /* conn.c */
 void tfd_conn_put(struct tfd_conn *conn);
 void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
+void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail, const struct tfd_conn *only);
 
 /* fence.c */
 void tfd_fences_check(struct tfd_open *open);

@@ -175,7 +175,7 @@ static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 {
 	struct tfd_job *job = shard->job;
 
-	if (shard->state == TFD_SHARD_DATA && shard->batch && plan->length) {
+	if (shard->state == TFD_SHARD_DATA && shard->batch) {
 		shard->piece_posted += plan->length;
 		if (plan->extent) {
 			shard->batch->next++;
@@ -306,8 +306,12 @@ uint32_t tfd_conns_post(struct tfd_worker *worker)
 		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, busy_link);
 
 		next = link->next;
-		if (conn->half && conn->started && !conn->broken)
-			count += conn_post(worker, conn);
+		if (conn->half && !conn->broken) {
+			if (conn->started)
+				count += conn_post(worker, conn);
+			else
+				check_stall(worker, conn); /* the far side never told its address */
+		}
 		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1])) {
 			tfd_list_remove(&conn->busy_link);
 			conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */

@@ -186,11 +186,10 @@ static uint32_t check_region(struct taking *taking)
 static struct tfd_job *make_job(const struct taking *taking, uint32_t shard_count)
 {
 	const struct tfd_entry *entry = taking->entry;
-	struct tfd_job *job = tfd_job_alloc(taking->worker, shard_count);
+	struct tfd_job *job = tfd_job_alloc(taking->session, shard_count);
 
 	if (!job)
 		return NULL;
-	job->session = taking->session;
 	job->source = taking->source;
 	job->region = taking->region;
 	job->tables = taking->tables;

@@ -47,6 +47,8 @@ void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, con
 		tfd_store_relaxed(&rail->info.errors, rail->info.errors + 1);
 		if (wc->wr)
 			tfd_wr_done(worker, wc->wr, wc);
+		else if (wc->error == EOVERFLOW)
+			tfd_conns_uncounted(worker, rail, wc->owner);
 		break;
 	default:
 		tfd_wr_done(worker, wc->wr, wc);
@@ -324,6 +326,7 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 		return tfd_fail(error, -ENOMEM, "no memory for a worker");
 	*worker = (struct tfd_worker){ .core = core, .group = group, .epoll_fd = -1, .wake_fd = -1 };
 	tfd_list_init(&worker->sessions);
+	tfd_list_init(&worker->conns);
 	tfd_list_init(&worker->conns_busy);
 	tfd_list_init(&worker->conns_inflight);
 	tfd_list_init(&worker->deadlines);

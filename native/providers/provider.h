@@ -50,7 +50,11 @@ struct tfd_post {
 
 enum tfd_wc_type {
 	TFD_WC_SENT = 1,  /* wr: acknowledged: its bytes are visible at the far side */
-	TFD_WC_ERROR = 2, /* wr, error: it failed; NULL wr: the domain reported an error of its own */
+	/*
+	 * wr, error: it failed. NULL wr: an error of the domain's own, which is counted; if it is EOVERFLOW completions were lost,
+	 * of the half of `owner`, or (NULL) of all.
+	 */
+	TFD_WC_ERROR = 2,
 	TFD_WC_IMM = 3,   /* imm: an immediate arrived, the bytes before it are visible */
 };
 
@@ -60,7 +64,7 @@ struct tfd_wc {
 	struct tfd_wr *wr;
 	int32_t error;          /* positive errno */
 	uint32_t remote_access; /* error: the far side refused the key or the range */
-	void *owner; /* TFD_WC_IMM: of the incoming half that it came by; NULL where the provider cannot tell */
+	void *owner; /* TFD_WC_IMM: of the half that it came by; NULL where the provider cannot tell */
 };
 
 struct tfd_provider_ops {

@@ -4,6 +4,7 @@
 #include <malloc.h>
 #include <stdbool.h>
 
+#include "core/parts.h"
 #include "core_fixture.h"
 
 #define CYCLES 200
@@ -31,6 +32,55 @@ static int count_maps(void)
 		lines += c == '\n';
 	(void)fclose(file);
 	return lines;
+}
+
+static int count_free_wrs(struct tfd_worker *worker, void *argument)
+{
+	uint32_t *count = argument;
+
+	for (struct tfd_wr *wr = worker->wr_free; wr; wr = wr->next)
+		++*count;
+	return 0;
+}
+
+/* Work requests whose connection closed under them are used again. */
+static void check_wrs(struct host *host)
+{
+	uint32_t count = 0;
+
+	CHECK_OK(tfd_command_run(host->core->groups[0]->worker, count_free_wrs, &count));
+	if (count != TFD_WRS_PER_WORKER)
+		(void)fprintf(stderr, "%u of %u work requests are free\n", count, TFD_WRS_PER_WORKER);
+	CHECK(count == TFD_WRS_PER_WORKER);
+}
+
+/* A connection closes with pieces in flight; with `first` the far half closes before. Whether the job failed. */
+static bool cycle_in_flight(struct host *host_a, struct host *host_b, bool first)
+{
+	struct user a, b;
+	uint64_t out, in;
+	struct tfd_entry entry = { .op = TFD_OP_WRITE, .length = REGION_BYTES, .imm = 1 };
+	struct tfd_record *record;
+	bool failed;
+
+	user_open(host_a, &a);
+	user_open(host_b, &b);
+	connect_hosts(host_a, host_b, &out, &in);
+	entry.dst_grant = open_grant(&a, &b, out);
+	entry.src_region = a.region;
+	record = user_submit(&a, entry);
+	(void)usleep(500);
+	if (first)
+		CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(host_a->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	wait_done(record, a.next_job);
+	failed = record->status == TFD_JOB_PEER_LOST;
+	if (!first)
+		CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	user_close(&a);
+	user_close(&b);
+	check_wrs(host_a);
+	return failed;
 }
 
 static void cycle(struct host *host_a, struct host *host_b)
@@ -102,7 +152,7 @@ static void core_cycles(void)
 int main(void)
 {
 	struct host host_a, host_b;
-	int fds, tasks, maps;
+	int fds, tasks, maps, failed = 0;
 
 	host_open(&host_a);
 	host_open(&host_b);
@@ -116,6 +166,9 @@ int main(void)
 	CHECK(count_entries("/proc/self/fd") == fds);
 	CHECK(count_entries("/proc/self/task") == tasks);
 	CHECK(count_maps() <= maps + 8); /* the allocator's own */
+	for (int i = 0; i < 20; i++)
+		failed += cycle_in_flight(&host_a, &host_b, i % 2);
+	CHECK(failed > 0);
 	tfd_core_close(host_a.core);
 	tfd_core_close(host_b.core);
 	core_cycles();

@@ -224,7 +224,7 @@ class Host:
         elif event.type == EventType.PEER_SILENT:
             self.peers.silent(event.id)
         elif event.type == EventType.CONN_LOST and not self.lanes.conn_lost(event.id):
-            peer = self.owner.conn_lost(event.id)
+            peer = self.owner.conn_lost(event.id, event.detail)
             if peer is not None:
                 self.peers.probe(peer)
 

@@ -116,7 +116,7 @@ static bool is_access_error(int error)
 	return error == FI_EACCES || error == FI_EKEYREJECTED || error == FI_EPERM;
 }
 
-static int cq_poll_error(struct fid_cq *cq, struct tfd_wc *wc)
+static int cq_poll_error(const struct tfd_half *queue_of, struct fid_cq *cq, struct tfd_wc *wc)
 {
 	struct fi_cq_err_entry entry = { 0 };
 
@@ -126,7 +126,12 @@ static int cq_poll_error(struct fid_cq *cq, struct tfd_wc *wc)
 	*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
 	                       .wr = entry.op_context,
 	                       .error = entry.err,
-	                       .remote_access = is_access_error(entry.err) };
+	                       .remote_access = is_access_error(entry.err),
+	                       .owner = queue_of ? queue_of->owner : NULL };
+	if (entry.err == FI_EOVERRUN) { /* of the queue, whatever the entry names */
+		wc->wr = NULL;
+		wc->error = EOVERFLOW;
+	}
 	return 1;
 }
 
@@ -153,7 +158,7 @@ static int queue_poll(const struct tfd_domain *domain, const struct tfd_half *qu
 	ssize_t count = fi_cq_read(cq, entries, max < POLL_ENTRIES ? (size_t)max : POLL_ENTRIES);
 
 	if (count == -FI_EAVAIL)
-		return cq_poll_error(cq, wc);
+		return cq_poll_error(queue_of, cq, wc);
 	if (count <= 0)
 		return 0;
 	for (ssize_t i = 0; i < count; i++) {

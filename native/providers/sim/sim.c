@@ -120,6 +120,17 @@ static void complete_locked(struct tfd_domain *domain, const struct tfd_wc *wc)
 	domain->last = &done->next;
 }
 
+static void done_free(struct tfd_domain *domain)
+{
+	while (domain->first) {
+		struct done *done = domain->first;
+
+		domain->first = done->next;
+		free(done);
+	}
+	domain->last = &domain->first;
+}
+
 /* ---- landing ---- */
 
 static bool reaches(const struct tfd_mr *mr, const struct tfd_post *post)
@@ -280,6 +291,10 @@ static void half_free(struct tfd_half *half)
 		flight->wr = NULL;
 		flight_end_locked(half, flight, false);
 	}
+	for (struct done *done = half->domain->first; done; done = done->next) {
+		if (done->wc.owner == half->owner) /* whoever has not looked yet must not find it */
+			done->wc.owner = NULL;
+	}
 	tfd_list_remove(&half->link);
 	unlock();
 	free(half);
@@ -294,12 +309,7 @@ static void domain_close(struct tfd_domain *domain)
 	lock();
 	tfd_list_remove(&domain->link);
 	unlock();
-	while (domain->first) {
-		struct done *done = domain->first;
-
-		domain->first = done->next;
-		free(done);
-	}
+	done_free(domain);
 	free(domain);
 }
 
@@ -472,6 +482,14 @@ void tfd_sim_break(struct tfd_half *half)
 {
 	lock();
 	half->broken = true;
+	unlock();
+}
+
+void tfd_sim_overrun(struct tfd_domain *domain)
+{
+	lock();
+	done_free(domain);
+	complete_locked(domain, &(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW });
 	unlock();
 }
 

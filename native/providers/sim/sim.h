@@ -21,7 +21,9 @@ struct tfd_sim_options {
 void tfd_sim_set_now(uint64_t now_ns);
 /* What is in flight by this half does not land, or not be acknowledged; posts are refused. */
 void tfd_sim_break(struct tfd_half *half);
-/* The same to every connection of the rail, in both directions, for ever. */
+/* What has completed and was not polled is lost, as if the completion queue had been too short. */
+void tfd_sim_overrun(struct tfd_domain *domain);
+/* The same as tfd_sim_break to every connection of the rail, in both directions, for ever. */
 void tfd_sim_kill(struct tfd_domain *domain);
 
 /* options.c: -EINVAL, with a sentence. */
