@@ -414,22 +414,6 @@ async def test_units_are_told_once(near: Host, far: Host) -> None:
     assert len(taken) == 1
 
 
-async def test_lost_completions_fault_what_a_peer_writes(near: Host, far: Host) -> None:
-    """A connection that broke is no fault by itself: its writer tells what became of its jobs."""
-    receiver = await far.session()
-    _, descriptor = await far.grant(receiver)
-    sender = await near.session()
-    for detail, faults in ((Detail.CONNECTION, 0), (Detail.PROVIDER, 1)):
-        await near.open(sender, descriptor)
-        (conn,) = [conn for conn, outgoing in far.plane.conns.items() if not outgoing]
-        far.plane.tell(EventType.CONN_LOST, conn, detail=detail)
-        await eventually(lambda: not any(not outgoing for outgoing in far.plane.conns.values()))
-        assert far.faults(receiver, 0) == faults
-        (path,) = [conn for conn, outgoing in near.plane.conns.items() if outgoing]
-        near.plane.tell(EventType.CONN_LOST, path)
-        await eventually(lambda: not any(near.plane.conns.values()))
-
-
 async def test_what_landed_is_handed_to_the_writer(near: Host, far: Host) -> None:
     _, descriptor = await far.grant(await far.session())
     (opened,) = await near.open(await near.session(), descriptor)
