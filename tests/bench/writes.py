@@ -67,15 +67,19 @@ def rate(
     whole: list[float] = []
     cut: list[float] = []
     path = ""
-    raw_runs = [(whole, raw_provider.whole_gbps), (cut, raw_provider.cut_gbps)]
-    for _ in range(turns):
-        gate.wait()
-        raw_runs.reverse()  # each is as often before the daemons as after them
-        (before, run_before), (after, run_after) = raw_runs
-        before.append(run_before(size, window, count))
-        gbps, path = flood_gbps(sender, receiver, size, window, count)
-        daemons.append(gbps)
-        after.append(run_after(size, window, count))
+    with (
+        raw_provider.whole(size, window, count) as in_one,
+        raw_provider.cut(size, window, count) as in_segments,
+    ):
+        raw_runs = [(whole, in_one), (cut, in_segments)]
+        for _ in range(turns):
+            gate.wait()
+            raw_runs.reverse()  # each is as often before the daemons as after them
+            (before, run_before), (after, run_after) = raw_runs
+            before.append(run_before.gbps())
+            gbps, path = flood_gbps(sender, receiver, size, window, count)
+            daemons.append(gbps)
+            after.append(run_after.gbps())
     name, better, other = better_variant(size, whole, cut)
     ratios = [mine / theirs for mine, theirs in zip(daemons, better, strict=True)]
     return Rate(ratios, daemons, better, name, other, path)

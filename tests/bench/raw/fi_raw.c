@@ -3,12 +3,13 @@
  * The raw provider, which the daemons are measured against: two processes over loopback that make libfabric's calls and
  * do nothing else.
  *
- *   fi_raw [-l LIBRARY] [-f FABRIC] bw SIZE WINDOW COUNT [SEGMENT [PIECES]]
+ *   fi_raw [-l LIBRARY] [-f FABRIC] [-r] bw SIZE WINDOW COUNT [SEGMENT [PIECES]]
  *   fi_raw [-l LIBRARY] [-f FABRIC] lat SIZE COUNT
  *
  * bw: COUNT messages of SIZE bytes to WINDOW places in turn, each one write, or cut in writes of SEGMENT bytes whose
  * last one carries the immediate; PIECES writes are in flight (default: those of WINDOW messages). lat: a write
- * with immediate each way in turn; half a round trip. Prints one line of JSON.
+ * with immediate each way in turn; half a round trip. Prints one line of JSON. -r: one run, and one line, for each line on
+ * stdin, over the same connection.
  */
 #include <getopt.h>
 #include <sched.h>
@@ -31,6 +32,7 @@ struct load {
 	uint64_t count;
 	size_t segment;
 	uint64_t pieces; /* in flight */
+	bool repeats;    /* a run for each line on stdin */
 };
 
 static void send_all(struct half *half, const struct load *load, uint64_t count)
@@ -60,41 +62,65 @@ static void send_all(struct half *half, const struct load *load, uint64_t count)
 	}
 }
 
-static void bw_send(struct half *half, const struct load *load)
+/* One run, from the first post until the other side has seen the last; it waits for the word to begin without polling. */
+static double bw_send_run(struct half *half, const struct load *load, uint64_t count)
 {
 	char byte = 0;
 	uint64_t begin;
 	double seconds;
 
-	send_all(half, load, load->window); /* connects, touches all memory */
-	hear(half->side->socket, &byte, 1);
+	tell(half->side->socket, "", 1);
 	begin = now_ns();
-	send_all(half, load, load->count);
+	send_all(half, load, count);
 	hear(half->side->socket, &byte, 1);
 	seconds = (double)(now_ns() - begin) / 1e9;
-	tell(half->side->socket, &byte, 1);
-	(void)printf("{\"mode\": \"bw\", \"size\": %zu, \"window\": %lu, \"count\": %lu, \"segment\": %zu, "
-	             "\"pieces\": %lu, \"seconds\": %.6f, \"gbps\": %.3f, ",
-	             load->size, load->window, load->count, load->segment, load->pieces, seconds,
-	             (double)(load->count * load->size) * 8 / seconds / 1e9);
+	tell(half->side->socket, "", 1);
+	return seconds;
 }
 
-static void await_arrivals(struct half *half, uint64_t count)
+static void bw_send(struct half *half, const struct load *load)
 {
-	while (half->arrived < count) {
+	char line[16];
+
+	(void)bw_send_run(half, load, load->window); /* connects, touches all memory */
+	while (!load->repeats || fgets(line, sizeof(line), stdin)) {
+		double seconds = bw_send_run(half, load, load->count);
+
+		(void)printf("{\"mode\": \"bw\", \"size\": %zu, \"window\": %lu, \"count\": %lu, "
+		             "\"segment\": %zu, "
+		             "\"pieces\": %lu, \"seconds\": %.6f, \"gbps\": %.3f, ",
+		             load->size, load->window, load->count, load->segment, load->pieces, seconds,
+		             (double)(load->count * load->size) * 8 / seconds / 1e9);
+		version_print(half->side);
+		(void)fflush(stdout);
+		if (!load->repeats)
+			break;
+	}
+}
+
+static void bw_receive_run(struct half *half, uint64_t count)
+{
+	uint64_t target = half->arrived + count;
+
+	while (half->arrived < target) {
 		if (!poll_half(half))
 			(void)sched_yield();
 	}
 	tell(half->side->socket, "", 1);
+	while (!heard(half->side->socket)) { /* acknowledgements go out by polling */
+		if (!poll_half(half))
+			(void)sched_yield();
+	}
 }
 
 static void bw_receive(struct half *half, const struct load *load)
 {
-	await_arrivals(half, load->window);
-	await_arrivals(half, load->window + load->count);
-	while (!heard(half->side->socket)) { /* acknowledgements go out by polling */
-		if (!poll_half(half))
-			(void)sched_yield();
+	uint64_t count = load->window;
+	char byte;
+
+	while (recv(half->side->socket, &byte, 1, 0) == 1) { /* else the other has ended */
+		bw_receive_run(half, count);
+		count = load->count;
 	}
 }
 
@@ -168,7 +194,7 @@ static void run_side(int socket, const char *mode, const struct load *load, bool
 		bw_send(half_open(&side), load);
 	else
 		bw_receive(half_open(&side), load);
-	if (first)
+	if (first && strcmp(mode, "lat") == 0)
 		version_print(&side);
 }
 
@@ -180,7 +206,7 @@ static uint64_t number(int argc, char **argv, int index, uint64_t fallback)
 static int usage(void)
 {
 	(void)fprintf(stderr,
-	              "usage: fi_raw [-l LIBRARY] [-f FABRIC] bw SIZE WINDOW COUNT [SEGMENT [PIECES]]\n"
+	              "usage: fi_raw [-l LIBRARY] [-f FABRIC] [-r] bw SIZE WINDOW COUNT [SEGMENT [PIECES]]\n"
 	              "       fi_raw [-l LIBRARY] [-f FABRIC] lat SIZE COUNT\n");
 	return 2;
 }
@@ -196,11 +222,13 @@ int main(int argc, char **argv)
 	int option;
 	pid_t child;
 
-	while ((option = getopt(argc, argv, "l:f:")) != -1) {
+	while ((option = getopt(argc, argv, "l:f:r")) != -1) {
 		if (option == 'l')
 			library = optarg;
 		else if (option == 'f')
 			fabric = optarg;
+		else if (option == 'r')
+			load.repeats = true;
 		else
 			return usage();
 	}
@@ -229,6 +257,7 @@ int main(int argc, char **argv)
 	(void)fflush(stdout);
 	if (child == 0)
 		_exit(0);
+	(void)close(sockets[1]); /* tells it that there is no more to come */
 	(void)waitpid(child, &status, 0);
 	return status != 0;
 }
