@@ -227,7 +227,8 @@ static uint32_t take_single(struct taking *taking, struct tfd_job **out)
 		return TFD_DETAIL_DESTINATION_BOUNDS;
 	if (taking->region && !pages && !within(entry->src_offset, entry->length, taking->region->length))
 		return TFD_DETAIL_SOURCE_BOUNDS;
-	if (pages && !find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page)))
+	if (pages && entry->table_count &&
+	    !find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page)))
 		return TFD_DETAIL_TABLE;
 	if (!pages)
 		shards = tfd_cut_count(open, entry->length, true, taking->session->group->cut_bytes);

@@ -78,6 +78,7 @@ static void slot_free_locked(struct tfd_client *client, uint32_t index)
 {
 	struct tfd_client_slot *slot = &client->slots[index];
 
+	tfd_client_table_release_locked(client, slot);
 	tfd_store_relaxed(&slot->job_id, 0ull); /* job_check looks without the lock */
 	slot->released = false;
 	slot->next_free = client->free_head;
@@ -99,6 +100,16 @@ static void slot_save_locked(struct tfd_client *client, uint32_t index)
 	saved->next = *bucket;
 	*bucket = saved;
 	slot_free_locked(client, index);
+}
+
+void tfd_client_ended_release_locked(struct tfd_client *client)
+{
+	for (uint32_t i = 0; i < client->record_count; i++) {
+		struct tfd_client_slot *slot = &client->slots[i];
+
+		if (slot->table_bytes && has_ended(client, i))
+			tfd_client_table_release_locked(client, slot);
+	}
 }
 
 int tfd_client_reserve_locked(struct tfd_client *client, uint32_t count)

@@ -104,6 +104,7 @@ static void segment_locate(struct tfd_client *client, const struct tfd_segment_h
 	client->counter_count = h->counter_count;
 	client->records = (struct tfd_record *)(void *)(client->base + h->record_offset);
 	client->counters = (struct tfd_counter *)(void *)(client->base + h->counter_offset);
+	client->arena_base = client->base + h->arena_offset;
 	for (uint32_t i = 0; i < h->ring_count; i++) {
 		struct tfd_client_ring *ring = &client->rings[i];
 		uint8_t *at = client->base + h->ring_offset + i * h->ring_stride;
@@ -156,6 +157,10 @@ int tfd_client_open(int segment_fd, const int *doorbell_fds, uint32_t doorbell_c
 	rc = slots_init(client);
 	if (rc)
 		goto err_slots;
+	/* As many tables as jobs in flight, and those that are about to be. */
+	rc = tfd_arena_init(&client->arena, header.arena_bytes, 2 * header.record_count);
+	if (rc)
+		goto err_slots;
 	rc = -pthread_mutex_init(&client->lock, NULL);
 	if (rc)
 		goto err_slots;
@@ -163,6 +168,7 @@ int tfd_client_open(int segment_fd, const int *doorbell_fds, uint32_t doorbell_c
 	return 0;
 
 err_slots:
+	tfd_arena_fini(&client->arena);
 	free(client->saved);
 	free(client->slots);
 err_unmap:
@@ -178,6 +184,7 @@ void tfd_client_close(struct tfd_client *client)
 		return;
 	tfd_client_saved_fini(client);
 	pthread_mutex_destroy(&client->lock);
+	tfd_arena_fini(&client->arena);
 	free(client->saved);
 	free(client->slots);
 	munmap(client->base, client->mapped_bytes);

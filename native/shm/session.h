@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "arena.h"
 #include "transferd/abi.h"
 #include "transferd/client.h"
 
@@ -32,6 +33,8 @@ struct tfd_client_slot {
 	uint64_t job_id; /* 0: free */
 	uint64_t generation;
 	uint64_t submitted_ns;
+	uint64_t table_offset; /* of its part of the arena */
+	uint64_t table_bytes; /* 0: it has none, or gave it back */
 	uint32_t next_free;
 	bool released; /* nobody will ask for its end */
 };
@@ -54,6 +57,7 @@ struct tfd_client {
 	struct tfd_segment_header *header;
 	struct tfd_record *records;
 	struct tfd_counter *counters;
+	uint8_t *arena_base;
 
 	uint32_t dead; /* any thread, atomically; never goes back to 0 */
 
@@ -64,6 +68,7 @@ struct tfd_client {
 	uint32_t free_count;
 	struct tfd_saved_result **saved; /* owned, saved_buckets (a power of two) lists */
 	uint32_t saved_buckets;
+	struct tfd_arena arena;
 };
 
 /* 0, or -EPIPE once the session is over for any reason. */
@@ -76,6 +81,19 @@ int tfd_client_reserve_locked(struct tfd_client *client, uint32_t count);
 /* Pops a free record, after reserve, and names a new job on it. */
 uint32_t tfd_client_take_locked(struct tfd_client *client, uint64_t now_ns);
 void tfd_client_saved_fini(struct tfd_client *client);
+/* Jobs that have ended give their parts of the arena back, whoever still keeps their results. */
+void tfd_client_ended_release_locked(struct tfd_client *client);
+/* The entry's part of the arena is its job's from now on. */
+void tfd_client_table_give_locked(struct tfd_client_slot *slot, const struct tfd_entry *entry);
+/* Gives back what the slot's job had of the arena, if anything. Only once it has ended. */
+void tfd_client_table_release_locked(struct tfd_client *client, struct tfd_client_slot *slot);
+
+/* Calls try() until it returns anything but -EAGAIN, and -ETIMEDOUT after the bound; with 0, -EAGAIN stays. -EINTR: a signal came. */
+typedef int (*tfd_client_try)(struct tfd_client *client, void *argument);
+int tfd_client_room_wait(struct tfd_client *client, tfd_client_try try, void *argument, int64_t timeout_ns);
+/* As tfd_client_submit_wait. `tables`: the entries' parts of the arena become their jobs'. */
+int tfd_client_publish_wait(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
+                            uint32_t count, bool tables, int64_t timeout_ns);
 
 /* Where a thread sleeps: words of a record or a counter in the segment. */
 struct tfd_client_bed {
@@ -94,5 +112,7 @@ void tfd_client_wake_all(struct tfd_client *client);
 
 /* Absolute end of a wait: UINT64_MAX for none. */
 uint64_t tfd_client_deadline(int64_t timeout_ns);
+/* What is left until then, as a timeout; 0 once it has passed. */
+int64_t tfd_client_left(uint64_t deadline);
 
 #endif

@@ -26,7 +26,7 @@ static int room_locked(const struct tfd_client *client, const struct tfd_client_
 }
 
 static int publish_locked(struct tfd_client *client, struct tfd_client_ring *ring, struct tfd_entry *entries,
-                          uint32_t count)
+                          uint32_t count, bool tables)
 {
 	uint64_t now = tfd_client_now_ns();
 	int rc = room_locked(client, ring, count);
@@ -41,6 +41,8 @@ static int publish_locked(struct tfd_client *client, struct tfd_client_ring *rin
 
 		entry->record = tfd_client_take_locked(client, now);
 		entry->job_id = client->slots[entry->record].job_id;
+		if (tables)
+			tfd_client_table_give_locked(&client->slots[entry->record], entry);
 		ring->entries[(ring->tail + i) & (client->ring_entries - 1)] = *entry;
 	}
 	ring->tail += count;
@@ -71,7 +73,8 @@ static void doorbell_ring(const struct tfd_client_ring *ring)
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries, uint32_t count)
+static int submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries, uint32_t count,
+                  bool tables)
 {
 	int rc;
 
@@ -85,17 +88,21 @@ int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry
 	if (rc || !count)
 		return rc;
 	pthread_mutex_lock(&client->lock);
-	rc = publish_locked(client, &client->rings[ring], entries, count);
+	rc = publish_locked(client, &client->rings[ring], entries, count, tables);
 	pthread_mutex_unlock(&client->lock);
 	if (!rc)
 		doorbell_ring(&client->rings[ring]);
 	return rc;
 }
 
-int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
-                           uint32_t count, int64_t timeout_ns)
+int tfd_client_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries, uint32_t count)
 {
-	int rc = tfd_client_submit(client, ring, entries, count);
+	return submit(client, ring, entries, count, false);
+}
+
+int tfd_client_room_wait(struct tfd_client *client, tfd_client_try try, void *argument, int64_t timeout_ns)
+{
+	int rc = try(client, argument);
 	uint64_t deadline;
 	uint64_t spin_end;
 	long sleep_ns = TFD_FULL_SLEEP_MIN_NS;
@@ -107,7 +114,7 @@ int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_
 	for (;;) {
 		uint64_t now;
 
-		rc = tfd_client_submit(client, ring, entries, count);
+		rc = try(client, argument);
 		if (rc != -EAGAIN)
 			return rc;
 		now = tfd_client_now_ns();
@@ -121,6 +128,34 @@ int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_
 			return -EINTR;
 		sleep_ns = sleep_ns * 2 < TFD_FULL_SLEEP_MAX_NS ? sleep_ns * 2 : TFD_FULL_SLEEP_MAX_NS;
 	}
+}
+
+struct publishing {
+	struct tfd_entry *entries;
+	uint32_t ring;
+	uint32_t count;
+	bool tables;
+};
+
+static int try_submit(struct tfd_client *client, void *argument)
+{
+	const struct publishing *it = argument;
+
+	return submit(client, it->ring, it->entries, it->count, it->tables);
+}
+
+int tfd_client_publish_wait(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
+                            uint32_t count, bool tables, int64_t timeout_ns)
+{
+	struct publishing it = { entries, ring, count, tables };
+
+	return tfd_client_room_wait(client, try_submit, &it, timeout_ns);
+}
+
+int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
+                           uint32_t count, int64_t timeout_ns)
+{
+	return tfd_client_publish_wait(client, ring, entries, count, false, timeout_ns);
 }
 
 int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t op, uint8_t priority,

@@ -39,6 +39,15 @@ uint64_t tfd_client_deadline(int64_t timeout_ns)
 	return now + (uint64_t)timeout_ns;
 }
 
+int64_t tfd_client_left(uint64_t deadline)
+{
+	uint64_t now = tfd_client_now_ns();
+
+	if (deadline == UINT64_MAX)
+		return -1;
+	return now < deadline ? (int64_t)(deadline - now) : 0;
+}
+
 /* -EINTR if a signal came, else 0 whatever ended the sleep. */
 static int futex_sleep(uint32_t *word, uint32_t expected, uint64_t ns)
 {

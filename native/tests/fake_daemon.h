@@ -57,6 +57,7 @@ struct fake_daemon {
 	uint32_t stop;
 	uint32_t flush;
 	uint32_t taken;
+	uint32_t check_pages; /* all pages of one table are of the same number: nobody else wrote there */
 	struct tfd_entry held[FAKE_MAX_HELD];
 	uint32_t held_count;
 };
@@ -159,8 +160,20 @@ static inline void fake_end(struct fake_daemon *fake, const struct tfd_entry *en
 		fake_count(fake, entry->imm);
 }
 
+static inline void fake_check_pages(const struct fake_daemon *fake, const struct tfd_entry *entry)
+{
+	const struct tfd_page *pages =
+		(const void *)(fake->base + fake->header->arena_offset + entry->table_offset);
+
+	CHECK(entry->table_offset + entry->table_count * sizeof(*pages) <= fake->header->arena_bytes);
+	for (uint32_t i = 0; i < entry->table_count; i++)
+		CHECK(pages[i].src == pages[0].src && pages[i].dst == pages[0].src);
+}
+
 static inline void fake_do(struct fake_daemon *fake, const struct tfd_entry *entry)
 {
+	if (fake->check_pages && entry->op == TFD_OP_WRITE_PAGES)
+		fake_check_pages(fake, entry);
 	if (entry->length == HELD_LENGTH) {
 		CHECK(fake->held_count < FAKE_MAX_HELD);
 		fake->held[fake->held_count++] = *entry;

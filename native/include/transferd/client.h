@@ -66,6 +66,50 @@ int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t 
                               uint64_t dst_offset, uint64_t length, uint64_t deadline_ns, uint64_t argument,
                               int64_t timeout_ns);
 
+/* ---- jobs with tables: pages, scatter, barrier ---- */
+
+/* What an array of indices holds. */
+#define TFD_INDEX_I32 0u
+#define TFD_INDEX_I64 1u
+#define TFD_INDEX_U32 2u
+#define TFD_INDEX_U64 3u
+
+/* What the table of one entry is made from; its length is the entry's table_count. Unused fields are 0. */
+struct tfd_client_table {
+	const void *src; /* pages: indices; borrowed for the call, as are the next two */
+	const void *dst;
+	const struct tfd_target *targets; /* scatter, barrier */
+	uint64_t src_end; /* pages: bytes into the region that no page may pass */
+	uint64_t dst_end; /* bytes of the grant; UINT64_MAX: not known here */
+	uint32_t src_form; /* TFD_INDEX_* */
+	uint32_t dst_form;
+};
+
+/* The first index that is wrong. */
+struct tfd_table_fault {
+	uint32_t entry; /* of the batch */
+	uint32_t side; /* 0: src, 1: dst */
+	uint32_t position; /* in that array */
+	uint32_t _pad;
+	uint64_t legal; /* pages that there are, from 0 on */
+};
+
+/*
+ * As tfd_client_submit_wait, for entries with and without tables (tables[i] belongs to entries[i]): checks all pages, copies the
+ * tables into the arena, publishes. All or none. Waits for room in the arena as for room in the ring; a table's place is free again
+ * once its job has ended. Adds -ERANGE: *fault tells which index leaves the region or the grant; -EMSGSIZE: the tables are larger
+ * than tfd_client_arena_bytes (each takes whole lines).
+ */
+int tfd_client_submit_tables(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
+                             const struct tfd_client_table *tables, uint32_t count, int64_t timeout_ns,
+                             struct tfd_table_fault *fault);
+/* The check alone; needs no client. -ERANGE. */
+int tfd_client_tables_check(const struct tfd_entry *entries, const struct tfd_client_table *tables,
+                            uint32_t count, struct tfd_table_fault *fault);
+uint64_t tfd_client_arena_bytes(const struct tfd_client *client);
+
+/* ---- how jobs end ---- */
+
 /* -EAGAIN while the job runs; -EPIPE: session over and the job's end unknown; -ENOENT: released or unknown id. */
 int tfd_client_job_poll(struct tfd_client *client, uint64_t job_id, struct tfd_result *out);
 /*

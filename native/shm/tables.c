@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tables of jobs: from the caller's arrays into the arena, checked whole beforehand. The daemon checks again what it reads from there;
+ * what is found here is found before anything is sent, and can be told by its place in the caller's array.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "../core/barrier.h"
+#include "session.h"
+
+static bool has_pages(const struct tfd_entry *entry)
+{
+	return entry->op == TFD_OP_WRITE_PAGES;
+}
+
+static uint64_t table_size(const struct tfd_entry *entry)
+{
+	uint64_t each = has_pages(entry) ? sizeof(struct tfd_page) : sizeof(struct tfd_target);
+
+	return tfd_arena_size(entry->table_count * each);
+}
+
+/* ---- checking ---- */
+
+/* How many pages there are, from 0 on: those of `length` bytes, `stride` apart from `base` on, that end before `end`. */
+static uint64_t pages_within(uint64_t base, uint64_t stride, uint64_t length, uint64_t end)
+{
+	uint64_t room;
+
+	if (base > end || length > end - base)
+		return 0;
+	if (!stride)
+		return 1ull << 32;
+	room = (end - base - length) / stride;
+	return room < UINT32_MAX ? room + 1 : 1ull << 32;
+}
+
+/* The place of the first index that is not below `legal`, or count. What is negative is huge when it is looked at unsigned. */
+#define DEFINE_FIND(name, type)                                                                       \
+	static uint32_t name(const void *from, uint32_t count, uint64_t legal)                        \
+	{                                                                                             \
+		const type *index = from;                                                             \
+		type most = 0;                                                                        \
+		uint32_t i = 0;                                                                       \
+                                                                                                      \
+		for (; i < count; i++) /* no way out of the loop: it can be done several at a time */ \
+			most = index[i] > most ? index[i] : most;                                     \
+		if (!count || most < legal)                                                           \
+			return count;                                                                 \
+		for (i = 0; i < count && index[i] < legal; i++)                                       \
+			continue;                                                                     \
+		return i;                                                                             \
+	}
+
+DEFINE_FIND(find_narrow, uint32_t)
+DEFINE_FIND(find_wide, uint64_t)
+
+static bool is_wide(uint32_t form)
+{
+	return form == TFD_INDEX_I64 || form == TFD_INDEX_U64;
+}
+
+static uint32_t find_illegal(const void *from, uint32_t form, uint32_t count, uint64_t legal)
+{
+	if (form == TFD_INDEX_I32 && legal > 1ull << 31)
+		legal = 1ull << 31; /* above, it was below 0 */
+	return is_wide(form) ? find_wide(from, count, legal) : find_narrow(from, count, legal);
+}
+
+static int check_pages(const struct tfd_entry *entry, const struct tfd_client_table *table,
+                       struct tfd_table_fault *fault)
+{
+	uint64_t src = pages_within(entry->src_offset, entry->src_stride, entry->length, table->src_end);
+	uint64_t dst = pages_within(entry->dst_offset, entry->dst_stride, entry->length, table->dst_end);
+
+	fault->side = 0;
+	fault->legal = src;
+	fault->position = find_illegal(table->src, table->src_form, entry->table_count, src);
+	if (fault->position < entry->table_count)
+		return -ERANGE;
+	fault->side = 1;
+	fault->legal = dst;
+	fault->position = find_illegal(table->dst, table->dst_form, entry->table_count, dst);
+	return fault->position < entry->table_count ? -ERANGE : 0;
+}
+
+int tfd_client_tables_check(const struct tfd_entry *entries, const struct tfd_client_table *tables,
+                            uint32_t count, struct tfd_table_fault *fault)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct tfd_table_fault found = { .entry = i };
+
+		if (has_pages(&entries[i]) && check_pages(&entries[i], &tables[i], &found)) {
+			*fault = found;
+			return -ERANGE;
+		}
+	}
+	return 0;
+}
+
+/* ---- room in the arena ---- */
+
+void tfd_client_table_give_locked(struct tfd_client_slot *slot, const struct tfd_entry *entry)
+{
+	slot->table_offset = entry->table_offset;
+	slot->table_bytes = entry->table_count ? table_size(entry) : 0;
+}
+
+void tfd_client_table_release_locked(struct tfd_client *client, struct tfd_client_slot *slot)
+{
+	if (slot->table_bytes)
+		tfd_arena_release(&client->arena, slot->table_offset, slot->table_bytes);
+	slot->table_bytes = 0;
+}
+
+static void release_first_locked(struct tfd_client *client, const struct tfd_entry *entries, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		if (entries[i].table_count)
+			tfd_arena_release(&client->arena, entries[i].table_offset, table_size(&entries[i]));
+	}
+}
+
+static int take_all_locked(struct tfd_client *client, struct tfd_entry *entries, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		int rc = 0;
+
+		if (entries[i].table_count)
+			rc = tfd_arena_alloc(&client->arena, table_size(&entries[i]),
+			                     &entries[i].table_offset);
+		if (rc) {
+			release_first_locked(client, entries, i);
+			return rc;
+		}
+	}
+	return 0;
+}
+
+/* All tables or none: who holds some and waits for more could wait for another who does the same. */
+static int take_all(struct tfd_client *client, struct tfd_entry *entries, uint32_t count)
+{
+	int rc;
+
+	pthread_mutex_lock(&client->lock);
+	rc = take_all_locked(client, entries, count);
+	if (rc == -EAGAIN) {
+		tfd_client_ended_release_locked(client);
+		rc = take_all_locked(client, entries, count);
+	}
+	pthread_mutex_unlock(&client->lock);
+	return rc;
+}
+
+static void release_all(struct tfd_client *client, const struct tfd_entry *entries, uint32_t count)
+{
+	pthread_mutex_lock(&client->lock);
+	release_first_locked(client, entries, count);
+	pthread_mutex_unlock(&client->lock);
+}
+
+/* ---- filling ---- */
+
+static uint32_t index_at(const void *from, uint32_t form, uint32_t i)
+{
+	return is_wide(form) ? (uint32_t)((const uint64_t *)from)[i] : ((const uint32_t *)from)[i];
+}
+
+static void fill_pages(struct tfd_page *pages, const struct tfd_entry *entry,
+                       const struct tfd_client_table *table)
+{
+	for (uint32_t i = 0; i < entry->table_count; i++)
+		pages[i] = (struct tfd_page){ index_at(table->src, table->src_form, i),
+		                              index_at(table->dst, table->dst_form, i) };
+}
+
+static void fill_all(struct tfd_client *client, const struct tfd_entry *entries,
+                     const struct tfd_client_table *tables, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		void *to = client->arena_base + entries[i].table_offset;
+
+		if (!entries[i].table_count)
+			continue;
+		if (has_pages(&entries[i]))
+			fill_pages(to, &entries[i], &tables[i]);
+		else
+			memcpy(to, tables[i].targets, entries[i].table_count * sizeof(struct tfd_target));
+	}
+}
+
+/* ---- submitting ---- */
+
+/* Whether what a batch brings can ever be taken. */
+static int check_batch(struct tfd_client *client, const struct tfd_entry *entries, uint32_t count)
+{
+	uint64_t bytes = 0;
+	uint32_t tables = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		bytes += table_size(&entries[i]);
+		tables += entries[i].table_count != 0;
+	}
+	return bytes > client->arena.bytes || tables > client->arena.most ? -EMSGSIZE : 0;
+}
+
+struct batch {
+	struct tfd_entry *entries;
+	uint32_t count;
+};
+
+static int try_take(struct tfd_client *client, void *argument)
+{
+	const struct batch *batch = argument;
+	int rc = tfd_client_over(client);
+
+	return rc ? rc : take_all(client, batch->entries, batch->count);
+}
+
+uint64_t tfd_client_arena_bytes(const struct tfd_client *client)
+{
+	return client->arena.bytes;
+}
+
+int tfd_client_submit_tables(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
+                             const struct tfd_client_table *tables, uint32_t count, int64_t timeout_ns,
+                             struct tfd_table_fault *fault)
+{
+	struct batch batch = { entries, count };
+	uint64_t deadline;
+	int rc;
+
+	if (!client)
+		return -EPIPE;
+	if (count > client->record_count)
+		return -E2BIG;
+	rc = tfd_client_tables_check(entries, tables, count, fault);
+	if (!rc)
+		rc = check_batch(client, entries, count);
+	if (rc)
+		return rc;
+	deadline = tfd_client_deadline(timeout_ns);
+	rc = tfd_client_room_wait(client, try_take, &batch, timeout_ns);
+	if (rc)
+		return rc;
+	fill_all(client, entries, tables, count);
+	rc = tfd_client_publish_wait(client, ring, entries, count, true, tfd_client_left(deadline));
+	if (rc)
+		release_all(client, entries, count);
+	return rc;
+}
