@@ -414,7 +414,9 @@ class DataPlane:
 
     # ---- jobs by gRPC ----
 
-    def submit(self, session: int, entries: Sequence[Entry]) -> list[int]:
+    def submit(
+        self, session: int, entries: Sequence[Entry], tables: bytes | bytearray = b""
+    ) -> list[int]:
         """Submits jobs, all or none, in one native call.
 
         Raises:
@@ -436,9 +438,14 @@ class DataPlane:
             native.imm = entry.imm
             native.deadline_ns = entry.deadline_ns
             native.argument = entry.argument
-        _check(
-            lib.tfd_jobs_submit(self._core, session, array, count, ffi.NULL, 0), "submitting jobs"
-        )
+            native.flags = entry.flags
+            native.table_offset = entry.table_offset
+            native.table_count = entry.table_count
+            native.src_stride = entry.src_stride
+            native.dst_stride = entry.dst_stride
+        data = ffi.from_buffer(tables) if tables else ffi.NULL
+        rc = lib.tfd_jobs_submit(self._core, session, array, count, data, len(tables))
+        _check(rc, "submitting jobs")
         return [array[i].job_id for i in range(count)]
 
     def job_result(self, session: int, job_id: int) -> JobEnd | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transferd.daemon.session import Session
 
 RIGHT_WRITE = 1
+RIGHT_READ = 2
 EXPIRED_KEPT = 65_536  # numbers of expired grants, to tell them from revoked ones
 
 
@@ -146,13 +147,16 @@ class GrantTable:
         grant.session.grants.pop(grant.grant_id, None)
 
 
-def check_grant(region: Region, offset: int, length: int, imm_first: int, imm_count: int) -> int:
+def check_grant(
+    region: Region, offset: int, length: int, rights: int, imm_first: int, imm_count: int
+) -> int:
     """Checks what a client wants to grant.
 
     Args:
         region: On what.
         offset: Bytes into it.
         length: 0: up to its end.
+        rights: RIGHT_*.
         imm_first: First immediate.
         imm_count: How many.
 
@@ -162,7 +166,7 @@ def check_grant(region: Region, offset: int, length: int, imm_first: int, imm_co
     Raises:
         InvalidRequest: Names the field.
     """
-    if not region.memory.writable:
+    if rights & RIGHT_WRITE and not region.memory.writable:
         raise InvalidRequest(
             "region", f"{region.handle} was handed over read-only; others cannot write to it"
         )

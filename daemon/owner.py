@@ -82,7 +82,7 @@ class Owner:
             InvalidRequest: Names the field.
             QuotaExceeded: GRANTS or COUNTERS.
         """
-        length = check_grant(region, offset, length, imm_first, imm_count)
+        length = check_grant(region, offset, length, rights, imm_first, imm_count)
         session = region.session
         session.tenant.charge("grants")
         try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 IMM_COUNT = 1 << 20
 MAX_LENGTH = 1 << 40
+MAX_TARGETS = 4096  # of one scatter or barrier
 MAX_PATHS = 8
 ABI_VERSION = 1
 
@@ -55,6 +56,17 @@ class Op(enum.IntEnum):
     IMM = 2
     ACKNOWLEDGE = 3
     CANCEL = 4
+    WRITE_PAGES = 5
+    SCATTER = 6
+    BARRIER = 7
+    READ = 8
+
+
+class Flag(enum.IntFlag):
+    """TFD_FLAG_*."""
+
+    EXACT = 1
+    COUNT_JOB = 2
 
 
 class Detail(enum.IntEnum):
@@ -78,6 +90,7 @@ class Priority(enum.IntEnum):
     LATENCY = 1
 
 
+PROVIDERS = {1: "libfabric", 2: "local", 3: "sim"}  # TFD_PATH_*
 STATUS_PENDING = 0
 STATUS_OK = 1
 
@@ -198,6 +211,20 @@ class Entry(NamedTuple):
     imm: int = 0
     deadline_ns: int = 0
     argument: int = 0
+    flags: int = 0
+    table_offset: int = 0
+    table_count: int = 0
+    src_stride: int = 0
+    dst_stride: int = 0
+
+
+class Target(NamedTuple):
+    """struct tfd_target."""
+
+    dst_grant: int
+    src_offset: int
+    dst_offset: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,8 +360,16 @@ class Plane(Protocol):
     def open_remove(self, session: int, open_handle: int) -> None:
         """Forgets a quiet one."""
 
-    def submit(self, session: int, entries: Sequence[Entry]) -> list[int]:
-        """Submits jobs, all or none; returns their ids."""
+    def submit(
+        self, session: int, entries: Sequence[Entry], tables: bytes | bytearray = b""
+    ) -> list[int]:
+        """Submits jobs, all or none; returns their ids.
+
+        Args:
+            session: Whose they are.
+            entries: The jobs.
+            tables: What the entries' table_offset count from; copied.
+        """
 
     def job_result(self, session: int, job_id: int) -> JobEnd | None:
         """How a job ended; None while it runs."""

@@ -39,15 +39,22 @@ class Transfers:
 
     # ---- jobs ----
 
-    def submit(self, session: Session, entries: Sequence[Entry]) -> list[int]:
+    def submit(
+        self, session: Session, entries: Sequence[Entry], tables: bytes | bytearray = b""
+    ) -> list[int]:
         """Submits jobs, all or none.
+
+        Args:
+            session: Whose they are.
+            entries: The jobs.
+            tables: What the entries' table_offset count from.
 
         Raises:
             QuotaExceeded: RING_FULL.
         """
         session.check_open()
         try:
-            return self._plane.submit(session.handle, entries)
+            return self._plane.submit(session.handle, entries, tables)
         except PlaneError as error:
             if error.errno in (errno.EAGAIN, errno.E2BIG):
                 raise QuotaExceeded(

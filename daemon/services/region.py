@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest
-from transferd.daemon.grant import RIGHT_WRITE
+from transferd.daemon.grant import RIGHT_READ, RIGHT_WRITE
 from transferd.daemon.session import check_name
 from transferd.v1 import region_pb2 as pb
 from transferd.v1 import region_pb2_grpc, types_pb2
@@ -25,6 +25,7 @@ DESCRIPTORS_MAX = 4096
 EXPIRES_MAX_MS = (
     10 * 365 * 24 * 3600 * 1000
 )  # ten years: what asyncio's timers and the clock can carry
+_RIGHTS = {types_pb2.RIGHT_WRITE: RIGHT_WRITE, types_pb2.RIGHT_READ: RIGHT_READ}
 
 
 class RegionService(region_pb2_grpc.RegionServiceServicer):
@@ -121,11 +122,13 @@ def _rights(rights: Any) -> int:
     """Turns the enum values of a request into bits."""
     bits = 0
     for i, right in enumerate(rights):
-        if right != types_pb2.RIGHT_WRITE:
-            raise InvalidRequest(f"rights[{i}]", f"{right} is no right; give RIGHT_WRITE")
-        bits |= RIGHT_WRITE
+        if right not in _RIGHTS:
+            raise InvalidRequest(
+                f"rights[{i}]", f"{right} is no right; give RIGHT_WRITE or RIGHT_READ"
+            )
+        bits |= _RIGHTS[right]
     if not bits:
-        raise InvalidRequest("rights", "missing; give at least RIGHT_WRITE")
+        raise InvalidRequest("rights", "missing; give RIGHT_WRITE, RIGHT_READ or both")
     return bits
 
 
@@ -135,7 +138,7 @@ def _opened(opened: Open) -> pb.OpenedGrant:
     return pb.OpenedGrant(
         handle=opened.handle,
         length_bytes=keys.length,
-        rights=[types_pb2.RIGHT_WRITE] if keys.rights & RIGHT_WRITE else [],
+        rights=[right for right, bit in _RIGHTS.items() if keys.rights & bit],
         imm_first=keys.imm_first,
         imm_count=keys.imm_count,
     )

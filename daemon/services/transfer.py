@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest
-from transferd.daemon.plane import IMM_COUNT, MAX_LENGTH, Entry, Op, Priority
+from transferd.daemon.plane import IMM_COUNT, PROVIDERS
+from transferd.daemon.services.jobs import Entries, check_counts, destinations
 from transferd.v1 import transfer_pb2 as pb
 from transferd.v1 import transfer_pb2_grpc, types_pb2
 
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 
 JOBS_MAX = 4096
 TIMEOUT_MAX_MS = 3_600_000
-DEADLINE_MAX_MS = 10 * 365 * 24 * 3600 * 1000
-_PRIORITIES = {
-    types_pb2.PRIORITY_UNSPECIFIED: Priority.BULK,
-    types_pb2.PRIORITY_BULK: Priority.BULK,
-    types_pb2.PRIORITY_LATENCY: Priority.LATENCY,
-}
-_PROVIDERS = {1: "libfabric"}  # TFD_PATH_*
 
 
 class TransferService(transfer_pb2_grpc.TransferServiceServicer):
@@ -62,10 +56,11 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
     async def _submit(self, session: Session, jobs: Sequence[pb.Job]) -> list[int]:
         if not 1 <= len(jobs) <= JOBS_MAX:
             raise InvalidRequest("jobs", f"{len(jobs)} of them; send 1 to {JOBS_MAX}")
+        check_counts(jobs)
         handles = await self._handles(session, jobs)
-        now_ns = time.monotonic_ns()
-        entries = [_entry(i, job, handles, now_ns) for i, job in enumerate(jobs)]
-        return self._transfers.submit(session, entries)
+        maker = Entries(session, handles, time.monotonic_ns())
+        entries = [maker.make(i, job) for i, job in enumerate(jobs)]
+        return self._transfers.submit(session, entries, maker.tables)
 
     async def _handles(self, session: Session, jobs: Sequence[pb.Job]) -> dict[bytes, int]:
         """Resolves each distinct destination once; no round trip for those that are open."""
@@ -73,17 +68,14 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         missing: dict[bytes, str] = {}
         known = session.by_descriptor
         for i, job in enumerate(jobs):
-            operation = job.WhichOneof("operation")
-            if operation is None:
-                raise InvalidRequest(f"jobs[{i}].operation", "missing; give write or imm")
-            raw = job.write.dst if operation == "write" else job.imm.dst
-            if raw in handles:
-                continue
-            opened = known.get(raw)
-            if opened is not None:
-                handles[raw] = opened.handle
-            else:
-                missing.setdefault(raw, f"jobs[{i}].{operation}.dst")
+            for raw, where in destinations(i, job):
+                if raw in handles:
+                    continue
+                opened = known.get(raw)
+                if opened is not None:
+                    handles[raw] = opened.handle
+                else:
+                    missing.setdefault(raw, where)
         for raw, where in missing.items():
             work = self._opener.open(session, [raw], where)
             (opened,) = await session.ops.run(work, "open destination")
@@ -146,7 +138,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         if end is None:
             return pb.JobEnd(job_id=job_id, status=types_pb2.JOB_STATUS_PENDING)
         path = types_pb2.Path(
-            provider=_PROVIDERS.get(end.path & 0xFF, ""), rails=end.path >> 8 & 0xFF
+            provider=PROVIDERS.get(end.path & 0xFF, ""), rails=end.path >> 8 & 0xFF
         )
         return pb.JobEnd(
             job_id=job_id,
@@ -156,42 +148,6 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             path=path,
             duration_ns=max(end.ended_ns - end.accepted_ns, 0),
         )
-
-
-def _entry(i: int, job: pb.Job, handles: dict[bytes, int], now_ns: int) -> Entry:
-    """Makes the ring entry of one job; InvalidRequest names the field."""
-    priority = _PRIORITIES.get(job.priority)
-    if priority is None:
-        raise InvalidRequest(f"jobs[{i}].priority", f"{job.priority} is no priority")
-    deadline_ms = job.deadline_ms
-    if deadline_ms > DEADLINE_MAX_MS:
-        raise InvalidRequest(f"jobs[{i}].deadline_ms", f"{deadline_ms} is above {DEADLINE_MAX_MS}")
-    deadline_ns = now_ns + deadline_ms * 1_000_000 if deadline_ms else 0
-    if job.HasField("imm"):
-        imm = job.imm
-        if imm.imm >= IMM_COUNT:
-            raise InvalidRequest(f"jobs[{i}].imm.imm", f"{imm.imm} needs more than 20 bits")
-        return Entry(
-            Op.IMM, priority, dst_grant=handles[imm.dst], imm=imm.imm, deadline_ns=deadline_ns
-        )
-    write = job.write
-    imm_number = write.imm
-    if imm_number >= IMM_COUNT:
-        raise InvalidRequest(f"jobs[{i}].write.imm", f"{imm_number} needs more than 20 bits")
-    length = write.length_bytes
-    if length > MAX_LENGTH:
-        raise InvalidRequest(f"jobs[{i}].write.length_bytes", f"{length} is above 2^40")
-    return Entry(
-        Op.WRITE,
-        priority,
-        write.src_region,
-        write.src_offset_bytes,
-        handles[write.dst],
-        write.dst_offset_bytes,
-        length,
-        imm_number,
-        deadline_ns,
-    )
 
 
 def _timeout(timeout_ms: int) -> float:

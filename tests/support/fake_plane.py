@@ -264,7 +264,9 @@ class FakePlane:
 
     # ---- jobs ----
 
-    def submit(self, session: int, entries: Sequence[Entry]) -> list[int]:
+    def submit(
+        self, session: int, entries: Sequence[Entry], tables: bytes | bytearray = b""
+    ) -> list[int]:
         ids = []
         for entry in entries:
             job_id = next(self._handles)

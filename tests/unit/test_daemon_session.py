@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from transferd.daemon import errors
 from transferd.daemon.config import QuotaConfig, TenantConfig
-from transferd.daemon.grant import GrantState, GrantTable, check_grant
+from transferd.daemon.grant import (
+    RIGHT_READ,
+    RIGHT_WRITE,
+    GrantState,
+    GrantTable,
+    check_grant,
+)
 from transferd.daemon.policy import Tenant
 from transferd.daemon.region import Kind, Memory, Region, check_range
 from transferd.daemon.session import (
@@ -124,7 +130,7 @@ def test_file_ranges(offset: int, length: int) -> None:
 def test_grant_ranges(offset: int, length: int, first: int, count: int) -> None:
     one = region()
     try:
-        given_length = check_grant(one, offset, length, first, count)
+        given_length = check_grant(one, offset, length, RIGHT_WRITE, first, count)
     except errors.InvalidRequest:
         assert offset + length > 8192 or first >= 1 << 20 or first + count > 1 << 20
     else:
@@ -132,9 +138,10 @@ def test_grant_ranges(offset: int, length: int, first: int, count: int) -> None:
         assert first + count <= 1 << 20
 
 
-def test_read_only_memory_is_not_granted() -> None:
+def test_read_only_memory_is_granted_to_readers_alone() -> None:
     with pytest.raises(errors.InvalidRequest, match="read-only"):
-        check_grant(region(writable=False), 0, 0, 0, 0)
+        check_grant(region(writable=False), 0, 0, RIGHT_WRITE | RIGHT_READ, 0, 0)
+    assert check_grant(region(writable=False), 0, 0, RIGHT_READ, 0, 0)
 
 
 def test_grant_life() -> None:
