@@ -21,11 +21,13 @@ from transferd.client.errors import (
 from transferd.client.grant import Grant
 from transferd.client.job import Imm, Job, Write
 from transferd.client.memory import Region, RegionSlice
+from transferd.client.operations import Barrier, PeerGroup, Read, Scatter, WritePages
 from transferd.client.session import CounterView, JobPath, JobResult
 from transferd.native.names import JobStatus
 
 __all__ = [
     "AccessDenied",
+    "Barrier",
     "Client",
     "Conflict",
     "Counter",
@@ -41,13 +43,17 @@ __all__ = [
     "JobResult",
     "JobStatus",
     "NotFound",
+    "PeerGroup",
     "PeerLost",
     "QuotaExceeded",
+    "Read",
     "Region",
     "RegionSlice",
+    "Scatter",
     "StaleDescriptor",
     "TransferdError",
     "Unavailable",
     "WaitTimeout",
     "Write",
+    "WritePages",
 ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from transferd.client import errors
 from transferd.client.adopt import adopt
+from transferd.client.aiocalls import AsyncCalls
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import BaseCounter, to_target
 from transferd.client.events import LoopDriver, ThreadDriver
@@ -25,11 +26,12 @@ from transferd.client.memory import BaseRegion, RegionSlice, allocate
 from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
     from transferd.client.events import Driver
+    from transferd.client.operations import Operation
     from transferd.client.session import Request, Session
 
 T = TypeVar("T")
@@ -110,7 +112,7 @@ class Job(BaseJob):
 
     __slots__ = ("_runtime",)
 
-    def __init__(self, runtime: _Runtime, job_id: int, dst: bytes) -> None:
+    def __init__(self, runtime: _Runtime, job_id: int, dst: bytes | tuple[bytes, ...]) -> None:
         super().__init__(runtime.session, runtime.driver, job_id, dst)
         self._runtime = runtime
 
@@ -244,7 +246,7 @@ class Region(BaseRegion):
         await self.close()
 
 
-class Client:
+class Client(AsyncCalls[Job]):
     """A session with this host's daemon, for one event loop: ``async with Client() as c``."""
 
     def __init__(
@@ -350,6 +352,7 @@ class Client:
         dst_offset: int = 0,
         *,
         imm: int,
+        exact: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -360,6 +363,7 @@ class Client:
             dst=dst,
             imm=imm,
             dst_offset=dst_offset,
+            exact=exact,
             priority=priority,
             deadline_s=deadline_s,
         )
@@ -379,23 +383,22 @@ class Client:
         return (await self._submit([spec.request()], timeout_s))[0]
 
     async def submit(
-        self, jobs: Iterable[Write | Imm], *, timeout_s: float | None = None
+        self, jobs: Iterable[Operation], *, timeout_s: float | None = None
     ) -> list[Job]:
         """Submits a batch. As :meth:`transferd.Client.submit`."""
         requests = [job.request() for job in jobs]
-        limit = self._runtime.session.batch_limit
         end = None if timeout_s is None else time.monotonic() + timeout_s
         made: list[Job] = []
-        for first in range(0, len(requests), limit):
+        for part in self._runtime.session.parts(requests):
             left = None if end is None else max(0.0, end - time.monotonic())
             try:
-                made += await self._submit(requests[first : first + limit], left)
+                made += await self._submit(part, left)
             except Exception as error:
                 error.jobs = made  # type: ignore[attr-defined]
                 raise
         return made
 
-    async def _submit(self, requests: list[Request], timeout_s: float | None) -> list[Job]:
+    async def _submit(self, requests: Sequence[Request], timeout_s: float | None) -> list[Job]:
         """Submits up to ``batch_limit`` jobs; waits for room without blocking the loop."""
         runtime = self._runtime
         session = runtime.session
@@ -403,21 +406,21 @@ class Client:
             ids = await self._submit_ring(runtime, requests, timeout_s)
         else:
             ids = await runtime.run(session.submit_many, requests, timeout_s)
-        return [Job(runtime, job_id, r.dst) for job_id, r in zip(ids, requests, strict=True)]
+        return [Job(runtime, job_id, r.key) for job_id, r in zip(ids, requests, strict=True)]
 
     @staticmethod
     async def _submit_ring(
-        runtime: _Runtime, requests: list[Request], timeout_s: float | None
+        runtime: _Runtime, requests: Sequence[Request], timeout_s: float | None
     ) -> list[int]:
         session = runtime.session
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            missing = [r.dst for r in requests if r.dst not in session.handles]
+            missing = [d for r in requests for d in r.destinations if d not in session.handles]
             if missing:
                 await runtime.run(session.open_many, missing)
             try:
-                if len(requests) == 1:
-                    return [session.submit(*requests[0], 0.0)]
+                if len(requests) == 1 and requests[0].plain:
+                    return [session.submit(*requests[0][:9], 0.0)]
                 return session.submit_many(requests, 0.0)
             except errors.WaitTimeout as error:
                 if error.reason != "RING_FULL" or (end is not None and time.monotonic() >= end):

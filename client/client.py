@@ -8,11 +8,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from transferd.client.adopt import adopt
+from transferd.client.calls import Calls
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import Counter
 from transferd.client.events import ThreadDriver
 from transferd.client.job import (
-    Imm,
     Job,
     Write,
     to_deadline_ns,
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from transferd.client.operations import Operation
     from transferd.client.session import Session
 
 
-class Client:
+class Client(Calls):
     """A session with the daemon of this host. Usable from several threads; a context manager.
 
     Nothing of it survives ``fork``: a child makes its own.
@@ -77,8 +78,8 @@ class Client:
                 timeout_s=timeout_s,
             )
         )
-        self._driver = ThreadDriver(self._session)
-        self._session.on_end = self._driver.kick
+        self._driver = driver = ThreadDriver(self._session)
+        self._session.on_end = driver.kick
         self._counters: dict[int, Counter] = {}
 
     # ---- what it is ----
@@ -167,6 +168,7 @@ class Client:
         dst_offset: int = 0,
         *,
         imm: int,
+        exact: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -181,6 +183,8 @@ class Client:
             dst: Descriptor.
             dst_offset: Bytes into the granted range.
             imm: Immediate, inside the grant.
+            exact: The count follows the acknowledgement of all bytes on all rails, so that a
+                target need not include the other writes in flight on the immediate.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
             timeout_s: How long to wait for room when too many jobs are in flight; None: as long as
@@ -201,6 +205,17 @@ class Client:
             to_offset("dst_offset", dst_offset)
         if type(dst) is not bytes:
             dst = to_descriptor(dst)
+        if exact:
+            spec = Write(
+                src=src,
+                dst=dst,
+                imm=imm,
+                dst_offset=dst_offset,
+                exact=True,
+                priority=priority,
+                deadline_s=deadline_s,
+            )
+            return self._submit_one(spec.request(), timeout_s)
         session = self._session
         job_id = session.submit(
             OP_WRITE,
@@ -242,12 +257,14 @@ class Client:
         )
         return Job(session, self._driver, job_id, dst)
 
-    def submit(self, jobs: Iterable[Write | Imm], *, timeout_s: float | None = None) -> list[Job]:
+    def submit(self, jobs: Iterable[Operation], *, timeout_s: float | None = None) -> list[Job]:
         """Submits a batch in one native call (one RPC without shared memory).
 
         Args:
-            jobs: :class:`transferd.Write` and :class:`transferd.Imm`. Up to ``batch_limit`` are
-                taken as a whole, all or none; more go in parts, in order.
+            jobs: :class:`transferd.Write`, :class:`transferd.Imm`, :class:`transferd.WritePages`,
+                :class:`transferd.Scatter`, :class:`transferd.Barrier`, :class:`transferd.Read`. Up
+                to ``batch_limit`` are taken as a whole, all or none, if there is room for their
+                tables; more go in parts, in order.
             timeout_s: How long to wait for room; None: as long as it takes.
 
         Returns:
@@ -259,20 +276,14 @@ class Client:
         """
         requests = [job.request() for job in jobs]
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        limit = self._session.batch_limit
         made: list[Job] = []
-        for first in range(0, len(requests), limit):
-            part = requests[first : first + limit]
+        for part in self._session.parts(requests):
             left = None if end is None else max(0.0, end - time.monotonic())
             try:
-                ids = self._session.submit_many(part, left)
+                made += self._submit(part, left)
             except Exception as error:
                 error.jobs = made  # type: ignore[attr-defined]
                 raise
-            made += [
-                Job(self._session, self._driver, job_id, request.dst)
-                for job_id, request in zip(ids, part, strict=True)
-            ]
         return made
 
     # ---- counting ----

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grants: the right to write into part of a region."""
+"""Grants: the right to write into part of a region, or to read it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ if TYPE_CHECKING:
 
     from transferd.client.session import Session
 
-RIGHTS = frozenset({"write"})
+RIGHTS = frozenset({"write", "read"})
 EXPIRES_MAX_S = 10 * 366 * 86_400.0
 
 
-def check_rights(rights: Iterable[str]) -> None:
+def to_rights(rights: Iterable[str]) -> frozenset[str]:
     """Checks the rights of a grant."""
     if isinstance(rights, str):
         raise errors.InvalidRequest(f'rights is a set of words, as {{"write"}}, not {rights!r}')
-    given = set(rights)
+    given = frozenset(rights)
     if not given or given - RIGHTS:
-        raise errors.InvalidRequest(f'rights is {{"write"}}, not {given or "empty"!r}')
+        raise errors.InvalidRequest(
+            f'rights is {{"write"}}, {{"read"}} or both, not {set(given) or "empty"!r}'
+        )
+    return given
 
 
 def to_imms(imms: Iterable[int]) -> range:

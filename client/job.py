@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from transferd.client import errors
 from transferd.client.events import run_callback
 from transferd.client.session import (
+    FLAG_EXACT,
     IMM_COUNT,
     NS_PER_S,
     OP_IMM,
@@ -54,6 +55,7 @@ class Write:
     dst: bytes
     imm: int
     dst_offset: int = 0
+    exact: bool = False
     priority: str = "bulk"
     deadline_s: float | None = None
 
@@ -70,6 +72,7 @@ class Write:
             to_offset("dst_offset", self.dst_offset),
             src.length,
             to_deadline_ns(self.deadline_s),
+            FLAG_EXACT if self.exact else 0,
         )
 
 
@@ -155,12 +158,14 @@ class BaseJob:
 
     __slots__ = ("__weakref__", "_driver", "_dst", "_handle", "_raw", "_session", "_status", "id")
 
-    def __init__(self, session: Session, driver: Driver, job_id: int, dst: bytes) -> None:
+    def __init__(
+        self, session: Session, driver: Driver, job_id: int, dst: bytes | tuple[bytes, ...]
+    ) -> None:
         self._session = session
         self._driver = driver
         self.id = job_id
         self._dst = dst
-        self._handle = session.handles.get(dst, 0)
+        self._handle = session.handles.get(dst, 0) if isinstance(dst, bytes) else 0
         self._raw: Any = None
         self._status = _PENDING
 

@@ -14,10 +14,17 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from transferd.client import errors
+from transferd.client import errors, tables
 from transferd.client.session import (
+    FLAG_COUNT_JOB,
+    FLAG_EXACT,
     NS_PER_S,
+    OP_BARRIER,
+    OP_IMM,
+    OP_READ,
+    OP_SCATTER,
     OP_WRITE,
+    OP_WRITE_PAGES,
     CounterView,
     JobPath,
     JobResult,
@@ -38,6 +45,8 @@ SLICE_S = 10.0  # one call's share of a long wait: short enough to notice a daem
 CALL_SLACK_S = 5.0  # what a call may take beyond the wait that it asks for
 FULL_SLEEP_S = 0.001
 BATCH_MAX = 4096
+# The daemon's bounds of one Submit: 131,072 pages, or 32,768 targets, which take as much.
+TABLES_MAX = 131_072 * 8
 MS_PER_S = 1000
 
 # The proto enum cannot have PENDING as 0, so the numbers differ from the ABI's there.
@@ -49,6 +58,7 @@ class LeaseSession(Session):
 
     shared_memory = False
     batch_limit = BATCH_MAX
+    table_limit = TABLES_MAX
     provider = ""
 
     def __init__(self, control: Control, *, name: str) -> None:
@@ -94,6 +104,7 @@ class LeaseSession(Session):
     def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
         """As :meth:`Session.submit_many`."""
         self.check_open()
+        tables.check_pages(requests)
         message = transfer_pb2.SubmitRequest(jobs=[_job(r) for r in requests])
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -106,6 +117,10 @@ class LeaseSession(Session):
                 if end is not None and time.monotonic() >= end:
                     raise errors.WaitTimeout(str(error), reason="RING_FULL") from None
             time.sleep(FULL_SLEEP_S)
+
+    def table_bytes(self, request: Request) -> int:
+        """As :meth:`Session.table_bytes`."""
+        return tables.table_size(request)
 
     def job_wait(self, job_id: int, timeout_s: float | None) -> Any:
         """As :meth:`Session.job_wait`."""
@@ -259,17 +274,80 @@ def _job(request: Request) -> transfer_pb2.Job:
         deadline_ms=-(-request.deadline_ns * MS_PER_S // NS_PER_S),
         priority=types_pb2.PRIORITY_LATENCY if request.priority else types_pb2.PRIORITY_BULK,
     )
-    if request.op == OP_WRITE:
-        job.write.src_region = request.region
-        job.write.src_offset_bytes = request.src_offset
-        job.write.dst = request.dst
-        job.write.dst_offset_bytes = request.dst_offset
-        job.write.length_bytes = request.length
-        job.write.imm = request.imm
-    else:
-        job.imm.dst = request.dst
-        job.imm.imm = request.imm
+    _FILL[request.op](job, request)
     return job
+
+
+def _fill_write(job: transfer_pb2.Job, request: Request) -> None:
+    job.write.src_region = request.region
+    job.write.src_offset_bytes = request.src_offset
+    job.write.dst = request.dst
+    job.write.dst_offset_bytes = request.dst_offset
+    job.write.length_bytes = request.length
+    job.write.imm = request.imm
+    job.write.exact = bool(request.flags & FLAG_EXACT)
+
+
+def _fill_imm(job: transfer_pb2.Job, request: Request) -> None:
+    job.imm.dst = request.dst
+    job.imm.imm = request.imm
+
+
+def _fill_pages(job: transfer_pb2.Job, request: Request) -> None:
+    pages = request.pages
+    assert pages is not None
+    body = job.write_pages
+    body.src_region = request.region
+    body.src_offset_bytes = request.src_offset
+    body.src_pages.extend(pages.src.view)
+    body.src_stride_bytes = pages.src_stride
+    body.dst = request.dst
+    body.dst_offset_bytes = request.dst_offset
+    body.dst_pages.extend(pages.dst.view)
+    body.dst_stride_bytes = pages.dst_stride
+    body.page_bytes = request.length
+    body.imm = request.imm
+    body.count = (
+        transfer_pb2.PAGE_COUNT_JOB
+        if request.flags & FLAG_COUNT_JOB
+        else transfer_pb2.PAGE_COUNT_PAGE
+    )
+    body.exact = bool(request.flags & FLAG_EXACT)
+
+
+def _fill_scatter(job: transfer_pb2.Job, request: Request) -> None:
+    job.scatter.src_region = request.region
+    job.scatter.imm = request.imm
+    for target in request.targets or ():
+        job.scatter.targets.add(
+            dst=target.dst,
+            src_offset_bytes=target.src_offset,
+            dst_offset_bytes=target.dst_offset,
+            length_bytes=target.length,
+        )
+
+
+def _fill_barrier(job: transfer_pb2.Job, request: Request) -> None:
+    job.barrier.dsts.extend(request.destinations)
+    job.barrier.imm = request.imm
+
+
+def _fill_read(job: transfer_pb2.Job, request: Request) -> None:
+    job.read.src = request.dst
+    job.read.src_offset_bytes = request.dst_offset
+    job.read.dst_region = request.region
+    job.read.dst_offset_bytes = request.src_offset
+    job.read.length_bytes = request.length
+
+
+_FILL = {
+    OP_WRITE: _fill_write,
+    OP_IMM: _fill_imm,
+    OP_WRITE_PAGES: _fill_pages,
+    OP_SCATTER: _fill_scatter,
+    OP_BARRIER: _fill_barrier,
+    OP_READ: _fill_read,
+}
 
 
 def _result(end: transfer_pb2.JobEnd) -> JobResult | None:

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
-from transferd.client.grant import Grant, check_rights, to_expires_ms, to_imms
+from transferd.client.grant import Grant, to_expires_ms, to_imms, to_rights
 from transferd.client.session import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class BaseRegion:
         expires_s: float | None,
     ) -> tuple[int, bytes, range, int]:
         handle = self.open_handle()
-        check_rights(rights)
+        chosen_rights = to_rights(rights)
         chosen = to_imms(imms)
         expires_ms = to_expires_ms(expires_s)
         if not isinstance(offset, int) or offset < 0:  # as a slice it would count from the end
@@ -234,7 +234,7 @@ class BaseRegion:
         if first == last:
             raise errors.InvalidRequest("a grant has at least one byte")
         grant_id, descriptor = self._session.grant_create(
-            handle, self.start + first, last - first, chosen, expires_ms
+            handle, self.start + first, last - first, chosen_rights, chosen, expires_ms
         )
         return grant_id, descriptor, chosen, last - first
 

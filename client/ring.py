@@ -11,12 +11,11 @@ import contextlib
 import errno
 import fcntl
 import os
-import struct
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from transferd.client import errors
+from transferd.client import errors, tables
 from transferd.client.fdsocket import FdSocket, close_all
 from transferd.client.session import (
     OP_ACKNOWLEDGE,
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 _EAGAIN = -errno.EAGAIN
 _EINTR = -errno.EINTR
 _submit = lib.tfd_client_job_submit
+_submit_wait = lib.tfd_client_submit_wait
+_submit_tables = lib.tfd_client_submit_tables
 _wait = lib.tfd_client_job_wait
 _poll = lib.tfd_client_job_poll
 _release = lib.tfd_client_job_release
@@ -48,10 +49,12 @@ _counter_wait = lib.tfd_client_counter_wait
 _counter_read = lib.tfd_client_counter_read
 _new = ffi.new
 
-# struct tfd_entry, field by field; tests/unit/test_client_ring.py holds it against the C layout.
-ENTRY = struct.Struct("<4BIQQQQQQIIQQ48x")
-
-_PROVIDERS = {0: "", int(lib.TFD_PATH_LIBFABRIC): "libfabric"}
+_PROVIDERS = {
+    0: "",
+    int(lib.TFD_PATH_LIBFABRIC): "libfabric",
+    int(lib.TFD_PATH_LOCAL): "local",
+    int(lib.TFD_PATH_SIM): "sim",
+}
 _STATUS = {int(status): status for status in JobStatus}
 
 
@@ -108,6 +111,7 @@ class RingSession(Session):
         header = lib.tfd_client_header(self.client)
         self.provider = ffi.string(header.provider, 64).decode("utf-8", "replace")
         self.batch_limit = min(int(header.ring_entries), int(header.record_count))
+        self.table_limit = int(lib.tfd_client_arena_bytes(self.client))
         self._spin_ns = max(0, int(spin_us * 1000))
         me = weakref.ref(self)
         self._socket.start(lambda end: _session_ended(me, end))
@@ -212,32 +216,36 @@ class RingSession(Session):
 
     def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
         """As :meth:`Session.submit_many`."""
-        handles = self.open_many([r.dst for r in requests])
+        destinations = [d for r in requests for d in r.destinations]
+        handles = dict(zip(destinations, self.open_many(destinations), strict=True))
+        batch = tables.make(requests, handles, self.lengths)
         count = len(requests)
-        entries = _new("struct tfd_entry[]", count)
-        buffer = ffi.buffer(entries)
-        now = time.monotonic_ns()
-        for index, (request, handle) in enumerate(zip(requests, handles, strict=True)):
-            deadline_ns = now + request.deadline_ns if request.deadline_ns else 0
-            ENTRY.pack_into(
-                buffer, index * ENTRY.size,
-                request.op, 0, request.priority, 0, 0, 0, request.region, request.src_offset,
-                handle, request.dst_offset, request.length, request.imm, 0, deadline_ns, 0,
-            )  # fmt: skip
+        fault = _new("struct tfd_table_fault *")
         rc = _EINTR
         while rc == _EINTR:
-            rc = lib.tfd_client_submit_wait(self.client, 0, entries, count, to_ns(timeout_s))
+            if batch.tables == ffi.NULL:
+                rc = _submit_wait(self.client, 0, batch.entries, count, to_ns(timeout_s))
+            else:
+                rc = _submit_tables(
+                    self.client, 0, batch.entries, batch.tables, count, to_ns(timeout_s), fault
+                )
+        if rc == -errno.ERANGE:
+            raise tables.refusal(requests, fault)
         if rc:
             raise self._refusal(rc, timeout_s)
-        return [entries[index].job_id for index in range(count)]
+        return [batch.entries[index].job_id for index in range(count)]
+
+    def table_bytes(self, request: Request) -> int:
+        """As :meth:`Session.table_bytes`."""
+        return tables.table_size(request)
 
     def _refusal(self, rc: int, timeout_s: float | None) -> errors.TransferdError:
         if rc == -errno.EPIPE:
             return self.over()
         if rc in (_EAGAIN, -errno.ETIMEDOUT):
             return errors.WaitTimeout(
-                f"no room for the job within {timeout_s or 0:g} s: "
-                f"{self.batch_limit} jobs are in flight already",
+                f"no room for the job within {timeout_s or 0:g} s: {self.batch_limit} jobs, or "
+                f"tables of {self.table_limit} bytes, are in flight already",
                 reason="RING_FULL",
             )
         return errors.Internal(f"submitting failed: {os.strerror(-rc)}")

@@ -21,17 +21,29 @@ from transferd.native.names import JobStatus
 from transferd.v1 import region_pb2, transfer_pb2, types_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from transferd.client.indices import Indices
 
 OP_WRITE = 1
 OP_IMM = 2
 OP_ACKNOWLEDGE = 3
 OP_CANCEL = 4
+OP_WRITE_PAGES = 5
+OP_SCATTER = 6
+OP_BARRIER = 7
+OP_READ = 8
+FLAG_EXACT = 1
+FLAG_COUNT_JOB = 2
 
 NS_PER_S = 1_000_000_000
 IMM_COUNT = 1 << 20
+LENGTH_MAX = 1 << 40  # bytes of one job, and of one page
+TARGETS_MAX = 4096  # of one scatter or barrier
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 DESCRIPTORS_MAX = 4096  # of one OpenDescriptors
+
+_RIGHTS = {"write": types_pb2.RIGHT_WRITE, "read": types_pb2.RIGHT_READ}
 
 # Ends after which the handle of the destination is of no use any more; the next call opens the
 # descriptor again.
@@ -105,8 +117,35 @@ class CounterView(NamedTuple):
     acknowledged: int
 
 
+class Pages(NamedTuple):
+    """The table of a paged write.
+
+    Attributes:
+        src: Pages in the region.
+        dst: Pages in the grant; as many.
+        src_stride: Bytes from one page to the next.
+        dst_stride: The same in the grant.
+        src_end: Bytes into the region that no page may pass.
+    """
+
+    src: Indices
+    dst: Indices
+    src_stride: int
+    dst_stride: int
+    src_end: int
+
+
+class Target(NamedTuple):
+    """A destination of a scatter or barrier."""
+
+    dst: bytes
+    src_offset: int
+    dst_offset: int
+    length: int
+
+
 class Request(NamedTuple):
-    """One job of a batch; in the order of :meth:`Session.submit`'s arguments."""
+    """One job of a batch; the first nine in the order of :meth:`Session.submit`'s arguments."""
 
     op: int
     priority: int
@@ -117,6 +156,31 @@ class Request(NamedTuple):
     dst_offset: int
     length: int
     deadline_ns: int
+    flags: int = 0
+    pages: Pages | None = None
+    targets: tuple[Target, ...] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether :meth:`Session.submit` can take it."""
+        return not self.flags and self.pages is None and self.targets is None
+
+    @property
+    def destinations(self) -> tuple[bytes, ...]:
+        """The descriptors that it uses."""
+        return (self.dst,) if self.targets is None else tuple(t.dst for t in self.targets)
+
+    @property
+    def key(self) -> bytes | tuple[bytes, ...]:
+        """What its job remembers of them."""
+        return self.dst if self.targets is None else self.destinations
+
+    @property
+    def table_count(self) -> int:
+        """Entries of its table."""
+        if self.pages is not None:
+            return self.pages.src.count
+        return 0 if self.targets is None else len(self.targets)
 
 
 class Memory(NamedTuple):
@@ -147,6 +211,7 @@ class Session(abc.ABC):
 
     shared_memory: bool
     batch_limit: int  # jobs that one submit takes as a whole
+    table_limit: int  # bytes of tables that one submit takes as a whole
     provider: str  # for people
     event_fd: int | None = None  # signalled after ends and counts while watch_events is on
 
@@ -154,12 +219,15 @@ class Session(abc.ABC):
         self.control = control
         self.session_id = session_id
         self.handles: dict[bytes, int] = {}  # descriptor -> handle; read without the lock
+        self.lengths: dict[bytes, int] = {}  # descriptor -> bytes of its grant
         self.slots: dict[int, int] = {}  # immediate -> slot of its counter
         self.closed = False
         self.end: errors.Unavailable | None = None
         self.on_end: Callable[[], None] | None = None
-        self._lock = threading.Lock()  # guards writes to handles and _dropped, and the closing
+        # Guards writes to handles, lengths, _dropped and _suspects, and the closing.
+        self._lock = threading.Lock()
         self._dropped: list[int] = []
+        self._suspects: dict[bytes, int] = {}
         _living.add(self)
 
     # ---- jobs ----
@@ -186,7 +254,39 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
-        """Submits at most ``batch_limit`` jobs, all or none."""
+        """Submits at most ``batch_limit`` jobs, all or none; see :meth:`parts`."""
+
+    @abc.abstractmethod
+    def table_bytes(self, request: Request) -> int:
+        """What its table takes of ``table_limit``."""
+
+    def parts(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+        """Cuts a batch into what :meth:`submit_many` takes.
+
+        Raises:
+            InvalidRequest: The table of one job alone is too large; raised before the first part.
+        """
+        sizes = [self.table_bytes(request) for request in requests]
+        for request, size in zip(requests, sizes, strict=True):
+            if size > self.table_limit:
+                raise self._table_too_large(request)
+        first = total = 0
+        for i, size in enumerate(sizes):
+            if i - first == self.batch_limit or total + size > self.table_limit:
+                yield requests[first:i]
+                first, total = i, 0
+            total += size
+        if first < len(requests):
+            yield requests[first:]
+
+    def _table_too_large(self, request: Request) -> errors.InvalidRequest:
+        each = self.table_bytes(request) // request.table_count
+        return errors.InvalidRequest(
+            f"the table of {request.table_count} entries has no room in this session: a job has at "
+            f"most {self.table_limit // each}; use several jobs"
+            f"{', or raise limits.arena of the daemon' if self.shared_memory else ''}",
+            reason="TABLE",
+        )
 
     @abc.abstractmethod
     def job_wait(self, job_id: int, timeout_s: float | None) -> Any:
@@ -269,19 +369,34 @@ class Session(abc.ABC):
                 region_pb2.OpenDescriptorsRequest(descriptors=part),
             )
             with self._lock:
-                self.handles.update(zip(part, (g.handle for g in response.grants), strict=True))
+                for descriptor, grant in zip(part, response.grants, strict=True):
+                    self.handles[descriptor] = grant.handle
+                    self.lengths[descriptor] = grant.length_bytes
+                    suspect = self._suspects.pop(descriptor, grant.handle)
+                    if suspect != grant.handle:
+                        self._dropped.append(suspect)
         self._close_dropped()
         try:
             return [self.handles[d] for d in wanted]
         except KeyError:  # another thread found one of them lost meanwhile
             raise errors.PeerLost("a descriptor was lost while it was opened; try again") from None
 
-    def note_end(self, result: JobResult, descriptor: bytes, handle: int) -> None:
-        """Forgets the handle of a destination that a job found lost."""
-        lost = result.status is JobStatus.PEER_LOST or result.detail in _HANDLE_LOST
-        if not lost or not handle:
+    def note_end(
+        self, result: JobResult, descriptor: bytes | tuple[bytes, ...], handle: int
+    ) -> None:
+        """Forgets the handle of a destination that a job found lost.
+
+        Of several nobody tells which it was: all are asked for anew, and the daemon answers with
+        the same handles for those that are still good.
+        """
+        if result.status is not JobStatus.PEER_LOST and result.detail not in _HANDLE_LOST:
             return
         with self._lock:
+            if isinstance(descriptor, tuple):
+                for one in descriptor:
+                    if one in self.handles:
+                        self._suspects[one] = self.handles.pop(one)
+                return
             if self.handles.get(descriptor) == handle:
                 del self.handles[descriptor]
                 self._dropped.append(handle)
@@ -306,16 +421,22 @@ class Session(abc.ABC):
         )
 
     def grant_create(
-        self, region: int, offset: int, length: int, imms: range, expires_ms: int
+        self,
+        region: int,
+        offset: int,
+        length: int,
+        rights: Iterable[str],
+        imms: range,
+        expires_ms: int,
     ) -> tuple[int, bytes]:
-        """Makes a grant to write; returns its number and descriptor."""
+        """Makes a grant; returns its number and descriptor."""
         response = self.control.call(
             self.control.regions.CreateGrant,
             region_pb2.CreateGrantRequest(
                 region=region,
                 offset_bytes=offset,
                 length_bytes=length,
-                rights=[types_pb2.RIGHT_WRITE],
+                rights=[_RIGHTS[right] for right in sorted(rights)],
                 imm_first=imms.start if imms else 0,
                 imm_count=len(imms),
                 expires_ms=expires_ms,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transferd.client import (
         AccessDenied,
+        Barrier,
         Client,
         Conflict,
         Counter,
@@ -30,21 +31,26 @@ if TYPE_CHECKING:
         JobResult,
         JobStatus,
         NotFound,
+        PeerGroup,
         PeerLost,
         QuotaExceeded,
+        Read,
         Region,
         RegionSlice,
+        Scatter,
         StaleDescriptor,
         TransferdError,
         Unavailable,
         WaitTimeout,
         Write,
+        WritePages,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AccessDenied",
+    "Barrier",
     "Client",
     "Conflict",
     "Counter",
@@ -60,15 +66,19 @@ __all__ = [
     "JobResult",
     "JobStatus",
     "NotFound",
+    "PeerGroup",
     "PeerLost",
     "QuotaExceeded",
+    "Read",
     "Region",
     "RegionSlice",
+    "Scatter",
     "StaleDescriptor",
     "TransferdError",
     "Unavailable",
     "WaitTimeout",
     "Write",
+    "WritePages",
     "__version__",
 ]
 

@@ -297,7 +297,7 @@ def test_sdk_grants_that_are_refused(sdk: transferd.Client) -> None:
         ({"offset": LENGTH + 1}, str(LENGTH + 1)),
         ({"length": LENGTH + 1}, str(LENGTH + 1)),
         ({"offset": -1}, "-1"),
-        ({"rights": {"read"}}, "write"),
+        ({"rights": {"read", "map"}}, "write"),
         ({"rights": set()}, "write"),
         ({"imms": [1, 3]}, "gap"),
         ({"imms": range(1 << 20, (1 << 20) + 1)}, str(1 << 20)),

@@ -351,7 +351,8 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a descriptor")
             self._next += 1
             session.handles[self._next] = descriptor
-            opened.append(region_pb2.OpenedGrant(handle=self._next))
+            length = self.grants[descriptor].length
+            opened.append(region_pb2.OpenedGrant(handle=self._next, length_bytes=length))
         return region_pb2.OpenDescriptorsResponse(grants=opened)
 
     def CloseDescriptor(self, request: Any, context: grpc.ServicerContext) -> Any:

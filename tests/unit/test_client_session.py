@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transferd
-from transferd.client import ring
+from transferd.client import tables
 from transferd.native.client_half import ffi
 from transferd.native.names import Detail, JobStatus
 
@@ -46,8 +46,12 @@ def pair(client: transferd.Client) -> tuple[transferd.Region, transferd.Grant]:
 
 def test_entry_layout_is_the_abis() -> None:
     entry = ffi.new("struct tfd_entry *")
-    ring.ENTRY.pack_into(ffi.buffer(entry), 0, 1, 0, 1, 0, 5, 6, 7, 8, 9, 10, 11, 12, 0, 13, 14)
-    assert ring.ENTRY.size == ffi.sizeof(entry[0])
+    tables.ENTRY.pack_into(
+        ffi.buffer(entry), 0, 1, 0, 1, 0, *range(5, 13), 0, *range(13, 17), 0, 17, 18
+    )
+    assert tables.ENTRY.size == ffi.sizeof(entry[0])
+    assert (entry.table_offset, entry.table_count) == (15, 16)
+    assert (entry.src_stride, entry.dst_stride) == (17, 18)
     assert (entry.op, entry.flags, entry.priority, entry.record, entry.job_id) == (1, 0, 1, 5, 6)
     assert (entry.src_region, entry.src_offset, entry.dst_grant) == (7, 8, 9)
     assert (entry.dst_offset, entry.length, entry.imm) == (10, 11, 12)

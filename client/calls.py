@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls of a blocking Client for operations with tables, and for reading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transferd.client.job import Job
+from transferd.client.operations import (
+    Barrier,
+    PeerGroup,
+    Read,
+    Scatter,
+    WritePages,
+    open_group,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transferd.client.events import Driver
+    from transferd.client.memory import Region, RegionSlice
+    from transferd.client.session import Request, Session
+
+
+class Calls:
+    """What :class:`transferd.Client` inherits. Errors are those of ``write``, and more."""
+
+    _session: Session
+    _driver: Driver
+
+    def _submit(self, requests: Sequence[Request], timeout_s: float | None) -> list[Job]:
+        """Submits what one call of the session takes."""
+        ids = self._session.submit_many(requests, timeout_s)
+        return [
+            Job(self._session, self._driver, job_id, request.key)
+            for job_id, request in zip(ids, requests, strict=True)
+        ]
+
+    def _submit_one(self, request: Request, timeout_s: float | None) -> Job:
+        (part,) = self._session.parts([request])
+        return self._submit(part, timeout_s)[0]
+
+    def write_pages(
+        self,
+        src: Region | RegionSlice,
+        src_pages: Any,
+        dst: bytes,
+        dst_pages: Any,
+        page_bytes: int,
+        *,
+        imm: int,
+        src_stride: int | None = None,
+        dst_stride: int | None = None,
+        src_offset: int = 0,
+        dst_offset: int = 0,
+        count: str = "page",
+        exact: bool = False,
+        priority: str = "bulk",
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Writes pages of a region to pages of a grant, and counts them on the immediate there.
+
+        Page ``i`` lies at ``src_offset + src_pages[i] * src_stride`` in ``src`` and goes to
+        ``dst_offset + dst_pages[i] * dst_stride`` in the grant. All indices are checked before
+        anything is sent. The arrays are copied before this returns. Destinations may overlap: which
+        page's bytes are there in the end is not told then. Without pages the job ends at once.
+
+        Args:
+            src: ``region`` or ``region[a:b]``; must stay as it is until the job has ended.
+            src_pages: Indices: a list, or an array, tensor (CPU) or buffer of int32 or int64.
+            dst: Descriptor.
+            dst_pages: Indices, as many.
+            page_bytes: Of each page.
+            imm: Immediate, inside the grant.
+            src_stride: Bytes from one page to the next; None: page_bytes.
+            dst_stride: The same in the grant.
+            src_offset: Where page 0 begins, in ``src``.
+            dst_offset: Where page 0 begins, in the grant.
+            count: "page": 1 for each page, nothing without pages; "job": 1 in all.
+            exact: As for :meth:`write`.
+            priority: "bulk" or "latency".
+            deadline_s: The job ends with DEADLINE after this long.
+            timeout_s: How long to wait for room; None: as long as it takes.
+
+        Raises:
+            InvalidRequest: A value is out of range; the message names the index. TABLE: more
+                pages than the session has room for; use several jobs.
+        """
+        spec = WritePages(
+            src=src,
+            src_pages=src_pages,
+            dst=dst,
+            dst_pages=dst_pages,
+            page_bytes=page_bytes,
+            imm=imm,
+            src_stride=src_stride,
+            dst_stride=dst_stride,
+            src_offset=src_offset,
+            dst_offset=dst_offset,
+            count=count,
+            exact=exact,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+        return self._submit_one(spec.request(), timeout_s)
+
+    def peer_group(self, descriptors: Sequence[bytes]) -> PeerGroup:
+        """Opens descriptors and connects to their owners, for scatters and barriers.
+
+        Returns:
+            The group, in the order given.
+
+        Raises:
+            StaleDescriptor, AccessDenied, PeerLost, Conflict: One of them cannot be opened.
+        """
+        return open_group(self._session, descriptors)
+
+    def scatter(
+        self,
+        src: Region | RegionSlice,
+        targets: Sequence[tuple[bytes | int, int, int, int]],
+        *,
+        imm: int,
+        group: PeerGroup | None = None,
+        priority: str = "bulk",
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Writes parts of a region into several grants; counts 1 on the immediate at each.
+
+        All targets are checked before anything is sent: with one that is wrong, nothing is. One
+        that fails later leaves the others alone; the job ends as the first that failed.
+
+        Args:
+            src: ``region`` or ``region[a:b]``; must stay as it is until the job has ended.
+            targets: At most 4,096 of (descriptor, or index into ``group``; src_offset; dst_offset;
+                length). 0 is a legal length, which counts.
+            imm: Immediate, inside every grant.
+            group: What indices refer to.
+            priority: "bulk" or "latency".
+            deadline_s: The job ends with DEADLINE after this long.
+            timeout_s: How long to wait for room; None: as long as it takes.
+        """
+        spec = Scatter(
+            src=src, targets=targets, imm=imm, group=group, priority=priority, deadline_s=deadline_s
+        )
+        return self._submit_one(spec.request(), timeout_s)
+
+    def barrier(
+        self,
+        group: PeerGroup | Sequence[bytes],
+        *,
+        imm: int,
+        priority: str = "bulk",
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Counts 1 on the immediate at every member; otherwise as a scatter without bytes.
+
+        A member waits for the number of members that call it. Nothing orders it behind other jobs:
+        wait for those whose data it announces.
+        """
+        spec = Barrier(group=group, imm=imm, priority=priority, deadline_s=deadline_s)
+        return self._submit_one(spec.request(), timeout_s)
+
+    def read(
+        self,
+        src: bytes,
+        dst: Region | RegionSlice,
+        src_offset: int = 0,
+        *,
+        priority: str = "bulk",
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Reads from a grant with the right "read" into a region, or part of one. Counts nowhere.
+
+        Args:
+            src: Descriptor.
+            dst: ``region`` or ``region[a:b]``; its bytes are there once the job has ended OK.
+            src_offset: Bytes into the granted range.
+            priority: "bulk" or "latency".
+            deadline_s: The job ends with DEADLINE after this long.
+            timeout_s: How long to wait for room; None: as long as it takes.
+        """
+        spec = Read(
+            src=src, dst=dst, src_offset=src_offset, priority=priority, deadline_s=deadline_s
+        )
+        return self._submit_one(spec.request(), timeout_s)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations with tables, and reading: paged writes, scatters, barriers; peer groups.
+
+Each class is a member of a batch for :meth:`Client.submit`; the calls of the same names make one
+of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transferd.client import errors
+from transferd.client.indices import to_indices
+from transferd.client.job import Imm, Write, to_deadline_ns, to_imm, to_offset, to_priority
+from transferd.client.session import (
+    FLAG_COUNT_JOB,
+    FLAG_EXACT,
+    LENGTH_MAX,
+    OP_BARRIER,
+    OP_READ,
+    OP_SCATTER,
+    OP_WRITE_PAGES,
+    TARGETS_MAX,
+    Pages,
+    Request,
+    Target,
+    to_descriptor,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transferd.client.memory import BaseRegion, RegionSlice
+    from transferd.client.session import Session
+
+_COUNTS = {"page": 0, "job": FLAG_COUNT_JOB}
+
+
+class PeerGroup:
+    """Destinations in a fixed order, opened ahead: made by :meth:`Client.peer_group`.
+
+    Attributes:
+        descriptors: In their order.
+    """
+
+    __slots__ = ("descriptors",)
+
+    def __init__(self, descriptors: Sequence[bytes]) -> None:
+        """Takes the descriptors; opening them is the Client's."""
+        if len(descriptors) > TARGETS_MAX:
+            raise errors.InvalidRequest(
+                f"a group has at most {TARGETS_MAX} members, not {len(descriptors)}"
+            )
+        self.descriptors = tuple(to_descriptor(d) for d in descriptors)
+
+    def __len__(self) -> int:
+        return len(self.descriptors)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.descriptors)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.descriptors[index]
+
+    def __repr__(self) -> str:
+        return f"<PeerGroup of {len(self)}>"
+
+
+def open_group(session: Session, descriptors: Sequence[bytes]) -> PeerGroup:
+    """Makes a group whose members are open."""
+    group = PeerGroup(list(descriptors))
+    session.open_many(group.descriptors)
+    return group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritePages:
+    """A paged write of a batch; the fields are the arguments of :meth:`Client.write_pages`."""
+
+    src: BaseRegion | RegionSlice
+    src_pages: Any
+    dst: bytes
+    dst_pages: Any
+    page_bytes: int
+    imm: int
+    src_stride: int | None = None
+    dst_stride: int | None = None
+    src_offset: int = 0
+    dst_offset: int = 0
+    count: str = "page"
+    exact: bool = False
+    priority: str = "bulk"
+    deadline_s: float | None = None
+
+    def request(self) -> Request:
+        """Checks the values and makes the request."""
+        src = self.src
+        size = self.page_bytes
+        if not isinstance(size, int) or not 1 <= size <= LENGTH_MAX:
+            raise errors.InvalidRequest(
+                f"page_bytes is a number of bytes from 1 to 2^40, not {size!r}"
+            )
+        if self.count not in _COUNTS:
+            raise errors.InvalidRequest(f'count is "page" or "job", not {self.count!r}')
+        src_pages = to_indices("src_pages", self.src_pages)
+        dst_pages = to_indices("dst_pages", self.dst_pages)
+        if src_pages.count != dst_pages.count:
+            raise errors.InvalidRequest(
+                f"src_pages and dst_pages are as many: not {src_pages.count} and {dst_pages.count}"
+            )
+        src_offset = to_offset("src_offset", self.src_offset)
+        if src_offset > src.length:
+            raise errors.InvalidRequest(
+                f"src_offset {src_offset} is past the {src.length} bytes", reason="SOURCE_BOUNDS"
+            )
+        return Request(
+            OP_WRITE_PAGES,
+            to_priority(self.priority),
+            to_imm(self.imm),
+            src.open_handle(),
+            src.start + src_offset,
+            to_descriptor(self.dst),
+            to_offset("dst_offset", self.dst_offset),
+            size,
+            to_deadline_ns(self.deadline_s),
+            _COUNTS[self.count] | (FLAG_EXACT if self.exact else 0),
+            Pages(
+                src_pages,
+                dst_pages,
+                _stride("src_stride", self.src_stride, size),
+                _stride("dst_stride", self.dst_stride, size),
+                src.start + src.length,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scatter:
+    """A scatter of a batch; the fields are the arguments of :meth:`Client.scatter`."""
+
+    src: BaseRegion | RegionSlice
+    targets: Sequence[tuple[bytes | int, int, int, int]]
+    imm: int
+    group: PeerGroup | None = None
+    priority: str = "bulk"
+    deadline_s: float | None = None
+
+    def request(self) -> Request:
+        """Checks the values and makes the request."""
+        src = self.src
+        targets = list(self.targets)
+        _check_targets(len(targets))
+        return Request(
+            OP_SCATTER,
+            to_priority(self.priority),
+            to_imm(self.imm),
+            src.open_handle(),
+            0,
+            b"",
+            0,
+            0,
+            to_deadline_ns(self.deadline_s),
+            targets=tuple(self._target(i, target) for i, target in enumerate(targets)),
+        )
+
+    def _target(self, i: int, target: tuple[bytes | int, int, int, int]) -> Target:
+        try:
+            where, src_offset, dst_offset, length = target
+        except (TypeError, ValueError):
+            raise errors.InvalidRequest(
+                f"targets[{i}] is (descriptor or index into the group, src_offset, dst_offset, "
+                f"length), not {target!r}"
+            ) from None
+        src = self.src
+        to_offset(f"src_offset of targets[{i}]", src_offset)
+        to_offset(f"dst_offset of targets[{i}]", dst_offset)
+        if to_offset(f"length of targets[{i}]", length) > LENGTH_MAX:
+            raise errors.InvalidRequest(f"length of targets[{i}] is at most 2^40, not {length}")
+        if src_offset + length > src.length:
+            raise errors.InvalidRequest(
+                f"targets[{i}]: {src_offset} + {length} is past the {src.length} bytes",
+                reason="SOURCE_BOUNDS",
+            )
+        return Target(self._member(i, where), src.start + src_offset, dst_offset, length)
+
+    def _member(self, i: int, where: bytes | int) -> bytes:
+        if not isinstance(where, int):
+            return to_descriptor(where)
+        if self.group is None:
+            raise errors.InvalidRequest(f"targets[{i}] is an index, but there is no group=")
+        if not 0 <= where < len(self.group):
+            raise errors.InvalidRequest(
+                f"targets[{i}]: the group has members 0 to {len(self.group) - 1}, not {where}"
+            )
+        return self.group[where]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Barrier:
+    """A barrier of a batch; the fields are the arguments of :meth:`Client.barrier`."""
+
+    group: PeerGroup | Sequence[bytes]
+    imm: int
+    priority: str = "bulk"
+    deadline_s: float | None = None
+
+    def request(self) -> Request:
+        """Checks the values and makes the request."""
+        if isinstance(self.group, bytes | bytearray | memoryview):
+            raise errors.InvalidRequest(
+                "group is a PeerGroup or a list of descriptors; for one alone there is imm()"
+            )
+        members = [to_descriptor(d) for d in self.group]
+        _check_targets(len(members))
+        return Request(
+            OP_BARRIER,
+            to_priority(self.priority),
+            to_imm(self.imm),
+            0,
+            0,
+            b"",
+            0,
+            0,
+            to_deadline_ns(self.deadline_s),
+            targets=tuple(Target(d, 0, 0, 0) for d in members),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """A read of a batch; the fields are the arguments of :meth:`Client.read`."""
+
+    src: bytes
+    dst: BaseRegion | RegionSlice
+    src_offset: int = 0
+    priority: str = "bulk"
+    deadline_s: float | None = None
+
+    def request(self) -> Request:
+        """Checks the values and makes the request."""
+        dst = self.dst
+        return Request(
+            OP_READ,
+            to_priority(self.priority),
+            0,
+            dst.open_handle(),
+            dst.start,
+            to_descriptor(self.src),
+            to_offset("src_offset", self.src_offset),
+            dst.length,
+            to_deadline_ns(self.deadline_s),
+        )
+
+
+Operation = Write | Imm | WritePages | Scatter | Barrier | Read
+
+
+def _stride(name: str, value: int | None, page_bytes: int) -> int:
+    return page_bytes if value is None else to_offset(name, value)
+
+
+def _check_targets(count: int) -> None:
+    if count > TARGETS_MAX:
+        raise errors.InvalidRequest(f"one job has at most {TARGETS_MAX} targets, not {count}")

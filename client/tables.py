@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches for the submit ring: entries, their tables, and what is wrong with a table.
+
+The native code checks the tables and copies them into the arena; nothing here looks at single
+pages.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from transferd.client import errors
+from transferd.native.client_half import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transferd.client.session import Request
+
+# struct tfd_entry, field by field; tests/unit/test_client_session.py holds it against the C layout.
+ENTRY = struct.Struct("<4BIQQQQQQIIQQQIIQQ16x")
+TARGET = struct.Struct("<4Q")
+PAGE_BYTES = ffi.sizeof("struct tfd_page")
+LINE = int(lib.TFD_LINE)
+_UNKNOWN = (1 << 64) - 1
+
+
+class Batch(NamedTuple):
+    """What the native code takes.
+
+    Attributes:
+        entries: struct tfd_entry[].
+        tables: struct tfd_client_table[]; NULL where no job has one.
+        kept: What the tables point to.
+    """
+
+    entries: Any
+    tables: Any
+    kept: list[Any]
+
+
+def table_size(request: Request) -> int:
+    """Tells what a request's table takes of the arena."""
+    each = PAGE_BYTES if request.pages is not None else TARGET.size
+    return -(-request.table_count * each // LINE) * LINE
+
+
+def make(
+    requests: Sequence[Request], handles: Mapping[bytes, int], lengths: Mapping[bytes, int]
+) -> Batch:
+    """Makes a batch.
+
+    Args:
+        requests: The jobs.
+        handles: Of their destinations.
+        lengths: Bytes of the grants, where they are known.
+    """
+    count = len(requests)
+    entries = ffi.new("struct tfd_entry[]", count)
+    buffer = ffi.buffer(entries)
+    now = time.monotonic_ns()
+    tables: Any = ffi.NULL
+    kept: list[Any] = []
+    for index, request in enumerate(requests):
+        pages = request.pages
+        strides = (0, 0) if pages is None else (pages.src_stride, pages.dst_stride)
+        ENTRY.pack_into(
+            buffer, index * ENTRY.size,
+            request.op, request.flags, request.priority, 0, 0, 0,
+            request.region, request.src_offset,
+            handles[request.dst] if request.targets is None else 0, request.dst_offset,
+            request.length, request.imm, 0, now + request.deadline_ns if request.deadline_ns else 0,
+            0, 0, request.table_count, 0, *strides,
+        )  # fmt: skip
+        if request.table_count:
+            if tables == ffi.NULL:
+                tables = ffi.new("struct tfd_client_table[]", count)
+            kept.append(_fill(tables[index], request, handles, lengths))
+    return Batch(entries, tables, kept)
+
+
+def _fill(
+    table: Any, request: Request, handles: Mapping[bytes, int], lengths: Mapping[bytes, int]
+) -> Any:
+    """Points a table to what it is made from; returns what has to be kept alive."""
+    pages = request.pages
+    if pages is not None:
+        table.src, table.src_form = pages.src.pointer, pages.src.form
+        table.dst, table.dst_form = pages.dst.pointer, pages.dst.form
+        table.src_end = pages.src_end
+        table.dst_end = lengths.get(request.dst, 0) or _UNKNOWN
+        return pages
+    assert request.targets is not None
+    packed = bytearray(TARGET.size * len(request.targets))
+    for i, (dst, *numbers) in enumerate(request.targets):
+        TARGET.pack_into(packed, i * TARGET.size, handles[dst], *numbers)
+    raw = ffi.from_buffer(packed)
+    table.targets = ffi.cast("struct tfd_target *", raw)
+    return raw
+
+
+def check_pages(requests: Sequence[Request]) -> None:
+    """Checks the sources of paged writes, for a session without an arena.
+
+    Raises:
+        InvalidRequest: Names the index.
+    """
+    handles = dict.fromkeys((d for r in requests for d in r.destinations), 0)
+    batch = make(requests, handles, {})
+    if batch.tables == ffi.NULL:
+        return
+    fault = ffi.new("struct tfd_table_fault *")
+    if lib.tfd_client_tables_check(batch.entries, batch.tables, len(requests), fault):
+        raise refusal(requests, fault)
+
+
+def refusal(requests: Sequence[Request], fault: Any) -> errors.InvalidRequest:
+    """Makes the error for an index that is out of range."""
+    request = requests[fault.entry]
+    pages = request.pages
+    assert pages is not None
+    name, indices, what = (
+        ("dst_pages", pages.dst, "the grant")
+        if fault.side
+        else ("src_pages", pages.src, "the region")
+    )
+    if len(requests) > 1:
+        name = f"jobs[{fault.entry}].{name}"
+    room = f"pages 0 to {fault.legal - 1}" if fault.legal else "no page"
+    return errors.InvalidRequest(
+        f"{name}[{fault.position}] is {indices.view[fault.position]}: with these offsets, strides "
+        f"and {request.length} bytes a page {what} has {room}",
+        reason="DESTINATION_BOUNDS" if fault.side else "SOURCE_BOUNDS",
+    )
