@@ -126,6 +126,7 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	conn->rail->ops->half_free(conn->half);
 	conn->half = NULL;
 	tfd_list_remove(&conn->link);
+	tfd_probe_drop(conn);
 	if (known) {
 		reconcile(conn, far_landed);
 		move_queued(conn);
@@ -233,15 +234,25 @@ err_free:
 	return rc;
 }
 
-/* Takes a reference; with `remove` the table's own is handed over instead. */
-static struct tfd_conn *conn_get(struct tfd_core *core, uint64_t handle, bool remove)
+struct tfd_conn *tfd_conn_get(struct tfd_core *core, uint64_t handle)
 {
 	struct tfd_conn *conn;
 
 	(void)pthread_mutex_lock(&core->lock);
-	conn = remove ? tfd_table_remove(&core->conns, handle) : tfd_table_get(&core->conns, handle);
-	if (conn && !remove)
+	conn = tfd_table_get(&core->conns, handle);
+	if (conn)
 		(void)tfd_add_seq(&conn->refs, 1);
+	(void)pthread_mutex_unlock(&core->lock);
+	return conn;
+}
+
+/* The table's reference is the caller's. */
+static struct tfd_conn *conn_remove(struct tfd_core *core, uint64_t handle)
+{
+	struct tfd_conn *conn;
+
+	(void)pthread_mutex_lock(&core->lock);
+	conn = tfd_table_remove(&core->conns, handle);
 	(void)pthread_mutex_unlock(&core->lock);
 	return conn;
 }
@@ -252,7 +263,7 @@ int tfd_conn_start(struct tfd_core *core, uint64_t handle, const void *address, 
 	struct conn_call call = { .far_address = address, .far_bytes = address_bytes, .error = error };
 	int rc;
 
-	call.conn = conn_get(core, handle, false);
+	call.conn = tfd_conn_get(core, handle);
 	if (!call.conn)
 		return tfd_fail(error, -ENOENT, "the connection was closed");
 	rc = tfd_command_run(call.conn->group->worker, start_command, &call);
@@ -266,7 +277,7 @@ int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail, uint
 	struct conn_call call = { .detail = detail, .far_landed = far_landed };
 	int rc;
 
-	call.conn = conn_get(core, handle, true);
+	call.conn = conn_remove(core, handle);
 	if (!call.conn)
 		return -ENOENT;
 	rc = tfd_command_run(call.conn->group->worker, close_command, &call);

@@ -66,8 +66,18 @@ struct tfd_conn {
 	struct tfd_wr *outstanding;   /* doubly linked */
 	struct tfd_list inflight_link; /* on worker->conns_inflight while there are any */
 	uint64_t progress_ns;          /* when the last piece came back, or the first went out */
-	struct tfd_list busy_link;    /* on worker->conns_busy while a queue is not empty */
+	struct tfd_list busy_link;    /* on worker->conns_busy: a queue is not empty, or a probe waits */
 	struct tfd_list link;         /* on worker->conns while it has a half */
+	struct tfd_wr *probe;         /* its piece, while it is under way */
+	uint64_t probe_key;
+	uint64_t probe_address;
+	uint8_t probe_state; /* enum tfd_probe_state */
+};
+
+enum tfd_probe_state {
+	TFD_PROBE_NONE = 0,
+	TFD_PROBE_WAITS = 1,  /* to be posted: the connection may not be up yet */
+	TFD_PROBE_POSTED = 2,
 };
 
 struct tfd_path {

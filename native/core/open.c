@@ -171,6 +171,56 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	return 0;
 }
 
+struct path_call {
+	struct tfd_session *session;
+	uint64_t open;
+	uint32_t index;
+	struct tfd_path path; /* taken over, or what was there before */
+};
+
+static int path_command(struct tfd_worker *worker, void *argument)
+{
+	struct path_call *call = argument;
+	struct tfd_open *open = tfd_table_get(&call->session->opens, call->open);
+	struct tfd_path old = { 0 };
+
+	(void)worker;
+	if (!open)
+		return -ENOENT;
+	if (call->index > open->path_count || call->index >= TFD_MAX_PATHS)
+		return -EINVAL;
+	if (call->index < open->path_count) {
+		old = open->paths[call->index];
+		if (old.conn->half) /* its shards would lose it */
+			return -EBUSY;
+	} else {
+		open->path_count++;
+	}
+	open->paths[call->index] = call->path;
+	call->path = old;
+	return 0;
+}
+
+int tfd_open_path_set(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t index,
+                      const struct tfd_open_path *path)
+{
+	struct path_call call = { .open = open, .index = index };
+	int rc = -ENOTCONN;
+
+	call.session = tfd_session_get(core, session);
+	if (!call.session)
+		return -ENOENT;
+	call.path = (struct tfd_path){ .conn = tfd_conn_get(core, path->conn),
+	                               .key = path->key,
+	                               .address = path->address };
+	if (call.path.conn && call.path.conn->outgoing && call.path.conn->group == call.session->group)
+		rc = tfd_command_run(call.session->group->worker, path_command, &call);
+	if (call.path.conn)
+		tfd_conn_put(call.path.conn);
+	tfd_session_put(call.session);
+	return rc;
+}
+
 int tfd_open_revoke(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t detail)
 {
 	struct open_call call = { .handle = open, .detail = detail ? detail : TFD_DETAIL_REVOKED };

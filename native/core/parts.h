@@ -97,8 +97,14 @@ void tfd_counter_acknowledge(struct tfd_session *session, uint32_t slot);
 
 /* conn.c */
 void tfd_conn_put(struct tfd_conn *conn);
+struct tfd_conn *tfd_conn_get(struct tfd_core *core, uint64_t handle); /* takes a reference; NULL: closed */
 void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
 void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail, const struct tfd_conn *only);
+
+/* probe.c */
+int tfd_probe_post(struct tfd_worker *worker, struct tfd_conn *conn); /* as tfd_provider_ops.post */
+void tfd_probe_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
+void tfd_probe_drop(struct tfd_conn *conn); /* its connection is closed */
 
 /* fence.c */
 void tfd_fences_check(struct tfd_open *open);

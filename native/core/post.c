@@ -268,6 +268,13 @@ static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)
 {
 	uint32_t count = 0;
 
+	if (conn->probe_state == TFD_PROBE_WAITS) {
+		int rc = tfd_probe_post(worker, conn);
+
+		if (rc && rc != -EAGAIN)
+			tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
+		return rc == 0;
+	}
 	for (int priority = TFD_PRIORITY_LATENCY; priority >= 0; priority--) {
 		struct tfd_list *queue = &conn->queue[priority];
 
@@ -312,7 +319,8 @@ uint32_t tfd_conns_post(struct tfd_worker *worker)
 			else
 				check_stall(worker, conn); /* the far side never told its address */
 		}
-		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1])) {
+		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1]) &&
+		    conn->probe_state != TFD_PROBE_WAITS) {
 			tfd_list_remove(&conn->busy_link);
 			conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
 		}
@@ -383,6 +391,10 @@ static bool may_be_reconciled(const struct tfd_wr *wr, const struct tfd_wc *wc)
 
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)
 {
+	if (!wr->job) {
+		tfd_probe_done(worker, wr, wc);
+		return;
+	}
 	if (wr->conn && may_be_reconciled(wr, wc)) {
 		wr->back = 1;
 		tfd_conn_break(wr->conn, TFD_DETAIL_CONNECTION);

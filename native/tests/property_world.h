@@ -65,7 +65,7 @@ struct world {
 	uint32_t fence_from, fence_imm;
 	uint64_t fence_open;
 	uint64_t ended[TFD_JOB_STATUS_COUNT];
-	uint64_t reconciled, fences;
+	uint64_t reconciled, fences, proven;
 };
 
 static uint64_t seed_now;

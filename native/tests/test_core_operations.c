@@ -292,6 +292,82 @@ static void test_paths_lost(uint32_t paths)
 	pair_close(&pair);
 }
 
+static uint64_t sent_by(const struct host *host, uint32_t rail)
+{
+	struct tfd_rail_info info;
+
+	CHECK_OK(tfd_group_rail(host->core, host->group, rail, &info));
+	return info.bytes_sent;
+}
+
+static void write_some(struct pair *pair, uint64_t *count)
+{
+	struct tfd_entry entry = basic(pair, TFD_OP_WRITE, 9);
+
+	entry.length = 2 * MIB + 1;
+	memset(pair->to.memory, 0, entry.length);
+	expect(user_run(&pair->from, entry), TFD_JOB_OK, 0);
+	await_value(&pair->to, 9, ++*count);
+	CHECK(memcmp(pair->to.memory, pair->from.memory, entry.length) == 0);
+}
+
+/* A path that was lost gets a new connection once the far side has answered by it; the open stays what it is. */
+static void test_path_restored(uint32_t paths)
+{
+	struct pair pair;
+	struct tfd_open_path path;
+	struct tfd_region_key keys[PATHS_MAX];
+	uint64_t landed, before, count = 0;
+
+	pair_open(&pair, paths);
+	write_some(&pair, &count);
+	CHECK_OK(tfd_region_keys(pair.b.core, pair.to.session, pair.to.region, keys, PATHS_MAX));
+	path = (struct tfd_open_path){ .conn = pair.out[1], .key = keys[1].key, .address = keys[1].address };
+	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, 1, &path) == -EBUSY);
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[1], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
+	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[1], TFD_DETAIL_CONNECTION, landed, NULL));
+	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, 1, &path) == -ENOTCONN);
+	CHECK(tfd_conn_probe(pair.a.core, pair.out[1], path.key, path.address) == -ENOENT);
+	before = sent_by(&pair.a, 1);
+	write_some(&pair, &count);
+	CHECK(sent_by(&pair.a, 1) == before);
+
+	connect_rails(&pair.a, 1, &pair.b, 1, &pair.out[1], &pair.in[1]);
+	CHECK(tfd_conn_probe(pair.b.core, pair.in[1], path.key, path.address) == -EINVAL);
+	CHECK_OK(tfd_conn_probe(pair.a.core, pair.out[1], path.key, path.address));
+	(void)wait_event(&pair.a, TFD_EVENT_CONN_PROVEN, pair.out[1]);
+	CHECK(tfd_conn_probe(pair.a.core, pair.out[1], path.key, path.address) == -EBUSY);
+	path.conn = pair.out[1];
+	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant + 1, 1, &path) == -ENOENT);
+	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, paths + 1, &path) == -EINVAL);
+	CHECK_OK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, 1, &path));
+	write_some(&pair, &count);
+	CHECK(sent_by(&pair.a, 1) > before);
+	for (uint32_t i = paths; i < TFD_MAX_PATHS; i++) /* the same connection again, as one more */
+		CHECK_OK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, i, &path));
+	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, TFD_MAX_PATHS, &path) == -EINVAL);
+	write_some(&pair, &count);
+	pair_close(&pair);
+}
+
+/* Nobody there: the connection is never proven, and closing it gives everything back. */
+static void test_probe_unanswered(void)
+{
+	struct tfd_event event;
+	struct pair pair;
+	uint64_t out, in;
+
+	pair_open(&pair, 1);
+	connect_rails(&pair.a, 0, &pair.b, 0, &out, &in);
+	CHECK_OK(tfd_conn_close(pair.b.core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_probe(pair.a.core, out, 1, 0));
+	(void)usleep(100000);
+	CHECK_OK(tfd_conn_close(pair.a.core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	while (tfd_core_events(pair.a.core, &event, 1))
+		CHECK(event.type != TFD_EVENT_CONN_PROVEN);
+	pair_close(&pair);
+}
+
 /* The last path is lost: the job fails, and the receiver hears what to take out again. */
 static void test_last_path_lost(void)
 {
@@ -386,6 +462,9 @@ int main(void)
 	}
 	for (uint32_t paths = 2; paths <= PATHS_MAX; paths++)
 		test_paths_lost(paths);
+	for (uint32_t paths = 2; paths <= PATHS_MAX; paths++)
+		test_path_restored(paths);
+	test_probe_unanswered();
 	for (int i = 0; i < 10; i++)
 		test_last_path_lost();
 	test_fence();

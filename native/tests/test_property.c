@@ -215,6 +215,9 @@ static void take_event(struct world *w, const struct tfd_event *event)
 		CHECK_OK(tfd_counters_fault(w->b.core, w->to[to].session, event->imm, 1, event->count,
 		                            event->units, 1));
 		break;
+	case TFD_EVENT_CONN_PROVEN:
+		w->proven++;
+		break;
 	case TFD_EVENT_FENCE_QUIET:
 		MUST(event->count == w->fence);
 		fence_quiet(w);
@@ -246,9 +249,35 @@ static void all_unknown(struct world *w)
 	}
 }
 
+/* The opens keep their handles; the new connection takes the old one's place, or comes beside what they have. */
+static void path_give(struct world *w, uint32_t i, uint64_t old)
+{
+	uint32_t rail = i % w->b.core->groups[0]->rail_count;
+
+	for (uint32_t grant = 0; grant < USERS * USERS; grant++) {
+		uint32_t from = grant / USERS, to = grant % USERS, index = 0;
+		struct tfd_session *session = tfd_session_get(w->a.core, w->from[from].session);
+		const struct tfd_open *open = tfd_table_get(&session->opens, w->grant[from][to]);
+		struct tfd_region_key keys[RAILS];
+		struct tfd_open_path path;
+
+		MUST(open);
+		CHECK_OK(tfd_region_keys(w->b.core, w->to[to].session, w->to[to].region, keys, RAILS));
+		path = (struct tfd_open_path){ .conn = w->paths[i].out,
+		                               .key = keys[rail].key,
+		                               .address = keys[rail].address };
+		while (index < open->path_count && open->paths[index].conn->handle != old)
+			index++;
+		CHECK_OK(tfd_open_path_set(w->a.core, session->handle, open->handle, index, &path));
+		tfd_session_put(session);
+	}
+	CHECK_OK(tfd_conn_probe(w->a.core, w->paths[i].out, 0, 0));
+}
+
 static void path_repair(struct world *w, uint32_t i)
 {
 	struct path *path = &w->paths[i];
+	uint64_t old = path->out;
 	uint64_t landed;
 
 	CHECK_OK(tfd_conn_close(w->b.core, path->in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
@@ -261,6 +290,10 @@ static void path_repair(struct world *w, uint32_t i)
 	CHECK_OK(tfd_conn_close(w->a.core, path->out, TFD_DETAIL_CONNECTION, landed, NULL));
 	path->repair_at = 0;
 	path_connect(w, i);
+	if (chance(w, 2)) {
+		path_give(w, i, old);
+		return;
+	}
 	for (uint32_t grant = 0; grant < USERS * USERS; grant++)
 		open_grant_of(w, grant / USERS, grant % USERS);
 }
@@ -389,7 +422,7 @@ int main(void)
 	const char *seed = getenv("TFD_SEED");
 	uint64_t left = operations ? strtoull(operations, NULL, 0) : 30000;
 	uint64_t total = 0, ended[TFD_JOB_STATUS_COUNT] = { 0 };
-	uint64_t reconciled = 0, fences = 0;
+	uint64_t reconciled = 0, fences = 0, proven = 0;
 	struct world *w = malloc(sizeof(*w));
 
 	CHECK(w);
@@ -414,17 +447,18 @@ int main(void)
 		}
 		reconciled += w->reconciled;
 		fences += w->fences;
+		proven += w->proven;
 		world_close(w);
 	}
 	free(w);
 	(void)printf("operations=%llu ok=%llu cancelled=%llu deadline=%llu peer_lost=%llu reconciled=%llu "
-	             "fences=%llu wrong=0\n",
+	             "fences=%llu restored=%llu wrong=0\n",
 	             (unsigned long long)total, (unsigned long long)ended[TFD_JOB_OK],
 	             (unsigned long long)ended[TFD_JOB_CANCELLED],
 	             (unsigned long long)ended[TFD_JOB_DEADLINE],
 	             (unsigned long long)ended[TFD_JOB_PEER_LOST], (unsigned long long)reconciled,
-	             (unsigned long long)fences);
+	             (unsigned long long)fences, (unsigned long long)proven);
 	CHECK(ended[TFD_JOB_OK] && ended[TFD_JOB_CANCELLED] && ended[TFD_JOB_DEADLINE] && reconciled &&
-	      fences);
+	      fences && proven);
 	return 0;
 }

@@ -63,6 +63,7 @@ enum tfd_event_type {
 	TFD_EVENT_REGION_BROKEN = 7, /* id: region whose owner took pages away */
 	TFD_EVENT_FENCE_QUIET =
 		8, /* id: open; count: number of the fence: no byte on its immediates can land any more */
+	TFD_EVENT_CONN_PROVEN = 9, /* id: conn of tfd_conn_probe by which the far side has answered */
 };
 
 struct tfd_event {
@@ -238,6 +239,12 @@ int tfd_conn_start(struct tfd_core *core, uint64_t conn, const void *address, si
  */
 int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail, uint64_t far_landed,
                    uint64_t *landed);
+/*
+ * Has the far side answer by a started, outgoing connection that no open has yet: TFD_EVENT_CONN_PROVEN follows, or
+ * TFD_EVENT_CONN_LOST, or within the caller's patience neither. `key`, `address`: of memory there; nothing of it is moved.
+ * -ENOENT: closed; -EINVAL: not started, or not outgoing; -EBUSY: probed before.
+ */
+int tfd_conn_probe(struct tfd_core *core, uint64_t conn, uint64_t key, uint64_t address);
 
 /* ---- opens: a grant of another session, as one session may use it ---- */
 
@@ -263,6 +270,13 @@ struct tfd_open_options {
 
 int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_options *options,
                  uint64_t *open);
+/*
+ * Gives an open another path: in place of path `index`, or as one more where the open has `index` paths. Jobs use it from
+ * then on, those in flight, too. -ENOENT: no such open; -ENOTCONN: no such outgoing connection; -EBUSY: the
+ * connection of the path that is there has not been closed; -EINVAL: more than TFD_MAX_PATHS.
+ */
+int tfd_open_path_set(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t index,
+                      const struct tfd_open_path *path);
 /* New jobs are refused with `detail`; those in flight are cancelled; TFD_EVENT_OPEN_QUIET follows (at once if idle). */
 int tfd_open_revoke(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t detail);
 /*

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Probes: a read of no bytes by a new connection. That it comes back shows that the rail carries in both directions; a rail
+ * whose cable is out takes posts, or says -EAGAIN, for as long as one lets it.
+ */
+#include <errno.h>
+
+#include "parts.h"
+
+int tfd_probe_post(struct tfd_worker *worker, struct tfd_conn *conn)
+{
+	struct tfd_post post = { .remote_key = conn->probe_key,
+	                         .remote_address = conn->probe_address,
+	                         .read = 1 };
+	struct tfd_wr *wr = worker->wr_free;
+	int rc;
+
+	if (!wr)
+		return -EAGAIN;
+	rc = conn->rail->ops->post(conn->half, &post, wr);
+	if (rc)
+		return rc;
+	worker->wr_free = wr->next;
+	wr->conn = conn;
+	wr->job = NULL; /* nobody's: what it does not count, it does not move */
+	wr->next = wr->prev = NULL;
+	conn->probe = wr;
+	conn->probe_state = TFD_PROBE_POSTED;
+	return 0;
+}
+
+void tfd_probe_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)
+{
+	struct tfd_conn *conn = wr->conn;
+
+	wr->next = worker->wr_free;
+	worker->wr_free = wr;
+	if (!conn) /* closed before */
+		return;
+	conn->probe = NULL;
+	if (wc->type == TFD_WC_SENT) {
+		struct tfd_event event = { .type = TFD_EVENT_CONN_PROVEN, .id = conn->handle };
+
+		tfd_event_post(worker, &event);
+	} else {
+		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+	}
+}
+
+/* The provider may still name the piece in a late completion: it is not used again before that. */
+void tfd_probe_drop(struct tfd_conn *conn)
+{
+	if (conn->probe)
+		conn->probe->conn = NULL;
+	conn->probe = NULL;
+	if (conn->probe_state == TFD_PROBE_WAITS)
+		conn->probe_state = TFD_PROBE_POSTED;
+}
+
+/* ---- control's call ---- */
+
+struct probe_call {
+	struct tfd_conn *conn;
+	uint64_t key;
+	uint64_t address;
+};
+
+static int probe_command(struct tfd_worker *worker, void *argument)
+{
+	struct probe_call *call = argument;
+	struct tfd_conn *conn = call->conn;
+
+	if (!conn->half)
+		return -ENOENT;
+	if (!conn->started || !conn->outgoing)
+		return -EINVAL;
+	if (conn->probe_state != TFD_PROBE_NONE)
+		return -EBUSY;
+	conn->probe_key = call->key;
+	conn->probe_address = call->address;
+	conn->probe_state = TFD_PROBE_WAITS;
+	if (tfd_list_empty(&conn->busy_link))
+		tfd_list_push(&worker->conns_busy, &conn->busy_link);
+	return 0;
+}
+
+int tfd_conn_probe(struct tfd_core *core, uint64_t handle, uint64_t key, uint64_t address)
+{
+	struct probe_call call = { .key = key, .address = address };
+	int rc;
+
+	call.conn = tfd_conn_get(core, handle);
+	if (!call.conn)
+		return -ENOENT;
+	rc = tfd_command_run(call.conn->group->worker, probe_command, &call);
+	tfd_conn_put(call.conn);
+	return rc;
+}
