@@ -25,6 +25,7 @@ from transferd.daemon.plane import (
     JobEnd,
     JobInfo,
     OpenOptions,
+    OpenPath,
     PlaneError,
     RailInfo,
     RegionKey,
@@ -402,6 +403,17 @@ class DataPlane:
         out = ffi.new("uint64_t *")
         _check(lib.tfd_open_add(self._core, session, native, out), "opening a grant")
         return int(out[0])
+
+    def conn_probe(self, conn: int, key: int, address: int) -> None:
+        """Has the far side answer by a new connection; CONN_PROVEN or CONN_LOST follows."""
+        _check(lib.tfd_conn_probe(self._core, conn, key, address), "probing a connection")
+
+    def open_path_set(self, session: int, open_handle: int, slot: int, path: OpenPath) -> None:
+        """Gives an open a path: in place of one whose connection is closed, or one more."""
+        native = ffi.new("struct tfd_open_path *")
+        native.conn, native.key, native.address = path.conn, path.key, path.address
+        rc = lib.tfd_open_path_set(self._core, session, open_handle, slot, native)
+        _check(rc, "giving an open a path")
 
     def open_revoke(self, session: int, open_handle: int, detail: int) -> None:
         """Stops it; OPEN_QUIET follows."""

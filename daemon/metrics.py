@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from transferd.daemon.peer import PathCount, count_paths
 from transferd.daemon.plane import PlaneError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Snapshot:
             "transferd_connections", "Fabric connections, by direction.", labels=["direction"]
         )
         incoming = sum(len(peer.incoming) for peer in self._peers.all())
-        connections.add_metric(["outgoing"], len(self._lanes))
+        connections.add_metric(["outgoing"], len(self._lanes.paths))
         connections.add_metric(["incoming"], incoming)
         return peers, losses, connections
 
@@ -130,14 +131,20 @@ class Snapshot:
         errors = CounterMetricFamily(
             "transferd_rail_errors", "Errors reported by the provider.", labels=labels
         )
-        for rail in self._plane.rail_stats():
+        paths = GaugeMetricFamily(
+            "transferd_rail_paths", "Paths to peers by a rail.", labels=[*labels, "state"]
+        )
+        counts = count_paths(self._peers.all())
+        for number, rail in enumerate(self._plane.rail_stats()):
             key = [rail.name, rail.provider]
+            for state, count in counts.get(number, PathCount())._asdict().items():
+                paths.add_metric([*key, state], count)
             up.add_metric(key, rail.up)
             sent.add_metric(key, rail.bytes_sent)
             writes.add_metric(key, rail.writes_sent)
             imms.add_metric(key, rail.imms_received)
             errors.add_metric(key, rail.errors)
-        return up, sent, writes, imms, errors
+        return up, paths, sent, writes, imms, errors
 
 
 class SnapshotCollector(Collector):

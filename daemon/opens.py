@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,8 +29,9 @@ from transferd.daemon.errors import (
     TransferdError,
     from_reason,
 )
+from transferd.daemon.paths import native_path
 from transferd.daemon.peer import LaneKey, LaneState, RemoteGrant, RemoteState
-from transferd.daemon.plane import Detail, OpenOptions, OpenPath, PlaneError
+from transferd.daemon.plane import Detail, OpenOptions, PlaneError
 from transferd.daemon.wire import BATCH_MAX, Loss, Refusal
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from transferd.daemon.descriptor import Claim, PeerKey
     from transferd.daemon.lanes import Lanes
-    from transferd.daemon.peer import Lane, Peer
+    from transferd.daemon.peer import Lane, LanePath, Peer
     from transferd.daemon.plane import Event, Plane
     from transferd.daemon.session import Session
 
@@ -59,6 +60,7 @@ class Open:
         live: Jobs may use it.
         quiet: Done once no byte on it can land; made when it is stopped.
         forget: Remove it from the data plane once it is quiet.
+        slots: Which of its native paths each path of its lane is.
 
     Its grant and its lane list it until it is quiet, so that a fence waits for opens that died a
     moment before.
@@ -71,6 +73,7 @@ class Open:
     live: bool = True
     quiet: asyncio.Future[None] | None = None
     forget: bool = False
+    slots: dict[LanePath, int] = field(default_factory=dict)
 
 
 class Opener:
@@ -282,19 +285,13 @@ class Opener:
     def _add(self, session: Session, grant: RemoteGrant, lane: Lane) -> Open:
         keys = grant.keys
         assert keys is not None
-        paths = tuple(
-            OpenPath(
-                path.conn, keys.rails[path.remote_rail].key, keys.rails[path.remote_rail].address
-            )
-            for path in lane.paths
-            if path.remote_rail < len(keys.rails)
-        )
+        paths = [path for path in lane.paths_up() if path.remote_rail < len(keys.rails)]
         session.tenant.charge("opens")
         try:
             handle = self._plane.open_add(
                 session.handle,
                 OpenOptions(
-                    paths=paths,
+                    paths=tuple(native_path(path, keys) for path in paths),
                     rights=keys.rights,
                     length=keys.length,
                     imm_first=keys.imm_first,
@@ -307,11 +304,13 @@ class Opener:
             session.tenant.refund("opens")
             raise QuotaExceeded(f"opening a grant: {error.text}", reason="OPENS") from error
         opened = Open(handle, session, grant, lane)
+        opened.slots = {path: slot for slot, path in enumerate(paths)}
         self._by_handle[session.handle, handle] = opened
         session.opens[handle] = opened
         session.live_opens[(grant.peer.key, grant.grant_id)] = opened
         grant.opens.add(opened)
         lane.opens.add(opened)
+        self._lanes.wanted(lane)
         return opened
 
     # ---- stopping ----
@@ -522,6 +521,7 @@ class Opener:
             _, late = await asyncio.wait(pending, timeout=self._quiet_s)
             if late:
                 raise TimedOut(f"{len(late)} opens did not become quiet in {self._quiet_s} s")
+        await self._lanes.paths.heard(peer, self._quiet_s)
         await self.flush_losses(peer)
 
     def on_lost(self, event: Event) -> None:

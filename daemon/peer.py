@@ -11,6 +11,7 @@ look whether it is LOST.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import itertools
 import secrets
@@ -22,8 +23,7 @@ from transferd.daemon.plane import MAX_PATHS
 from transferd.daemon.tasks import TaskOwner
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.errors import TransferdError
@@ -56,21 +56,47 @@ class LaneState(enum.StrEnum):
     CLOSED = "CLOSED"
 
 
-@dataclass(frozen=True, slots=True)
-class LanePath:
-    """One outgoing connection and the peer's rail that it ends at."""
+class PathState(enum.StrEnum):
+    """Life of a path; a connection that broke is never used again, its path gets a new one."""
 
-    conn: int
+    CONNECTING = "CONNECTING"
+    UP = "UP"
+    CLOSING = "CLOSING"
+    DOWN = "DOWN"
+
+
+@dataclass(slots=True, eq=False)
+class LanePath:
+    """A pair of rails, one here and one there, and the connection between them.
+
+    Attributes:
+        conn: The connection, outgoing; 0 while there is none.
+        failures: Connections in a row that did not come up.
+        proof: Of a connection that is being made: True once the peer has answered by it, False once
+            it has broken.
+        closing: Destroys the connection that broke.
+        restoring: Somebody is making a new one, again and again.
+    """
+
+    lane: Lane
+    rail: int
     remote_rail: int
+    state: PathState = PathState.CONNECTING
+    conn: int = 0
+    failures: int = 0
+    proof: asyncio.Future[bool] | None = None
+    closing: asyncio.Task[None] | None = None
+    restoring: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """Connections to a peer that fail together.
+    """Paths to a peer that opens share. It lives as long as one of its paths is up.
 
     Attributes:
         opens: Opens on it that may still have bytes in flight.
         ready: Connects it.
+        over: Set once it is closed: nobody makes its paths anew any more.
         closing: Destroys it.
     """
 
@@ -80,7 +106,12 @@ class Lane:
     paths: tuple[LanePath, ...] = ()
     opens: set[Open] = field(default_factory=set)
     ready: asyncio.Task[None] | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     closing: asyncio.Task[None] | None = None
+
+    def paths_up(self) -> list[LanePath]:
+        """Paths that jobs may use."""
+        return [path for path in self.paths if path.state is PathState.UP]
 
 
 class RemoteState(enum.StrEnum):
@@ -145,6 +176,8 @@ class Peer:
         reports_sent: Reports of losses to it.
         reports_taken: The number of its last report to us.
         landed: What had landed by connections of it that are destroyed, by its own numbers.
+        untold: Connections of ours that are destroyed here, and it has not heard of it.
+        telling: Tells it.
         gone: Done once nothing of the relation is left; set when it is lost.
     """
 
@@ -169,6 +202,8 @@ class Peer:
     reports_sent: int = 0
     reports_taken: int = 0
     landed: dict[int, int | None] = field(default_factory=dict)
+    untold: list[int] = field(default_factory=list)
+    telling: asyncio.Task[None] | None = None
     reporting: asyncio.Task[None] | None = None
     greeting: asyncio.Task[None] | None = None
     probing: asyncio.Task[None] | None = None
@@ -256,6 +291,25 @@ class PeerTable:
         if count:
             self.losses[peer.address] = self.losses.get(peer.address, 0) + 1
         return True
+
+
+class PathCount(NamedTuple):
+    """How many paths can be used, and how many cannot."""
+
+    up: int = 0
+    down: int = 0
+
+
+def count_paths(peers: Iterable[Peer]) -> dict[int, PathCount]:
+    """Counts the paths to some peers, by the rail here that they begin at."""
+    counts: dict[int, PathCount] = {}
+    for peer in peers:
+        for lane in peer.lanes.values():
+            for path in lane.paths:
+                up, down = counts.get(path.rail, PathCount())
+                is_up = path.state is PathState.UP
+                counts[path.rail] = PathCount(up + is_up, down + (not is_up))
+    return counts
 
 
 def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:

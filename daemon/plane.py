@@ -47,6 +47,7 @@ class EventType(enum.IntEnum):
     PEER_SILENT = 5
     LOST = 6
     REGION_BROKEN = 7
+    CONN_PROVEN = 9
 
 
 class Op(enum.IntEnum):
@@ -353,6 +354,25 @@ class Plane(Protocol):
 
     def open_add(self, session: int, options: OpenOptions) -> int:
         """Lets a session use a grant; returns the handle for its jobs."""
+
+    def conn_probe(self, conn: int, key: int, address: int) -> None:
+        """Has the far side answer by a new outgoing connection; CONN_PROVEN or CONN_LOST follows.
+
+        Args:
+            conn: Which.
+            key: Of memory at the far side; nothing of it is moved.
+            address: Where that begins.
+        """
+
+    def open_path_set(self, session: int, open_handle: int, slot: int, path: OpenPath) -> None:
+        """Gives an open a path: in place of one whose connection is closed, or one more.
+
+        Args:
+            session: Whose open.
+            open_handle: Which.
+            slot: Number of the path; the number of those that it has adds one.
+            path: The new one.
+        """
 
     def open_revoke(self, session: int, open_handle: int, detail: int) -> None:
         """Stops it; OPEN_QUIET follows."""

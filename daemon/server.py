@@ -260,6 +260,8 @@ class Server:
             self._sessions.region_broken(event.session, event.id)
         elif event.type == EventType.PEER_SILENT:
             self._peers.silent(event.id)
+        elif event.type == EventType.CONN_PROVEN:
+            self._lanes.paths.proven(event.id)
         elif event.type == EventType.CONN_LOST and not self._lanes.conn_lost(event.id):
             peer = self._owner.conn_lost(event.id, event.detail)
             if peer is not None:

@@ -33,6 +33,12 @@ def near_text(gpu: str, numa_node: int) -> str:
     return f"NUMA node {numa_node}" if numa_node >= 0 else "host memory"
 
 
+def paths_text(row: Any) -> str:
+    """Says how many paths to peers a rail has, and how many of them cannot be used."""
+    down = row["paths_down"]
+    return f"{row['paths_up']} up" + (f", {down} down" if down else "")
+
+
 # Where a NIC is, and how fast.
 PLACE: Sequence[Column] = (
     Column("NUMA", lambda row: str(row["numa_node"]) if row["numa_node"] >= 0 else "-", right=True),
@@ -72,6 +78,7 @@ COLUMNS: dict[str, Sequence[Column]] = {
         Column("EPOCH", lambda row: row["boot_epoch"][:12]),
         column("STATE", "state"),
         number("CONNECTIONS", "connections"),
+        number("PATHS DOWN", "paths_down"),
         number("OPENED THERE", "opened_there"),
         number("OPENED HERE", "opened_here"),
         number("LOSSES", "losses"),
@@ -81,6 +88,7 @@ COLUMNS: dict[str, Sequence[Column]] = {
         column("NAME", "name"),
         column("PROVIDER", "provider"),
         column("STATE", "state"),
+        Column("PATHS", paths_text),
         speed("SPEED", "speed_mbit_per_s"),
         size("SENT", "bytes_sent"),
         number("WRITES", "writes_sent"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import transferd
 from transferd.daemon.errors import InvalidRequest
+from transferd.daemon.peer import PathCount, count_paths
 from transferd.daemon.plane import Op, PlaneError, Priority, SessionStat
 from transferd.daemon.topology.model import UNKNOWN_NODE
 from transferd.v1 import admin_pb2 as pb
@@ -157,11 +158,12 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 daemon_id=peer.key.daemon_id,
                 boot_epoch=peer.key.boot_epoch,
                 state=peer.state,
-                connections=sum(len(lane.paths) for lane in peer.lanes.values())
+                connections=sum(len(lane.paths_up()) for lane in peer.lanes.values())
                 + len(peer.incoming),
                 opened_there=len(peer.remote),
                 opened_here=len(peer.opened_here),
                 losses=losses.get(peer.address, 0),
+                paths_down=sum(count.down for count in count_paths([peer]).values()),
             )
             for peer in self._peers.all()
         ]
@@ -179,9 +181,10 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         """NIC endpoints, the NICs that are not used, and why."""
         choice = self._facts.rails
         verdicts = {verdict.nic.name: verdict for verdict in choice.rails}
+        paths = count_paths(self._peers.all())
         return pb.ListRailsResponse(
             rails=[
-                _rail(i, rail, verdicts.get(rail.name))
+                _rail(i, rail, verdicts.get(rail.name), paths.get(i, PathCount()))
                 for i, rail in enumerate(self._plane.rail_stats())
             ],
             unused=[
@@ -244,7 +247,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         )
 
 
-def _rail(number: int, rail: RailInfo, verdict: Verdict | None) -> pb.RailInfo:
+def _rail(number: int, rail: RailInfo, verdict: Verdict | None, paths: PathCount) -> pb.RailInfo:
     nic = verdict.nic if verdict is not None else None
     if rail.name == LOCAL:
         why = "memory copies within this daemon; no NIC"
@@ -265,6 +268,8 @@ def _rail(number: int, rail: RailInfo, verdict: Verdict | None) -> pb.RailInfo:
         numa_node=nic.numa_node if nic is not None else UNKNOWN_NODE,
         pci_address=nic.pci_address if nic is not None else "",
         speed_mbit_per_s=nic.speed_mbit if nic is not None else 0,
+        paths_up=paths.up,
+        paths_down=paths.down,
     )
 
 

@@ -165,6 +165,15 @@ class DaemonProcess:
             )
         return reply
 
+    def rails(self) -> list[admin_pb2.RailInfo]:
+        """Asks it for its rails."""
+        with self.channel() as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            reply: admin_pb2.ListRailsResponse = stub.ListRails(
+                admin_pb2.ListRailsRequest(), timeout=5
+            )
+        return list(reply.rails)
+
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Stops it with SIGTERM.
 

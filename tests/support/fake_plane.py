@@ -7,7 +7,7 @@ import asyncio
 import errno
 import itertools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from transferd.daemon.plane import (
@@ -20,6 +20,7 @@ from transferd.daemon.plane import (
     JobEnd,
     JobInfo,
     OpenOptions,
+    OpenPath,
     PlaneError,
     RailInfo,
     RegionKey,
@@ -70,6 +71,7 @@ class FakePlane:
         busy_opens: Opens that stay busy after a revoke until :meth:`make_quiet`.
         conns: Living connections: whether they are outgoing.
         closed: Connections that were closed, with their detail.
+        mute: Rails by which nobody answers: connections are made, and not proven.
     """
 
     def __init__(self, rails: Sequence[RailInfo] = ()) -> None:
@@ -79,6 +81,8 @@ class FakePlane:
         self.sessions: dict[int, FakeSession] = {}
         self.conns: dict[int, bool] = {}
         self.closed: dict[int, int] = {}
+        self.mute: set[int] = set()
+        self.rail_of: dict[int, int] = {}
         self.far_landed: dict[int, int | None] = {}
         self.landed: int | None = None  # what closing a connection tells
         self.settled: list[int] = []
@@ -222,6 +226,7 @@ class FakePlane:
         await asyncio.sleep(0)
         conn = next(self._handles)
         self.conns[conn] = outgoing
+        self.rail_of[conn] = rail
         return conn, b"address of %d" % conn
 
     async def conn_start(self, conn: int, address: bytes) -> None:
@@ -245,6 +250,26 @@ class FakePlane:
         handle = next(self._handles)
         self._session(session).opens[handle] = FakeOpen(options)
         return handle
+
+    def conn_probe(self, conn: int, key: int, address: int) -> None:
+        if not self.conns.get(conn):
+            raise PlaneError(errno.ENOENT, "no such outgoing connection")
+        if self.rail_of[conn] not in self.mute:
+            self.tell(EventType.CONN_PROVEN, conn)
+
+    def open_path_set(self, session: int, open_handle: int, slot: int, path: OpenPath) -> None:
+        opens = self._session(session).opens
+        if open_handle not in opens:
+            raise PlaneError(errno.ENOENT, "no such open")
+        if not self.conns.get(path.conn):
+            raise PlaneError(errno.ENOTCONN, "no such outgoing connection")
+        paths = list(opens[open_handle].options.paths)
+        if slot > len(paths):
+            raise PlaneError(errno.EINVAL, "no such path")
+        if slot < len(paths) and paths[slot].conn in self.conns:
+            raise PlaneError(errno.EBUSY, "the path's connection is not closed")
+        paths[slot : slot + 1] = [path]
+        opens[open_handle].options = replace(opens[open_handle].options, paths=tuple(paths))
 
     def open_revoke(self, session: int, open_handle: int, detail: int) -> None:
         opens = self._session(session).opens

@@ -223,6 +223,8 @@ class Host:
             self.sessions.broken(event.id, event.detail)
         elif event.type == EventType.PEER_SILENT:
             self.peers.silent(event.id)
+        elif event.type == EventType.CONN_PROVEN:
+            self.lanes.paths.proven(event.id)
         elif event.type == EventType.CONN_LOST and not self.lanes.conn_lost(event.id):
             peer = self.owner.conn_lost(event.id, event.detail)
             if peer is not None:

@@ -75,7 +75,27 @@ class Network:
                     f"tc qdisc add dev {inner} root tbf rate {rate} burst 128kb limit 1mb",
                 )
             addresses.append(address)
-        return Host(namespace, addresses)
+        return Host(namespace, addresses, number)
+
+    def silence(self, host: Host, rail: int) -> None:
+        """Loses everything that a rail sends or should receive, without a word to either end."""
+        self._in(self._switch, f"ip link set {host.port(rail)} nomaster")
+
+    def unplug(self, host: Host, rail: int) -> None:
+        """Pulls the cable: the interface sees that it has no carrier."""
+        self._in(self._switch, f"ip link set {host.port(rail)} down")
+
+    def take_down(self, host: Host, rail: int) -> None:
+        """Takes the interface down, on the host itself."""
+        self._in(host.namespace, f"ip link set rail{rail} down")
+
+    def mend(self, host: Host, rail: int) -> None:
+        """Undoes any of these."""
+        self._in(self._switch, f"ip link set {host.port(rail)} master br0 up")
+        self._in(host.namespace, f"ip link set rail{rail} up")
+        # The kernel has dropped it with the interface.
+        route = f"10.77.0.0/16 dev rail{rail} table {100 + rail}"
+        self._in(host.namespace, f"ip route replace {route}")
 
     def close(self) -> None:
         """Removes everything; whatever still runs in it loses its network."""
@@ -91,9 +111,14 @@ class Host:
         addresses: Of its rails, in their order.
     """
 
-    def __init__(self, namespace: str, addresses: Sequence[str]) -> None:
+    def __init__(self, namespace: str, addresses: Sequence[str], number: int) -> None:
         self.namespace = namespace
         self.addresses = list(addresses)
+        self._number = number
+
+    def port(self, rail: int) -> str:
+        """Names the other end of a rail's cable."""
+        return f"h{self._number}r{rail}"
 
     def daemon(self, directory: Path, tls: Path, **overrides: Any) -> DaemonProcess:
         """Prepares a daemon that uses all rails of this host.

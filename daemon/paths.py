@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outgoing connections, one for each path of a lane: made, proven, destroyed, made anew.
+
+A path that broke gets a new connection in the background, for as long as somebody uses its lane.
+Jobs do not get it before the peer has answered by it: a rail whose cable is out takes a connection
+and lets it wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from typing import TYPE_CHECKING
+
+import structlog
+
+from transferd.daemon.errors import Internal, PeerLost, TimedOut, TransferdError
+from transferd.daemon.peer import LaneState, PathState
+from transferd.daemon.plane import Detail, OpenPath, PlaneError
+from transferd.daemon.tasks import settle
+from transferd.daemon.wire import BATCH_MAX, Half
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transferd.daemon.peer import Lane, LanePath, Peer
+    from transferd.daemon.plane import Plane, RegionKey
+    from transferd.daemon.wire import GrantKeys
+
+log = structlog.get_logger("transferd.paths")
+
+PAUSE_FIRST_S = 0.1  # before a path is made anew; doubled by each failure
+PAUSE_MAX_S = 5.0
+PROVE_S = 2.0  # a handshake, with one packet of it lost
+TELL_AGAIN_S = 0.2
+
+
+class Paths:
+    """All outgoing connections of the daemon."""
+
+    def __init__(self, plane: Plane) -> None:
+        """Takes the data plane."""
+        self._plane = plane
+        self._by_conn: dict[int, LanePath] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_conn)
+
+    def __iter__(self) -> Iterator[LanePath]:
+        return iter(list(self._by_conn.values()))
+
+    def find(self, conn: int) -> LanePath | None:
+        """Finds the path of a connection that is not being destroyed."""
+        return self._by_conn.get(conn)
+
+    # ---- making ----
+
+    async def make(self, peer: Peer, paths: Sequence[LanePath]) -> None:
+        """Makes connections; after a failure :meth:`undo` takes back what there is of them.
+
+        Raises:
+            PlaneError: The data plane could not.
+            TransferdError: The peer could not, or would not.
+        """
+        halves = []
+        for path in paths:
+            path.proof = asyncio.get_running_loop().create_future()
+            conn, address = await self._plane.conn_open(path.rail, peer.number, outgoing=True)
+            path.conn = conn
+            self._by_conn[conn] = path  # from here on it may break
+            protocol = self._plane.rails[path.rail].protocol
+            halves.append(Half(conn, path.remote_rail, protocol, address))
+        addresses = await peer.link.connect(peer.key.boot_epoch, halves)
+        if len(addresses) != len(halves):
+            raise Internal(f"{peer.address} answered {len(addresses)} of {len(halves)} connections")
+        for path, address in zip(paths, addresses, strict=True):
+            await self._plane.conn_start(path.conn, address)
+
+    async def undo(self, peer: Peer, paths: Sequence[LanePath]) -> None:
+        """Destroys connections that no job has used."""
+        conns = self._take(paths)
+        await self._destroy_here(peer, conns, Detail.CONNECTION, [None] * len(conns))
+        self._tell_later(peer, conns)
+
+    def _take(self, paths: Sequence[LanePath]) -> list[int]:
+        """Takes their connections away from paths."""
+        conns = [path.conn for path in paths if path.conn]
+        for path in paths:
+            self._by_conn.pop(path.conn, None)
+            path.conn = 0
+        return conns
+
+    # ---- destroying ----
+
+    def close(self, peer: Peer, paths: Sequence[LanePath], detail: Detail) -> asyncio.Task[None]:
+        """Destroys the connections of paths; what has not landed by them goes by other paths.
+
+        Returns:
+            A task that ends when nothing of them is in flight.
+        """
+        conns = self._take(paths)
+        task = peer.tasks.spawn(self._close(peer, conns, detail), f"close {peer.address}")
+        for path in paths:
+            path.state = PathState.CLOSING
+            path.closing = task
+        return task
+
+    async def _close(self, peer: Peer, conns: list[int], detail: Detail) -> None:
+        # The far halves first: what this side has sent may still be on its way to them, and a job
+        # may only end, or go on elsewhere, when no byte of it can land by them any more.
+        landed = await self._tell(peer, conns)
+        await self._destroy_here(peer, conns, detail, landed)
+
+    async def _destroy_here(
+        self, peer: Peer, conns: list[int], detail: Detail, landed: list[int | None]
+    ) -> None:
+        """Closes native halves; nothing on them is in flight afterwards."""
+        calls = [
+            functools.partial(self._plane.conn_close, conn, detail, far)
+            for conn, far in zip(conns, landed, strict=True)
+        ]
+        for error in await settle(calls):
+            log.error("closing a connection failed", peer=peer.address, error=str(error))
+
+    async def _tell(self, peer: Peer, conns: list[int]) -> list[int | None]:
+        """Has a living peer close its halves; tells what has landed by each, if it is known."""
+        if conns and not peer.is_lost:
+            try:
+                return await peer.link.disconnect(conns)
+            except TransferdError as error:
+                log.info("disconnect not delivered", peer=peer.address, error=error.message)
+                self._tell_later(peer, conns)
+        return [None] * len(conns)
+
+    def _tell_later(self, peer: Peer, conns: list[int]) -> None:
+        if not conns or peer.is_lost:
+            return
+        peer.untold += conns
+        if peer.telling is None:
+            peer.telling = peer.tasks.spawn(self._tell_all(peer), f"disconnect {peer.address}")
+
+    async def _tell_all(self, peer: Peer) -> None:
+        """Repeats it until the peer has heard: until then bytes may land by its halves."""
+        try:
+            while peer.untold and not peer.is_lost:
+                batch = peer.untold[:BATCH_MAX]
+                try:
+                    await peer.link.disconnect(batch)
+                except TransferdError:
+                    await asyncio.sleep(TELL_AGAIN_S)
+                    continue
+                del peer.untold[: len(batch)]
+        finally:
+            peer.telling = None
+
+    async def heard(self, peer: Peer, bound_s: float) -> None:
+        """Waits until no byte can land by connections that are destroyed here.
+
+        Raises:
+            TimedOut: The peer has not heard of some within the bound.
+        """
+        if peer.telling is not None:
+            await asyncio.wait([peer.telling], timeout=bound_s)
+        if peer.untold:
+            raise TimedOut(f"{len(peer.untold)} connections are not destroyed at both ends")
+
+    # ---- making anew ----
+
+    def restore(self, path: LanePath) -> None:
+        """Gives a path that is down a new connection, in the background. Idempotent."""
+        if path.state is PathState.DOWN and not path.restoring and _wanted(path.lane):
+            path.restoring = True
+            peer = path.lane.peer
+            peer.tasks.background(self._restore(path), f"restore a path to {peer.address}")
+
+    async def _restore(self, path: LanePath) -> None:
+        try:
+            while _wanted(path.lane) and path.state is PathState.DOWN:
+                pause_s = min(PAUSE_FIRST_S * 2**path.failures, PAUSE_MAX_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await path.lane.over.wait()
+                if _wanted(path.lane):
+                    await self._attempt(path)
+        finally:
+            path.restoring = False
+
+    async def _attempt(self, path: LanePath) -> None:
+        """Makes one connection; the path is up or down afterwards."""
+        peer = path.lane.peer
+        path.state = PathState.CONNECTING
+        try:
+            await self.make(peer, [path])
+            await self._prove(path)
+            peer.check()
+            if path.lane.state is not LaneState.UP:
+                raise PeerLost("its lane was closed")
+        except (PlaneError, TransferdError) as error:
+            log.debug("path stays down", peer=peer.address, rail=path.rail, error=str(error))
+            path.failures += 1
+            await self.undo(peer, [path])
+            path.state = PathState.DOWN
+            return
+        path.failures = 0
+        path.state = PathState.UP
+        log.info("path is up again", peer=peer.address, rail=path.rail)
+        self._give(path)
+
+    def _give(self, path: LanePath) -> None:
+        """Jobs may go by it again: by all opens of its lane."""
+        for opened in list(path.lane.opens):
+            keys = opened.grant.keys
+            if not opened.live or keys is None or path.remote_rail >= len(keys.rails):
+                continue
+            slot = opened.slots.get(path, len(opened.slots))
+            try:
+                self._plane.open_path_set(
+                    opened.session.handle, opened.handle, slot, native_path(path, keys)
+                )
+            except PlaneError as error:  # its session is being freed
+                log.debug("giving an open a path", error=error.text)
+                continue
+            opened.slots[path] = slot
+
+    async def _prove(self, path: LanePath) -> None:
+        """Waits until the peer has answered by a new connection.
+
+        Raises:
+            PeerLost: It broke, or nothing came.
+        """
+        key = _some_key(path)
+        assert path.proof is not None
+        if key is None:
+            raise PeerLost("nobody uses the path any more")
+        self._plane.conn_probe(path.conn, key.key, key.address)
+        await asyncio.wait([path.proof], timeout=PROVE_S)
+        if not path.proof.done():
+            raise PeerLost(f"no answer by it in {PROVE_S} s")
+        if not path.proof.result():
+            raise PeerLost("it broke")
+
+    def proven(self, conn: int) -> None:
+        """TFD_EVENT_CONN_PROVEN."""
+        path = self._by_conn.get(conn)
+        if path is not None and path.proof is not None and not path.proof.done():
+            path.proof.set_result(True)
+
+
+def native_path(path: LanePath, keys: GrantKeys) -> OpenPath:
+    """Says how jobs on a grant go by a path."""
+    rail = keys.rails[path.remote_rail]
+    return OpenPath(path.conn, rail.key, rail.address)
+
+
+def _wanted(lane: Lane) -> bool:
+    return lane.state is LaneState.UP and any(opened.live for opened in lane.opens)
+
+
+def _some_key(path: LanePath) -> RegionKey | None:
+    """Finds memory of the peer that a probe may name; it moves no byte."""
+    for opened in path.lane.opens:
+        keys = opened.grant.keys
+        if opened.live and keys is not None and path.remote_rail < len(keys.rails):
+            return keys.rails[path.remote_rail]
+    return None

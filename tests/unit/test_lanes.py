@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lanes of several paths: one that breaks is taken out alone, comes back, and races with ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from transferd.daemon import errors, paths
+from transferd.daemon.peer import LaneState, PathState
+from transferd.daemon.plane import Detail, EventType
+
+from support.fake_plane import rail
+from support.hosts import Host, Network, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from transferd.daemon.peer import Lane, LanePath
+    from transferd.daemon.session import Session
+
+RAILS = 3
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "PAUSE_FIRST_S", 0.002)
+    monkeypatch.setattr(paths, "PAUSE_MAX_S", 0.01)
+    monkeypatch.setattr(paths, "PROVE_S", 0.05)
+    monkeypatch.setattr(paths, "TELL_AGAIN_S", 0.005)
+
+
+@pytest.fixture
+async def network() -> AsyncIterator[Network]:
+    net = Network()
+    yield net
+    net.held.clear()
+    for host in list(net.hosts.values()):
+        await host.aclose()
+        host.assert_nothing_left()
+        assert not host.plane.conns
+
+
+@pytest.fixture
+def near(network: Network) -> Host:
+    return Host(network, 7001, rails=[rail(f"m{i}") for i in range(RAILS)])
+
+
+@pytest.fixture
+def far(network: Network) -> Host:
+    return Host(network, 7002, rails=[rail(f"m{i}") for i in range(RAILS)])
+
+
+async def opened(near: Host, far: Host, session: Session | None = None) -> Any:
+    _, descriptor = await far.grant(await far.session())
+    (one,) = await near.open(session or await near.session(), descriptor)
+    return one
+
+
+def lose(near: Host, path: LanePath) -> int:
+    conn = path.conn
+    near.plane.tell(EventType.CONN_LOST, conn)
+    return conn
+
+
+def conns_of(near: Host, one: Any) -> list[int]:
+    """Connections of an open's native paths."""
+    native = near.plane.sessions[one.session.handle].opens[one.handle]
+    return [path.conn for path in native.options.paths]
+
+
+def states(lane: Lane) -> list[PathState]:
+    return [path.state for path in lane.paths]
+
+
+async def test_broken_path_is_taken_out_alone(network: Network, near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    far.plane.landed = 9
+    near.plane.mute.add(1)
+    conn = lose(near, one.lane.paths[1])
+    await eventually(lambda: conn in near.plane.closed)
+    assert near.plane.far_landed[conn] == 9
+    assert one.live
+    assert one.lane.state is LaneState.UP
+    assert [path.state for path in one.lane.paths if path.rail != 1] == [PathState.UP] * 2
+    assert near.peer(far).state == "CONNECTED"
+    assert network.calls["disconnect"] >= 1
+    second = await opened(near, far)  # meanwhile: by what is left
+    assert second.lane is one.lane
+    assert len(conns_of(near, second)) == RAILS - 1
+
+
+async def test_far_half_goes_before_the_near_one(network: Network, near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    gate = network.hold("disconnect")
+    conn = lose(near, one.lane.paths[0])
+    await eventually(lambda: network.calls["disconnect"] == 1)
+    await asyncio.sleep(0.01)
+    assert conn in near.plane.conns
+    assert one.lane.paths[0].state is PathState.CLOSING
+    gate.set()
+    await eventually(lambda: conn not in near.plane.conns)
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+
+
+async def test_path_comes_back_and_opens_get_it(near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    near.plane.mute.add(2)
+    old = lose(near, one.lane.paths[2])
+    await eventually(lambda: one.lane.paths[2].failures >= 3)
+    later = await opened(near, far)
+    assert old in conns_of(near, one), "nothing that is not proven takes its place"
+    near.plane.mute.clear()
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+    new = one.lane.paths[2].conn
+    assert conns_of(near, one)[2] == new
+    assert conns_of(near, later)[2] == new, "one more, in an open that was made without"
+    assert one.lane.paths[2].failures == 0
+    # What was made in vain is gone at both ends.
+    assert sorted(near.plane.conns) == sorted(path.conn for path in one.lane.paths)
+    await eventually(lambda: len(far.plane.conns) == RAILS)
+    lose(near, one.lane.paths[2])
+    await eventually(lambda: one.lane.paths[2].conn not in (new, 0))
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+    assert conns_of(near, later)[2] == conns_of(near, one)[2] == one.lane.paths[2].conn
+
+
+async def test_last_path_ends_the_lane(near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    near.plane.mute.update(range(RAILS))
+    for number in (1, 0):
+        lose(near, one.lane.paths[number])
+        await eventually(lambda: one.lane.paths[number].failures > 0)  # noqa: B023
+    assert one.live
+    lose(near, one.lane.paths[2])
+    await eventually(lambda: one.quiet is not None and one.quiet.done())
+    assert one.lane.state is LaneState.CLOSED
+    native = near.plane.sessions[one.session.handle].opens[one.handle]
+    assert native.refused is Detail.CONNECTION
+    near.plane.mute.clear()
+    await eventually(lambda: not near.plane.conns)
+    again = await opened(near, far)
+    assert again.lane is not one.lane
+    assert states(again.lane) == [PathState.UP] * RAILS
+
+
+async def test_all_paths_at_once(near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    conns = [lose(near, path) for path in one.lane.paths]
+    await eventually(lambda: one.quiet is not None and one.quiet.done())
+    assert set(conns) <= near.plane.closed.keys()
+    assert near.peer(far).state == "CONNECTED"
+    again = await opened(near, far)
+    assert again.live
+
+
+async def test_all_but_one_at_once(near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    for path in one.lane.paths[1:]:
+        lose(near, path)
+    await eventually(lambda: one.lane.paths[1].state is not PathState.UP)
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+    assert one.live
+
+
+async def test_far_daemon_does_not_answer(network: Network, near: Host, far: Host) -> None:
+    """What became of the traffic is unknown then; the far half goes as soon as it can be told."""
+    one = await opened(near, far)
+    far.plane.landed = 4
+    near.plane.mute.add(1)
+    gate = network.hold("disconnect")
+    conn = lose(near, one.lane.paths[1])
+    await eventually(lambda: conn in near.plane.closed)
+    assert near.plane.far_landed[conn] is None
+    assert one.live
+    peer = near.peer(far)
+    assert conn in peer.untold
+    assert conn in far.peer(near).incoming
+    gate.set()
+    network.held.clear()
+    await eventually(lambda: conn not in far.peer(near).incoming)
+    await eventually(lambda: conn not in peer.untold)
+
+
+async def test_fence_waits_for_the_far_half(network: Network, near: Host, far: Host) -> None:
+    """Bytes that were sent before the connection broke may land until the owner has closed it."""
+    grant, descriptor = await far.grant(await far.session())
+    (one,) = await near.open(await near.session(), descriptor)
+    near.plane.mute.add(1)
+    network.hold("disconnect")
+    conn = lose(near, one.lane.paths[1])
+    await eventually(lambda: conn in near.plane.closed)
+    revoking = asyncio.ensure_future(near.opener.revoked(near.peer(far), [grant.grant_id]))
+    with pytest.raises(errors.TimedOut):
+        await revoking
+    network.held["disconnect"].set()
+    network.held.clear()
+    await eventually(lambda: not near.peer(far).untold)
+    await near.opener.revoked(near.peer(far), [grant.grant_id])
+
+
+async def test_own_break_while_it_is_made_anew(near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    near.plane.mute.add(1)
+    path = one.lane.paths[1]
+    lose(near, path)
+    await eventually(lambda: path.state is PathState.CONNECTING and path.conn in near.plane.conns)
+    conn = lose(near, path)
+    await eventually(lambda: conn in near.plane.closed)
+    near.plane.mute.clear()
+    await eventually(lambda: path.state is PathState.UP)
+
+
+@pytest.mark.parametrize("method", ["connect", "disconnect"])
+async def test_peer_is_lost_meanwhile(network: Network, near: Host, far: Host, method: str) -> None:
+    one = await opened(near, far)
+    peer = near.peer(far)
+    gate = network.hold(method)
+    lose(near, one.lane.paths[1])
+    await eventually(lambda: network.calls[method] == (2 if method == "connect" else 1))
+    gone = near.peers.lose(peer, "no heartbeat", Detail.HEARTBEAT)
+    gate.set()
+    await gone
+    assert not near.plane.conns
+    assert not len(peer.tasks)
+    assert near.plane.sessions[one.session.handle].opens[one.handle].refused is Detail.STALE
+
+
+async def test_peer_is_lost_while_a_path_is_proven(near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    near.plane.mute.add(0)
+    lose(near, one.lane.paths[0])
+    await eventually(lambda: one.lane.paths[0].state is PathState.CONNECTING)
+    await near.peers.lose(near.peer(far), "no heartbeat", Detail.HEARTBEAT)
+    assert not near.plane.conns
+    near.plane.tell(EventType.CONN_PROVEN, one.lane.paths[0].conn)
+    await asyncio.sleep(0.01)
+    assert not near.plane.conns
+
+
+@pytest.mark.parametrize("method", ["connect", "disconnect"])
+async def test_session_ends_meanwhile(network: Network, near: Host, far: Host, method: str) -> None:
+    """The path comes back for the others; nobody's open gets lost in it."""
+    ending = await near.session()
+    one = await opened(near, far, ending)
+    stays = await opened(near, far)
+    gate = network.hold(method)
+    lose(near, one.lane.paths[1])
+    await eventually(lambda: network.calls[method] == (2 if method == "connect" else 1))
+    await near.end(ending)
+    gate.set()
+    network.held.clear()
+    await eventually(lambda: states(stays.lane) == [PathState.UP] * RAILS)
+    assert conns_of(near, stays) == [path.conn for path in stays.lane.paths]
+
+
+async def test_nobody_left_to_use_it(network: Network, near: Host, far: Host) -> None:
+    """A path is made anew for those who have opens; without them the relation may end."""
+    session = await near.session()
+    one = await opened(near, far, session)
+    lane = one.lane
+    near.plane.mute.add(1)
+    lose(near, lane.paths[1])
+    await eventually(lambda: lane.paths[1].failures > 0)
+    await near.end(session)
+    await eventually(lambda: not lane.paths[1].restoring)
+    assert lane.paths[1].state is PathState.DOWN
+    calls = network.calls["connect"]
+    near.plane.mute.clear()
+    await asyncio.sleep(0.03)
+    assert network.calls["connect"] == calls
+    again = await opened(near, far)
+    assert again.lane is lane
+    await eventually(lambda: states(lane) == [PathState.UP] * RAILS)
+    assert len(conns_of(near, again)) == RAILS
+
+
+async def test_own_lane_of_a_session_ends_while_a_path_is_down(near: Host, far: Host) -> None:
+    session = await near.session()
+    near.opener.isolate(session)
+    one = await opened(near, far, session)
+    near.plane.mute.add(1)
+    lose(near, one.lane.paths[1])
+    await eventually(lambda: one.lane.paths[1].state is PathState.CONNECTING)
+    await near.end(session)
+    await eventually(lambda: not near.plane.conns)
+    assert one.lane.state is LaneState.CLOSED
+
+
+async def test_one_rail_breaks_while_a_lane_is_made(
+    network: Network, near: Host, far: Host
+) -> None:
+    gate = network.hold("connect", answer=True)
+    opening = asyncio.ensure_future(opened(near, far))
+    await eventually(lambda: len(far.plane.conns) == RAILS)
+    conn = min(near.plane.conns)
+    near.plane.tell(EventType.CONN_LOST, conn)
+    await asyncio.sleep(0.01)
+    gate.set()
+    network.held_answers.clear()
+    one = await opening
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+    assert conn in near.plane.closed
+    assert sorted(conns_of(near, one)) == sorted(path.conn for path in one.lane.paths)
+
+
+async def test_incoming_half_that_breaks_goes_alone(near: Host, far: Host) -> None:
+    """Its writer finds out by the connection, and is told what had landed when it asks."""
+    one = await opened(near, far)
+    far.plane.landed = 5
+    incoming = far.peer(near).incoming
+    path = one.lane.paths[1]
+    half = incoming[path.conn]
+    far.plane.tell(EventType.CONN_LOST, half.conn)
+    await eventually(lambda: half.conn in far.plane.closed)
+    assert len(incoming) == RAILS - 1
+    assert far.peer(near).state == near.peer(far).state == "CONNECTED"
+    conn = lose(near, path)
+    await eventually(lambda: conn in near.plane.closed)
+    assert near.plane.far_landed[conn] == 5
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+
+
+async def test_relation_with_itself_loses_a_path(near: Host) -> None:
+    one = await opened(near, near)
+    before = len(near.plane.conns)
+    conn = lose(near, one.lane.paths[1])
+    await eventually(lambda: conn in near.plane.closed)
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+    assert one.live
+    assert len(near.plane.conns) == before
