@@ -26,7 +26,8 @@ struct joined {
 	struct tfd_half *out, *in;
 	struct tfd_fi_address out_address, in_address;
 	size_t out_bytes, in_bytes;
-	int owner; /* its address is what the half names */
+	int owner; /* its address is what the incoming half names */
+	int writer; /* what the outgoing one names */
 };
 
 static struct side a, b;
@@ -52,7 +53,8 @@ static void side_close(struct side *side)
 static void halves_open(struct joined *pair)
 {
 	memset(pair, 0, sizeof(*pair));
-	CHECK_OK(ops->half_open(a.domain, 1, NULL, &pair->out, &pair->out_address, &pair->out_bytes, &error));
+	CHECK_OK(ops->half_open(a.domain, 1, &pair->writer, &pair->out, &pair->out_address, &pair->out_bytes,
+	                        &error));
 	CHECK_OK(ops->half_open(b.domain, 0, &pair->owner, &pair->in, &pair->in_address, &pair->in_bytes,
 	                        &error));
 	CHECK(pair->in_bytes <= TFD_ADDRESS_MAX);
@@ -180,6 +182,43 @@ static void test_owners(struct joined *pairs)
 		          &pairs[i % PAIRS].owner);
 }
 
+/* The far side of an outgoing half answers by it, before and after it was used, and among its writes. */
+static void test_answers(struct joined *pairs)
+{
+	for (uint32_t i = 0; i < 40; i++) {
+		struct joined *pair = &pairs[i % PAIRS];
+		struct tfd_post answer = { .local = b.memory,
+		                           .mr = b.mr,
+		                           .length = 64 + i,
+		                           .remote_address = a.key.address + 4096,
+		                           .remote_key = a.key.key,
+		                           .has_imm = 1,
+		                           .imm = i };
+		struct tfd_wr wr = { 0 };
+		bool sent = false, came = false;
+
+		memset(b.memory, (int)i + 1, 128);
+		post(pair->in, &answer, &wr);
+		for (int round = 0; round < ROUNDS && !(sent && came); round++) {
+			struct tfd_wc wc;
+
+			if (ops->poll(b.domain, &wc, 1)) {
+				CHECK(wc.type == TFD_WC_SENT && wc.wr == &wr && !sent);
+				sent = true;
+			}
+			if (ops->poll(a.domain, &wc, 1)) {
+				CHECK(wc.type == TFD_WC_IMM && wc.imm == i && wc.owner == &pair->writer && !came);
+				came = true;
+			}
+			if (!sent && !came)
+				(void)usleep(20);
+		}
+		CHECK(sent && came && memcmp(a.memory + 4096, b.memory, 64 + i) == 0);
+		if (i % 4 == 3)
+			write_imm(pair, 4096, i, &pair->owner);
+	}
+}
+
 static void test_write_without_imm(struct joined *pair)
 {
 	struct tfd_post write = piece(1000);
@@ -268,7 +307,8 @@ static void test_stale_link(void)
 		joined_close(&pair);
 		return;
 	}
-	CHECK(pair.in_address.link && pair.in_address.link != first && !pair.out_address.link);
+	CHECK(pair.in_address.link && pair.in_address.link != first);
+	CHECK(pair.out_address.link && pair.out_address.link != pair.in_address.link);
 	for (int i = 0; i < 3; i++) { /* of nobody now; of another in the same place of the table; none */
 		const uint32_t links[] = { first, pair.in_address.link + TFD_FI_LINKS, 0 };
 
@@ -364,7 +404,9 @@ int main(void)
 		halves_open(&pairs[i]);
 		join(&pairs[i]);
 	}
+	test_answers(pairs);
 	test_owners(pairs);
+	test_answers(pairs);
 	test_write_without_imm(&pairs[0]);
 	test_reads(&pairs[1]);
 	test_read_only(&pairs[1]);

@@ -27,7 +27,7 @@ struct tfd_domain {
 	 */
 	struct fid_cq *cq;
 	/*
-	 * With one queue for all: incoming halves by link % TFD_FI_LINKS. An immediate's upper half is the link of the half that it came
+	 * With one queue for all: halves by link % TFD_FI_LINKS. An immediate's upper half is the link of the half that it came
 	 * by. NULL: each half has a queue, or (EFA) there is no room for a link.
 	 */
 	struct tfd_half **links; /* worker */
@@ -51,13 +51,13 @@ struct tfd_half {
 	struct fid_ep *ep; /* owned, or the shared half's; NULL once closed */
 	struct fid_cq *cq; /* owned; NULL: the domain's is used */
 	fi_addr_t far; /* FI_ADDR_UNSPEC until started */
-	uint32_t link; /* incoming: told to the far half; 0: has none */
-	uint32_t far_link; /* outgoing: goes along with its immediates */
+	uint32_t link; /* told to the far half; 0: has none */
+	uint32_t far_link; /* goes along with its immediates */
 	struct tfd_half *next; /* in domain->halves; NULL: no queue of its own */
 	struct tfd_half *prev;
 };
 
-#define TFD_FI_LINKS 65536u /* incoming halves of a rail with one queue for all */
+#define TFD_FI_LINKS 65536u /* halves of a rail with one queue for all */
 
 /* A half's address on the peer service; `name` is as long as the provider says. */
 struct tfd_fi_address {
@@ -71,7 +71,7 @@ int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out);
 /* Makes an endpoint, with a queue of its own where the domain has none. Worker, or control before the worker runs. */
 int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tfd_error *error);
 void tfd_fi_half_free(struct tfd_half *half);
-/* Names an incoming half to those who write by it. -ENOSPC. Worker. */
+/* Names a half to those who write by it. -ENOSPC. Worker. */
 int tfd_fi_link_take(struct tfd_half *half);
 int tfd_fi_fail(const struct tfd_domain *domain, struct tfd_error *error, const char *what, int rc);
 

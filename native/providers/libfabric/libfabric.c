@@ -23,6 +23,7 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 	struct tfd_half *half;
 	int rc;
 
+	(void)outgoing; /* both may be written to: the far side of an outgoing one answers */
 	if (domain->shared) {
 		half = calloc(1, sizeof(*half));
 		if (!half)
@@ -36,9 +37,9 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 			return rc;
 	}
 	half->owner = owner;
-	if (domain->links && !outgoing && tfd_fi_link_take(half) != 0) {
+	if (domain->links && tfd_fi_link_take(half) != 0) {
 		tfd_fi_half_free(half);
-		return tfd_fail(error, -ENOSPC, "the rail has all its %u incoming connections", TFD_FI_LINKS);
+		return tfd_fail(error, -ENOSPC, "the rail has all its %u halves of connections", TFD_FI_LINKS);
 	}
 	memcpy(blob.protocol, domain->protocol, sizeof(blob.protocol));
 	blob.link = half->link;
