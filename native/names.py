@@ -52,6 +52,8 @@ class Detail(enum.IntEnum):
     TABLE = 21
     FENCED = 22
     READ_ONLY = 23
+    BAD_MAILBOX = 24
+    NO_MEMORY = 25
 
 
 def _text(pointer: object) -> str:

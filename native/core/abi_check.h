@@ -90,6 +90,11 @@ TFD_ABI_AT(tfd_target, src_offset, 8);
 TFD_ABI_AT(tfd_target, dst_offset, 16);
 TFD_ABI_AT(tfd_target, length, 24);
 
+TFD_ABI_SIZE(tfd_letter, 16);
+TFD_ABI_AT(tfd_letter, slot, 0);
+TFD_ABI_AT(tfd_letter, bytes, 4);
+TFD_ABI_AT(tfd_letter, number, 8);
+
 TFD_ABI_SIZE(tfd_record, 64);
 TFD_ABI_AT(tfd_record, done_id, 0);
 TFD_ABI_AT(tfd_record, status, 8);

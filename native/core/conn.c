@@ -46,7 +46,7 @@ void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail,
 /* Their pieces are back: they go on elsewhere, or fail. */
 static void move_queued(struct tfd_conn *conn)
 {
-	for (int priority = 0; priority < 2; priority++) {
+	for (uint32_t priority = 0; priority < TFD_QUEUES; priority++) {
 		while (!tfd_list_empty(&conn->queue[priority])) {
 			struct tfd_shard *shard =
 				tfd_container(conn->queue[priority].next, struct tfd_shard, link);
@@ -70,7 +70,7 @@ static void reconcile(struct tfd_conn *conn, uint64_t landed)
 		while (oldest->next)
 			oldest = oldest->next;
 		/* What a read asked for may not have come back, whatever landed there after it. */
-		if (oldest->imm_number <= landed && oldest->job->op != TFD_OP_READ)
+		if (!oldest->job || (oldest->imm_number <= landed && oldest->job->op != TFD_OP_READ))
 			tfd_wr_abandon(oldest, &acked);
 		else
 			tfd_wr_return(oldest);
@@ -79,7 +79,7 @@ static void reconcile(struct tfd_conn *conn, uint64_t landed)
 
 static void fail_queued(struct tfd_conn *conn, uint32_t detail)
 {
-	for (int priority = 0; priority < 2; priority++) {
+	for (uint32_t priority = 0; priority < TFD_QUEUES; priority++) {
 		while (!tfd_list_empty(&conn->queue[priority])) {
 			struct tfd_shard *shard =
 				tfd_container(conn->queue[priority].next, struct tfd_shard, link);
@@ -118,8 +118,10 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	if (!conn->half)
 		return;
 	conn->broken = true; /* by our own hand: no CONN_LOST */
-	for (wr = conn->outstanding; wr && !known; wr = wr->next)
-		tfd_shard_fail(&wr->job->shards[wr->shard], TFD_JOB_PEER_LOST, detail);
+	for (wr = conn->outstanding; wr && !known; wr = wr->next) {
+		if (wr->job)
+			tfd_shard_fail(&wr->job->shards[wr->shard], TFD_JOB_PEER_LOST, detail);
+	}
 	conn->rail->ops->half_close(conn->half);
 	if (!drain_closed(worker, conn)) /* what was flushed, and what had landed before */
 		conn->uncounted = true;
@@ -130,11 +132,13 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	if (known) {
 		reconcile(conn, far_landed);
 		move_queued(conn);
+		tfd_channel_stop(conn, detail, far_landed);
 		return;
 	}
 	while (conn->outstanding) /* a provider that swallows completions, or a queue too full of others' */
 		tfd_wr_abandon(conn->outstanding, &flushed);
 	fail_queued(conn, detail);
+	tfd_channel_stop(conn, detail, TFD_LANDED_UNKNOWN);
 }
 
 /* ---- control's calls ---- */
@@ -148,6 +152,7 @@ struct conn_call {
 	uint32_t detail;
 	uint64_t far_landed;
 	uint64_t landed;
+	struct tfd_channel *channel; /* to be freed: nothing refers to it any more */
 	struct tfd_error *error;
 };
 
@@ -155,11 +160,20 @@ static int open_command(struct tfd_worker *worker, void *argument)
 {
 	struct conn_call *call = argument;
 	struct tfd_conn *conn = call->conn;
-	int rc = conn->rail->ops->half_open(conn->rail->domain, conn->outgoing, conn, &conn->half,
-	                                    call->address, call->address_bytes, call->error);
+	const struct tfd_provider_ops *ops = conn->rail->ops;
+	int rc = ops->half_open(conn->rail->domain, conn->outgoing, conn, &conn->half, call->address,
+	                        call->address_bytes, call->error);
 
-	if (!rc)
-		tfd_list_push(&worker->conns, &conn->link);
+	if (rc)
+		return rc;
+	rc = tfd_channel_start(conn, call->address, call->address_bytes, call->error);
+	if (rc) {
+		ops->half_close(conn->half);
+		ops->half_free(conn->half);
+		conn->half = NULL;
+		return rc;
+	}
+	tfd_list_push(&worker->conns, &conn->link);
 	return rc;
 }
 
@@ -171,8 +185,10 @@ static int start_command(struct tfd_worker *worker, void *argument)
 	(void)worker;
 	if (!call->conn->half || call->conn->started)
 		return tfd_fail(call->error, -EINVAL, "this connection was started or closed before");
-	rc = call->conn->rail->ops->half_start(call->conn->half, call->far_address, call->far_bytes,
-	                                       call->error);
+	rc = tfd_channel_join(call->conn, call->far_address, &call->far_bytes, call->error);
+	if (!rc)
+		rc = call->conn->rail->ops->half_start(call->conn->half, call->far_address, call->far_bytes,
+		                                       call->error);
 	if (!rc)
 		call->conn->started = true;
 	return rc;
@@ -183,6 +199,8 @@ static int close_command(struct tfd_worker *worker, void *argument)
 	struct conn_call *call = argument;
 
 	conn_shut(worker, call->conn, call->detail, call->far_landed);
+	call->channel = call->conn->channel;
+	call->conn->channel = NULL;
 	call->landed = call->conn->rail->info.ordered && !call->conn->uncounted ? call->conn->imms_landed :
 	                                                                          TFD_LANDED_UNKNOWN;
 	return 0;
@@ -207,13 +225,15 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 	conn->peer = peer;
 	conn->refs = 1;
 	tfd_list_init(&conn->link);
-	tfd_list_init(&conn->queue[0]);
-	tfd_list_init(&conn->queue[1]);
+	for (uint32_t i = 0; i < TFD_QUEUES; i++)
+		tfd_list_init(&conn->queue[i]);
 	tfd_list_init(&conn->busy_link);
 	tfd_list_init(&conn->inflight_link);
 	call.conn = conn;
 	call.far_landed = TFD_LANDED_UNKNOWN;
-	rc = tfd_command_run(conn->group->worker, open_command, &call);
+	rc = tfd_channel_open(conn, error);
+	if (!rc)
+		rc = tfd_command_run(conn->group->worker, open_command, &call);
 	if (rc)
 		goto err_free;
 	(void)pthread_mutex_lock(&core->lock);
@@ -230,6 +250,7 @@ err_close:
 	(void)tfd_command_run(conn->group->worker, close_command, &call);
 	rc = tfd_fail(error, rc, "no memory for a connection");
 err_free:
+	tfd_channel_close(conn->rail, conn->channel ? conn->channel : call.channel);
 	tfd_conn_put(conn);
 	return rc;
 }
@@ -283,6 +304,7 @@ int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail, uint
 	rc = tfd_command_run(call.conn->group->worker, close_command, &call);
 	if (!rc && landed)
 		*landed = call.landed;
+	tfd_channel_close(call.conn->rail, call.channel);
 	tfd_conn_put(call.conn);
 	return rc;
 }

@@ -126,6 +126,38 @@ uint32_t tfd_counter_find(const struct tfd_session *session, uint32_t imm)
 	return page ? page[imm % TFD_IMM_PAGE] : TFD_NO_SLOT;
 }
 
+int tfd_counter_give_unnamed(struct tfd_session *session, uint32_t *slot)
+{
+	uint32_t given = session->counter_free;
+
+	if (given != TFD_NO_SLOT) {
+		session->counter_free = session->counts[given].imm;
+	} else {
+		if (session->counters_used == session->counter_count)
+			return -ENOSPC;
+		given = session->counters_used++;
+	}
+	session->counts[given].imm = session->counters[given].imm = TFD_IMM_COUNT; /* nobody's */
+	session->counts[given].in_use = true;
+	tfd_store_release(&session->counters[given].in_use, 1);
+	*slot = given;
+	return 0;
+}
+
+void tfd_counter_return(struct tfd_session *session, uint32_t slot)
+{
+	session->counts[slot].in_use = false;
+	session->counts[slot].imm = session->counter_free;
+	session->counter_free = slot;
+}
+
+void tfd_counter_add(struct tfd_session *session, uint32_t slot)
+{
+	session->counts[slot].eighths += 8;
+	if (count_raise(&session->counts[slot]))
+		counter_publish(session, slot);
+}
+
 int tfd_counter_give(struct tfd_session *session, uint32_t imm, uint32_t *slot)
 {
 	uint32_t **page = &session->imm_pages[imm / TFD_IMM_PAGE];

@@ -36,7 +36,7 @@ static bool pages_of(const struct tfd_job *job)
 /* The units of each shard; pages that count one by one pay for what they have. */
 static uint64_t shard_units(const struct tfd_job *job, const struct tfd_shard *shard)
 {
-	if (job->op == TFD_OP_READ)
+	if (job->op == TFD_OP_READ || job->op == TFD_OP_SEND)
 		return 0;
 	if (pages_of(job) && !(job->flags & TFD_FLAG_COUNT_JOB))
 		return 8 * shard->length;

@@ -45,6 +45,96 @@ struct tfd_region {
 	struct tfd_region_key keys[TFD_MAX_RAILS];
 };
 
+#define TFD_QUEUES 3u
+#define TFD_QUEUE_MESSAGES 2u
+
+/*
+ * Messages between workers: requests of a connection's outgoing half, and their answers. Both halves have the same memory, frames of
+ * which are written by the far half with an immediate of name space 0 (channel.c).
+ */
+#define TFD_CALLS 16u /* requests in flight of one connection; the frame of a request is that of its answer */
+
+enum tfd_message_kind {
+	TFD_MESSAGE_SEND =
+		1, /* the payload into a slot of mailbox `target`; `argument`: who asks, for READY */
+};
+
+enum tfd_answer {
+	TFD_ANSWER_OK = 1,
+	TFD_ANSWER_FULL = 2, /* no slot is free; READY follows when one is */
+	TFD_ANSWER_REFUSED = 3, /* `argument`: enum tfd_detail */
+};
+
+struct tfd_frame {
+	uint64_t token; /* of the half that it is meant for */
+	uint64_t target;
+	uint32_t kind; /* request: enum tfd_message_kind; answer: enum tfd_answer */
+	uint32_t bytes; /* of the payload, which follows; answers have none */
+	uint32_t argument;
+	uint32_t _pad[9];
+};
+
+/* A request of ours. Its frame is free once the write is back and the answer is here. */
+struct tfd_call {
+	struct tfd_shard *shard; /* NULL: answered, or given up */
+	uint64_t imm_number; /* of the connection */
+	uint32_t readies; /* its open's when it went out */
+	bool writing;
+};
+
+/* Owner: worker; memory and registration: control, before and after. */
+struct tfd_channel {
+	uint8_t *memory; /* owned mapping */
+	struct tfd_mr *mr;
+	struct tfd_region_key key;
+	uint64_t token; /* random */
+	uint32_t number; /* in worker->channels */
+	uint32_t far_number;
+	uint64_t far_token;
+	struct tfd_region_key far_key;
+	/* outgoing */
+	struct tfd_call calls[TFD_CALLS];
+	uint32_t calls_open; /* not answered yet */
+	uint64_t progress_ns; /* the last answer, or the first request */
+	/* incoming */
+	uint32_t answers_due; /* bitmaps of frames */
+	uint32_t answers_writing;
+	struct tfd_frame answers[TFD_CALLS];
+	struct tfd_list waiters; /* tfd_waiter.conn_link: those who wait, and those to be told */
+	struct tfd_list readies; /* tfd_waiter.link: to be told */
+};
+
+/* A far open that waits for a slot of a mailbox. Owner: worker. */
+struct tfd_waiter {
+	struct tfd_list link; /* mailbox->waiters, or channel->readies */
+	struct tfd_list conn_link;
+	struct tfd_waiter *next_free;
+	struct tfd_mailbox *mailbox; /* NULL: is to be told */
+	struct tfd_conn *conn;
+	uint32_t sender; /* its number at the far worker */
+};
+
+/* Owner: worker. */
+struct tfd_mailbox {
+	uint64_t handle;
+	struct tfd_session *session;
+	struct tfd_region *region; /* counts as a job that reads it */
+	struct tfd_letter *letters; /* in the region; write only */
+	uint8_t *data; /* in the region; write only but for tfd_mailbox_take */
+	uint32_t slots;
+	uint32_t slot_bytes;
+	uint32_t counter;
+	uint32_t free_count;
+	uint32_t *free; /* owned; stack of slots */
+	uint32_t *order; /* owned; by number of the message modulo slots: its slot */
+	struct tfd_letter *held; /* owned; by slot: its message; bytes TFD_NO_SLOT: none */
+	uint64_t next; /* number of the next message */
+	uint64_t next_taken; /* by tfd_mailbox_take */
+	struct tfd_list waiters;
+	struct tfd_list link; /* session->mailboxes */
+	struct tfd_list ready_link; /* worker->mailboxes_ready while slots are free and somebody waits */
+};
+
 /* One half of a connection. Owner: worker. Kept while opens refer to it, even when closed. */
 struct tfd_conn {
 	uint64_t handle; /* constant */
@@ -57,18 +147,19 @@ struct tfd_conn {
 	uint64_t peer; /* control's number of whom it leads to */
 	uint64_t imms_posted;
 	uint64_t imms_landed; /* incoming, on an ordered rail */
-	bool uncounted;       /* some of them may be missing there */
+	bool uncounted; /* some of them may be missing there */
 	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
 	uint32_t inflight_wrs;
 	uint64_t stalled_ns; /* since when nothing can be posted though nothing is in flight; 0: not so */
-	struct tfd_list queue[2];     /* shards with something to post, by priority */
-	struct tfd_wr *outstanding;   /* doubly linked */
+	struct tfd_list queue[TFD_QUEUES]; /* shards with something to post, by priority; messages */
+	struct tfd_channel *channel; /* owned; NULL once closed */
+	struct tfd_wr *outstanding; /* doubly linked */
 	struct tfd_list inflight_link; /* on worker->conns_inflight while there are any */
-	uint64_t progress_ns;          /* when the last piece came back, or the first went out */
-	struct tfd_list busy_link;    /* on worker->conns_busy: a queue is not empty, or a probe waits */
-	struct tfd_list link;         /* on worker->conns while it has a half */
-	struct tfd_wr *probe;         /* its piece, while it is under way */
+	uint64_t progress_ns; /* when the last piece came back, or the first went out */
+	struct tfd_list busy_link; /* on worker->conns_busy: a queue is not empty, or a probe waits */
+	struct tfd_list link; /* on worker->conns while it has a half */
+	struct tfd_wr *probe; /* its piece, while it is under way */
 	uint64_t probe_key;
 	uint64_t probe_address;
 	uint8_t probe_state; /* enum tfd_probe_state */
@@ -76,7 +167,7 @@ struct tfd_conn {
 
 enum tfd_probe_state {
 	TFD_PROBE_NONE = 0,
-	TFD_PROBE_WAITS = 1,  /* to be posted: the connection may not be up yet */
+	TFD_PROBE_WAITS = 1, /* to be posted: the connection may not be up yet */
 	TFD_PROBE_POSTED = 2,
 };
 
@@ -101,7 +192,14 @@ struct tfd_open {
 	uint64_t expires_ns;
 	uint32_t refused; /* enum tfd_detail of new jobs once it is revoked */
 	struct tfd_list shards; /* in flight */
-	uint64_t next_shard;    /* number of the next shard: tells which were there before a fence */
+	/* Of a mailbox: messages that wait for a slot there, or for their turn. */
+	struct tfd_list parked;
+	uint32_t sender; /* number for READY; TFD_NO_SLOT: it is no mailbox's */
+	uint32_t readies; /* READYs that came */
+	uint8_t sends_inflight;
+	uint8_t send_window;
+	bool full; /* no message goes out before READY */
+	uint64_t next_shard; /* number of the next shard: tells which were there before a fence */
 	struct tfd_list fences;
 };
 
@@ -133,19 +231,19 @@ struct tfd_batch {
 };
 
 enum tfd_shard_state {
-	TFD_SHARD_DATA = 0,     /* pieces to post, their immediates among them */
-	TFD_SHARD_DRAIN = 1,    /* everything posted, acknowledgements to come */
+	TFD_SHARD_DATA = 0, /* pieces to post, their immediates among them */
+	TFD_SHARD_DRAIN = 1, /* everything posted, acknowledgements to come */
 	TFD_SHARD_TRAILING = 2, /* data acknowledged, immediates to post */
-	TFD_SHARD_DONE = 3,     /* acknowledged, or failed and quiet */
+	TFD_SHARD_DONE = 3, /* acknowledged, or failed and quiet */
 };
 
 /* The part of a job that travels on one path of one open. Owner: worker. */
 struct tfd_shard {
-	struct tfd_list link;      /* in its conn's queue */
+	struct tfd_list link; /* in its conn's queue */
 	struct tfd_list open_link; /* open->shards, until it is settled */
 	struct tfd_job *job;
 	struct tfd_open *open; /* NULL once settled */
-	uint64_t number;       /* in its open */
+	uint64_t number; /* in its open */
 	bool queued;
 	bool trails; /* its immediates follow the acknowledgement of its data */
 	bool failed; /* of a scatter: this target alone */
@@ -157,16 +255,16 @@ struct tfd_shard {
 	uint64_t dst_offset;
 	uint64_t length; /* bytes, or pages */
 	uint64_t posted; /* of length */
-	uint64_t acked;  /* of length; in order on ordered rails */
+	uint64_t acked; /* of length; in order on ordered rails */
 	/* Counts in eighths of a write. */
-	uint64_t units;       /* that it has to pay in all */
-	uint64_t units_owed;  /* due now */
+	uint64_t units; /* that it has to pay in all */
+	uint64_t units_owed; /* due now */
 	uint64_t units_posted;
 	uint64_t units_acked;
 	uint64_t units_unknown; /* posted, and their fate is not known */
 	uint32_t inflight;
 	struct tfd_batch *batch; /* of pages; while it posts */
-	uint64_t piece_posted;   /* of the batch's next piece, which may be longer than a segment */
+	uint64_t piece_posted; /* of the batch's next piece, which may be longer than a segment */
 };
 
 /* Tables that came with control's submit, until the last job that reads them has ended. */
@@ -186,10 +284,10 @@ struct tfd_job {
 	struct tfd_list deadline_link;
 	struct tfd_session *session;
 	struct tfd_source *source;
-	struct tfd_open *open;     /* NULL: each shard has its own */
+	struct tfd_open *open; /* NULL: each shard has its own */
 	struct tfd_region *region; /* NULL for an imm */
 	struct tfd_tables *tables; /* NULL: the arena's */
-	const uint8_t *table;      /* untrusted; pages */
+	const uint8_t *table; /* untrusted; pages */
 	uint64_t job_id;
 	uint32_t record;
 	uint8_t op;
@@ -221,14 +319,14 @@ struct tfd_job {
 
 /* A submit ring with its completion records: the client's in the segment, or control's in private memory. */
 struct tfd_source {
-	struct tfd_ring *ring;       /* untrusted when it is the client's */
+	struct tfd_ring *ring; /* untrusted when it is the client's */
 	struct tfd_entry *entries;
-	struct tfd_record *records;  /* write only */
-	struct tfd_job **in_flight;  /* by record; worker */
+	struct tfd_record *records; /* write only */
+	struct tfd_job **in_flight; /* by record; worker */
 	uint32_t entry_mask;
 	uint32_t record_count;
 	uint32_t head; /* worker; the ring's is a copy for the client */
-	bool control;  /* control's own */
+	bool control; /* control's own */
 	const uint8_t *arena; /* untrusted; the client's */
 	uint64_t arena_bytes;
 	struct tfd_tables **tables; /* control's, by entry; NULL: none */
@@ -238,7 +336,7 @@ struct tfd_source {
 /* What the worker knows of a counter; the segment holds copies. Owner: worker. */
 struct tfd_count {
 	int64_t eighths; /* below 0 while what is taken out has not arrived */
-	uint64_t value;  /* published; only grows */
+	uint64_t value; /* published; only grows */
 	uint64_t faults;
 	uint64_t lost;
 	uint64_t acknowledged;
@@ -276,7 +374,7 @@ struct tfd_session {
 	 * keep the client's ends open, too, so that its closing them is no event.
 	 */
 	int doorbell[2]; /* the client writes [1] */
-	int event[2];    /* the client reads [0] */
+	int event[2]; /* the client reads [0] */
 	int control_fd;
 	uint8_t *segment;
 	uint64_t segment_bytes;
@@ -287,29 +385,31 @@ struct tfd_session {
 	uint32_t refs;
 	bool closing;
 	uint64_t next_control_job; /* written under core->lock, read relaxed */
-	uint32_t control_ready;    /* shared: sources[1] is there */
+	uint32_t control_ready; /* shared: sources[1] is there */
 
 	/* worker */
 	struct tfd_source sources[2]; /* client's, control's (ring NULL until first used) */
-	struct tfd_count *counts;     /* [counter_count] */
+	struct tfd_count *counts; /* [counter_count] */
 	uint32_t *imm_pages[TFD_IMM_COUNT / TFD_IMM_PAGE];
 	uint32_t counters_used;
 	struct tfd_fraction *fractions[TFD_FRACTION_BUCKETS];
 	struct tfd_table regions;
 	struct tfd_table opens;
+	struct tfd_list mailboxes;
+	uint32_t counter_free; /* a mailbox's before; next in counts[].imm; TFD_NO_SLOT: none */
 	struct tfd_list jobs;
 	uint32_t job_count;
 	uint32_t shard_count; /* of jobs in flight */
-	struct tfd_list link;  /* worker->sessions */
-	uint8_t state;         /* enum tfd_session_state; others look, relaxed */
-	bool control_watch;    /* control wants control_fd signalled */
+	struct tfd_list link; /* worker->sessions */
+	uint8_t state; /* enum tfd_session_state; others look, relaxed */
+	bool control_watch; /* control wants control_fd signalled */
 
 	/* shared */
 	uint64_t *wake_counters; /* bitmaps: which futex words to wake */
 	uint64_t *wake_records;
 	uint32_t wake_pending;
 	uint32_t wake_control; /* control_fd is due */
-	uint32_t wake_event;   /* event_fd is due */
+	uint32_t wake_event; /* event_fd is due */
 	struct tfd_session *wake_next;
 	uint32_t losses_queued; /* LOST events that control has not taken yet */
 	struct tfd_session_info stat; /* worker writes, anyone reads, relaxed */
@@ -345,6 +445,13 @@ struct tfd_command {
 
 #define TFD_PENDING_EVENTS 1024u
 
+/* Small numbers for things, to be told on the wire. Owner: worker. */
+struct tfd_numbers {
+	void **items; /* borrowed; NULL: free */
+	uint32_t capacity;
+	uint32_t next; /* where to look for a free one: the longest unused, about */
+};
+
 struct tfd_worker {
 	struct tfd_core *core; /* constant */
 	struct tfd_group *group;
@@ -353,7 +460,7 @@ struct tfd_worker {
 	int wake_fd;
 
 	struct tfd_command *inbox; /* shared: stack of commands */
-	uint32_t sleeping;         /* shared */
+	uint32_t sleeping; /* shared */
 
 	/* worker */
 	bool stop;
@@ -371,6 +478,12 @@ struct tfd_worker {
 	struct tfd_job *job_free[TFD_JOB_CLASSES]; /* by link.next */
 	struct tfd_batch *batch_free;
 	struct tfd_fraction *fraction_free;
+	struct tfd_waiter *waiter_free;
+	struct tfd_table mailboxes;
+	struct tfd_list mailboxes_ready;
+	uint64_t next_mailbox_check_ns;
+	struct tfd_numbers channels; /* of struct tfd_conn */
+	struct tfd_numbers senders; /* of struct tfd_open */
 	struct tfd_event events[TFD_PENDING_EVENTS]; /* on their way to the core's queue */
 	uint32_t event_count;
 	uint64_t now_ns;
@@ -383,10 +496,10 @@ struct tfd_worker {
 struct tfd_waker {
 	pthread_t thread;
 	bool running;
-	pthread_mutex_t lock;        /* held while words are woken; taken by session close */
-	struct tfd_session *stack;   /* shared */
-	uint32_t sleeping;           /* shared; futex */
-	uint32_t stop;               /* shared */
+	pthread_mutex_t lock; /* held while words are woken; taken by session close */
+	struct tfd_session *stack; /* shared */
+	uint32_t sleeping; /* shared; futex */
+	uint32_t stop; /* shared */
 };
 
 struct tfd_core {

@@ -57,10 +57,13 @@ static int add_command(struct tfd_worker *worker, void *argument)
 {
 	struct open_call *call = argument;
 	struct tfd_open *open = call->open;
-	int rc = tfd_table_add(&call->session->opens, open, &open->handle);
+	int rc = open->rights & TFD_RIGHT_SEND ? tfd_sender_take(worker, open) : 0;
 
-	(void)worker;
 	if (!rc)
+		rc = tfd_table_add(&call->session->opens, open, &open->handle);
+	if (rc)
+		tfd_sender_give(worker, open);
+	else
 		call->handle = open->handle;
 	return rc;
 }
@@ -89,12 +92,12 @@ static int remove_command(struct tfd_worker *worker, void *argument)
 	struct open_call *call = argument;
 	struct tfd_open *open = tfd_table_get(&call->session->opens, call->handle);
 
-	(void)worker;
 	if (!open)
 		return -ENOENT;
 	if (!open->refused || !tfd_list_empty(&open->shards))
 		return -EBUSY;
 	(void)tfd_table_remove(&call->session->opens, call->handle);
+	tfd_sender_give(worker, open);
 	tfd_open_destroy(open);
 	return 0;
 }
@@ -142,8 +145,8 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	int rc;
 
 	if (!options->path_count || options->path_count > TFD_MAX_PATHS ||
-	    options->name_space >= TFD_NAME_SPACES || options->imm_count > TFD_IMM_COUNT ||
-	    options->imm_first > TFD_IMM_COUNT - options->imm_count)
+	    options->name_space == TFD_NAME_SPACE_WORKER || options->name_space >= TFD_NAME_SPACES ||
+	    options->imm_count > TFD_IMM_COUNT || options->imm_first > TFD_IMM_COUNT - options->imm_count)
 		return -EINVAL;
 	open = calloc(1, sizeof(*open));
 	if (!open)
@@ -154,7 +157,9 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	open->imm_count = options->imm_count;
 	open->name_space = options->name_space;
 	open->expires_ns = options->expires_ns;
+	open->sender = TFD_NO_SLOT;
 	tfd_list_init(&open->shards);
+	tfd_list_init(&open->parked);
 	tfd_list_init(&open->fences);
 	call.open = open;
 	call.session = open->session = tfd_session_get(core, session);

@@ -72,12 +72,16 @@ void tfd_shard_move(struct tfd_shard *shard); /* its connection is gone; what ha
 void tfd_shard_unqueue(struct tfd_shard *shard);
 void tfd_shard_settle(struct tfd_shard *shard); /* leaves its open */
 void tfd_shard_done(struct tfd_shard *shard);
+bool tfd_shard_path_next(struct tfd_shard *shard); /* to another path that lives; false: there is none */
 void tfd_shard_advance(struct tfd_shard *shard); /* after an acknowledgement */
 
 /* post.c */
 uint32_t tfd_conns_post(struct tfd_worker *worker);
 void tfd_conns_check_progress(struct tfd_worker *worker);
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
+/* On the list of what its connection has in flight, and off it. */
+void tfd_wr_enter(struct tfd_conn *conn, struct tfd_wr *wr, uint64_t length);
+void tfd_wr_leave(struct tfd_wr *wr);
 /* As tfd_wr_done, but the provider may still name wr in a late completion: it is not used again before that. */
 void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc);
 /* A piece that surely has not landed: its shard goes out again. */
@@ -94,6 +98,9 @@ void tfd_counter_fault(struct tfd_session *session, uint32_t slot, uint64_t lost
                        uint64_t peer);
 void tfd_fractions_free(struct tfd_session *session); /* once no worker knows it */
 void tfd_counter_acknowledge(struct tfd_session *session, uint32_t slot);
+int tfd_counter_give_unnamed(struct tfd_session *session, uint32_t *slot); /* of no immediate; -ENOSPC */
+void tfd_counter_return(struct tfd_session *session, uint32_t slot);
+void tfd_counter_add(struct tfd_session *session, uint32_t slot); /* one write */
 
 /* conn.c */
 void tfd_conn_put(struct tfd_conn *conn);
@@ -109,6 +116,54 @@ void tfd_probe_drop(struct tfd_conn *conn); /* its connection is closed */
 /* fence.c */
 void tfd_fences_check(struct tfd_open *open);
 void tfd_fences_free(struct tfd_open *open);
+
+/* numbers.c */
+int tfd_numbers_take(struct tfd_numbers *numbers, uint32_t limit, void *item,
+                     uint32_t *number); /* -ENOSPC, -ENOMEM */
+void tfd_numbers_give(struct tfd_numbers *numbers, uint32_t number);
+
+static inline void *tfd_numbers_get(const struct tfd_numbers *numbers, uint32_t number)
+{
+	return number < numbers->capacity ? numbers->items[number] : NULL;
+}
+
+/* channel.c: control */
+int tfd_channel_open(struct tfd_conn *conn, struct tfd_error *error);
+void tfd_channel_close(struct tfd_rail *rail, struct tfd_channel *channel); /* NULL-safe */
+/* channel.c: worker */
+int tfd_channel_start(struct tfd_conn *conn, void *address, size_t *address_bytes, struct tfd_error *error);
+int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address_bytes,
+                     struct tfd_error *error);
+void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_landed);
+bool tfd_channel_has_work(const struct tfd_conn *conn);
+int tfd_channel_post(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count);
+void tfd_channel_wake(struct tfd_conn *conn); /* it has something to post */
+void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc);
+void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc);
+void tfd_channels_check(struct tfd_worker *worker);
+
+/* send.c */
+int tfd_sender_take(struct tfd_worker *worker, struct tfd_open *open); /* -ENOSPC, -ENOMEM */
+void tfd_sender_give(struct tfd_worker *worker, struct tfd_open *open);
+void tfd_send_queue(struct tfd_shard *shard);
+bool tfd_send_may_go(const struct tfd_open *open);
+void tfd_send_park(struct tfd_shard *shard);
+void tfd_send_unpark(struct tfd_open *open);
+void tfd_send_fill(const struct tfd_shard *shard, struct tfd_frame *frame);
+void tfd_send_posted(struct tfd_shard *shard, const struct tfd_conn *conn);
+void tfd_send_answered(struct tfd_shard *shard, const struct tfd_frame *answer, uint32_t readies);
+void tfd_send_lost(struct tfd_shard *shard, uint32_t detail, bool landed);
+void tfd_send_ready(struct tfd_open *open);
+void tfd_senders_conn_closed(struct tfd_worker *worker, const struct tfd_conn *conn);
+
+/* mailbox.c */
+void tfd_mailbox_deliver(struct tfd_worker *worker, struct tfd_conn *conn, const struct tfd_frame *frame,
+                         const uint8_t *payload, struct tfd_frame *answer);
+uint32_t tfd_mailbox_release(struct tfd_session *session,
+                             const struct tfd_entry *entry); /* enum tfd_detail */
+void tfd_mailboxes_check(struct tfd_worker *worker);
+void tfd_mailboxes_free(struct tfd_session *session, struct tfd_worker *worker); /* NULL: it has stopped */
+void tfd_waiter_drop(struct tfd_waiter *waiter);
 
 /* submit.c */
 void tfd_tables_put(struct tfd_source *source, struct tfd_tables *tables);
@@ -140,6 +195,14 @@ void tfd_heartbeat_close(struct tfd_core *core);
 void tfd_heartbeat_touch(struct tfd_core *core);
 
 /* wire immediate: [3: weight][9: name space][20: imm] */
+/* Name space 0 is nobody's: what it carries goes from worker to worker. */
+#define TFD_NAME_SPACE_WORKER 0u
+
+static inline uint32_t tfd_wire_name_space(uint32_t wire)
+{
+	return wire >> TFD_IMM_BITS & (TFD_NAME_SPACES - 1);
+}
+
 static inline uint32_t tfd_wire_imm(uint32_t name_space, uint32_t imm)
 {
 	return name_space << TFD_IMM_BITS | imm;

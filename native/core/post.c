@@ -123,15 +123,22 @@ static void fill_post(const struct tfd_shard *shard, const struct plan *plan, st
 static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd_wr *wr,
                       const struct plan *plan)
 {
-	wr->conn = conn;
 	wr->job = shard->job;
 	wr->shard = (uint32_t)(shard - shard->job->shards);
-	wr->length = plan->length;
 	wr->extent = plan->extent;
 	wr->units = plan->units;
-	wr->back = 0;
 	wr->imm_number = conn->imms_posted + 1;
 	conn->imms_posted += plan->units != 0;
+	tfd_wr_enter(conn, wr, plan->length);
+	shard->inflight++;
+	shard->job->inflight++;
+}
+
+void tfd_wr_enter(struct tfd_conn *conn, struct tfd_wr *wr, uint64_t length)
+{
+	wr->conn = conn;
+	wr->length = length;
+	wr->back = 0;
 	wr->prev = NULL;
 	wr->next = conn->outstanding;
 	if (wr->next)
@@ -144,11 +151,9 @@ static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd
 	conn->inflight_bytes += wr->length;
 	conn->inflight_wrs++;
 	conn->group->worker->inflight_wrs++;
-	shard->inflight++;
-	shard->job->inflight++;
 }
 
-static void wr_detach(struct tfd_wr *wr)
+void tfd_wr_leave(struct tfd_wr *wr)
 {
 	struct tfd_conn *conn = wr->conn;
 
@@ -164,9 +169,14 @@ static void wr_detach(struct tfd_wr *wr)
 	if (!conn->inflight_wrs)
 		tfd_list_remove(&conn->inflight_link);
 	conn->group->worker->inflight_wrs--;
+	wr->conn = NULL;
+}
+
+static void wr_detach(struct tfd_wr *wr)
+{
 	wr->job->shards[wr->shard].inflight--;
 	wr->job->inflight--;
-	wr->conn = NULL;
+	tfd_wr_leave(wr);
 }
 
 /* After a piece went out: the shard goes to the queue's end while it has more, so that others get their turn. */
@@ -262,26 +272,35 @@ void tfd_conns_check_progress(struct tfd_worker *worker)
 		    worker->now_ns - conn->progress_ns > PROGRESS_BOUND_NS)
 			tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 	}
+	tfd_channels_check(worker);
 }
 
 static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)
 {
 	uint32_t count = 0;
+	int rc = tfd_channel_has_work(conn) ? tfd_channel_post(worker, conn, &count) : 0;
 
-	if (conn->probe_state == TFD_PROBE_WAITS) {
-		int rc = tfd_probe_post(worker, conn);
-
+	if (!rc && conn->probe_state == TFD_PROBE_WAITS) {
+		rc = tfd_probe_post(worker, conn);
 		if (rc && rc != -EAGAIN)
 			tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
-		return rc == 0;
+		return count + (rc == 0);
+	}
+	if (rc && rc != -EAGAIN) {
+		tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
+		return count + 1;
+	}
+	if (rc) {
+		check_stall(worker, conn);
+		return count;
 	}
 	for (int priority = TFD_PRIORITY_LATENCY; priority >= 0; priority--) {
 		struct tfd_list *queue = &conn->queue[priority];
 
 		while (!tfd_list_empty(queue)) {
 			struct tfd_shard *shard = tfd_container(queue->next, struct tfd_shard, link);
-			int rc = post_one(worker, conn, shard);
 
+			rc = post_one(worker, conn, shard);
 			if (rc == -EAGAIN) {
 				check_stall(worker, conn);
 				return count;
@@ -320,7 +339,7 @@ uint32_t tfd_conns_post(struct tfd_worker *worker)
 				check_stall(worker, conn); /* the far side never told its address */
 		}
 		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1]) &&
-		    conn->probe_state != TFD_PROBE_WAITS) {
+		    !tfd_channel_has_work(conn) && conn->probe_state != TFD_PROBE_WAITS) {
 			tfd_list_remove(&conn->busy_link);
 			conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
 		}
@@ -391,17 +410,19 @@ static bool may_be_reconciled(const struct tfd_wr *wr, const struct tfd_wc *wc)
 
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)
 {
-	if (!wr->job) {
+	if (!wr->job && (!wr->conn || wr == wr->conn->probe)) {
 		tfd_probe_done(worker, wr, wc);
 		return;
 	}
-	if (wr->conn && may_be_reconciled(wr, wc)) {
+	if (!wr->job) {
+		tfd_channel_wr_done(wr, wc);
+	} else if (wr->conn && may_be_reconciled(wr, wc)) {
 		wr->back = 1;
 		tfd_conn_break(wr->conn, TFD_DETAIL_CONNECTION);
 		return;
-	}
-	if (wr->conn) /* else abandoned before */
+	} else if (wr->conn) { /* else abandoned before */
 		wr_settle(wr, wc);
+	}
 	wr->next = worker->wr_free;
 	worker->wr_free = wr;
 }
@@ -418,6 +439,10 @@ void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc)
 {
 	struct tfd_worker *worker = wr->conn->group->worker;
 
+	if (!wr->job) {
+		tfd_channel_wr_done(wr, wc);
+		return;
+	}
 	wr_settle(wr, wc);
 	wr_reuse_if_back(worker, wr);
 }

@@ -77,6 +77,8 @@ static const struct form forms[] = {
 	[TFD_OP_SCATTER] = { .known = true, .has_region = true, .has_table = true },
 	[TFD_OP_BARRIER] = { .known = true, .has_table = true },
 	[TFD_OP_READ] = { .known = true, .has_region = true },
+	[TFD_OP_SEND] = { .known = true, .has_table = true },
+	[TFD_OP_RELEASE] = { .known = true },
 };
 
 static uint32_t check_form(const struct tfd_entry *entry)
@@ -94,7 +96,8 @@ static uint32_t check_form(const struct tfd_entry *entry)
 		return TFD_DETAIL_IMM_BITS;
 	if (entry->length > TFD_MAX_LENGTH)
 		return TFD_DETAIL_LENGTH;
-	if (!form->has_region && (entry->op == TFD_OP_IMM || entry->op == TFD_OP_BARRIER) &&
+	if (!form->has_region &&
+	    (entry->op == TFD_OP_IMM || entry->op == TFD_OP_BARRIER || entry->op == TFD_OP_SEND) &&
 	    (entry->length || entry->src_region || entry->src_offset))
 		return TFD_DETAIL_BAD_FLAGS;
 	if ((!form->has_table && (entry->table_offset || entry->table_count)) ||
@@ -130,6 +133,14 @@ static void take_acknowledge(struct tfd_session *session, struct tfd_source *sou
 	}
 	tfd_counter_acknowledge(session, slot);
 	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
+}
+
+static void take_release(struct tfd_session *session, struct tfd_source *source,
+                         const struct tfd_entry *entry)
+{
+	uint32_t detail = tfd_mailbox_release(session, entry);
+
+	tfd_entry_end(session, source, entry, detail ? TFD_JOB_INVALID : TFD_JOB_OK, detail);
 }
 
 static void take_cancel(struct tfd_session *session, struct tfd_source *source, const struct tfd_entry *entry)
@@ -250,6 +261,30 @@ static uint32_t take_single(struct taking *taking, struct tfd_job **out)
 	return TFD_DETAIL_NONE;
 }
 
+/* A message: its bytes are read from the table, and posted from a copy. */
+static uint32_t take_send(struct taking *taking, struct tfd_job **out)
+{
+	const struct tfd_entry *entry = taking->entry;
+	struct tfd_open *open = tfd_table_get(&taking->session->opens, entry->dst_grant);
+	uint32_t detail = check_open(open, TFD_RIGHT_SEND, taking->worker->now_ns);
+	const uint8_t *bytes;
+
+	if (detail)
+		return detail;
+	if (entry->table_count > open->length || entry->table_count > TFD_MESSAGE_BYTES_MAX)
+		return TFD_DETAIL_DESTINATION_BOUNDS;
+	bytes = find_table(taking->source, taking->tables, entry, 1);
+	if (!bytes && entry->table_count)
+		return TFD_DETAIL_TABLE;
+	*out = make_job(taking, 1);
+	if (!*out)
+		return TFD_DETAIL_NONE;
+	(*out)->open = open;
+	(*out)->table = bytes;
+	(*out)->length = entry->table_count;
+	return TFD_DETAIL_NONE;
+}
+
 static uint32_t check_target(const struct taking *taking, const struct tfd_target *target,
                              struct tfd_shard *shard)
 {
@@ -307,7 +342,9 @@ static void take_job(struct taking *taking)
 		status = TFD_JOB_DEADLINE;
 		detail = TFD_DETAIL_NONE;
 	} else {
-		detail = many ? take_targets(taking, &job) : take_single(taking, &job);
+		detail = many                     ? take_targets(taking, &job) :
+		         entry->op == TFD_OP_SEND ? take_send(taking, &job) :
+		                                    take_single(taking, &job);
 		if (detail == TFD_DETAIL_STALE || detail == TFD_DETAIL_CONNECTION ||
 		    detail == TFD_DETAIL_HEARTBEAT)
 			status = TFD_JOB_PEER_LOST;
@@ -338,7 +375,8 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 	    source->in_flight[entry->record])
 		return false;
 	detail = check_form(entry);
-	if (tables && (detail || entry->op == TFD_OP_ACKNOWLEDGE || entry->op == TFD_OP_CANCEL))
+	if (tables && (detail || entry->op == TFD_OP_ACKNOWLEDGE || entry->op == TFD_OP_CANCEL ||
+	               entry->op == TFD_OP_RELEASE))
 		tfd_tables_put(source, tables);
 	if (detail)
 		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, detail);
@@ -346,6 +384,8 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 		take_acknowledge(session, source, entry);
 	else if (entry->op == TFD_OP_CANCEL)
 		take_cancel(session, source, entry);
+	else if (entry->op == TFD_OP_RELEASE)
+		take_release(session, source, entry);
 	else
 		take_job(&(struct taking){ worker, session, source, entry, tables, NULL });
 	return true;

@@ -269,7 +269,9 @@ static struct tfd_session *session_new(struct tfd_core *core, uint32_t group)
 	session->group = core->groups[group];
 	session->segment_fd = session->control_fd = -1;
 	session->doorbell[0] = session->doorbell[1] = session->event[0] = session->event[1] = -1;
+	session->counter_free = TFD_NO_SLOT;
 	tfd_list_init(&session->jobs);
+	tfd_list_init(&session->mailboxes);
 	tfd_list_init(&session->link);
 	return session;
 }
@@ -434,9 +436,12 @@ static int detach_command(struct tfd_worker *worker, void *argument)
 	worker->name_spaces[session->name_space] = NULL;
 	tfd_list_remove(&session->link);
 	tfd_worker_unwatch(worker, session->doorbell[0]);
+	tfd_mailboxes_free(session, worker);
 	for (uint32_t i = 0; i < session->opens.capacity; i++) {
-		if (session->opens.items[i])
-			tfd_open_destroy(session->opens.items[i]);
+		if (!session->opens.items[i])
+			continue;
+		tfd_sender_give(worker, session->opens.items[i]);
+		tfd_open_destroy(session->opens.items[i]);
 	}
 	return 0;
 }
@@ -490,6 +495,7 @@ void tfd_sessions_close_all(struct tfd_core *core)
 			if (session->opens.items[k])
 				tfd_open_destroy(session->opens.items[k]);
 		}
+		tfd_mailboxes_free(session, NULL);
 		session->header->end_reason = TFD_DETAIL_SESSION_ENDED;
 		tfd_store_release(&session->header->state, TFD_SESSION_ENDED);
 		session_destroy(core, session);

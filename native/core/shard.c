@@ -12,6 +12,10 @@ void tfd_shard_queue(struct tfd_shard *shard)
 
 	if (shard->queued)
 		return;
+	if (shard->job->op == TFD_OP_SEND) {
+		tfd_send_queue(shard);
+		return;
+	}
 	tfd_list_push(&conn->queue[shard->job->priority], &shard->link);
 	shard->queued = true;
 	if (tfd_list_empty(&conn->busy_link))
@@ -53,6 +57,8 @@ void tfd_shard_settle(struct tfd_shard *shard)
 	if (!tfd_list_empty(&open->fences))
 		tfd_fences_check(open);
 	tfd_open_quiet_if_idle(open);
+	if (!tfd_list_empty(&open->parked)) /* it may have been the one whose turn it was */
+		tfd_send_unpark(open);
 }
 
 /* Acknowledged, or failed and quiet. Of a scatter: whoever waits for its open need not wait for the other targets. */
@@ -92,7 +98,7 @@ void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail)
 		tfd_shard_done(shard);
 }
 
-static bool path_next(struct tfd_shard *shard)
+bool tfd_shard_path_next(struct tfd_shard *shard)
 {
 	const struct tfd_open *open = shard->open;
 
@@ -115,7 +121,7 @@ void tfd_shard_move(struct tfd_shard *shard)
 	if (shard->state == TFD_SHARD_DONE || shard->failed || job->status != TFD_JOB_PENDING)
 		return;
 	tfd_batch_drop(shard);
-	if (!path_next(shard)) {
+	if (!tfd_shard_path_next(shard)) {
 		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 		return;
 	}
@@ -136,7 +142,7 @@ void tfd_shard_move(struct tfd_shard *shard)
 
 static void trail(struct tfd_shard *shard)
 {
-	if (!shard->open->paths[shard->path].conn->half && !path_next(shard)) {
+	if (!shard->open->paths[shard->path].conn->half && !tfd_shard_path_next(shard)) {
 		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 		return;
 	}

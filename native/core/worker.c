@@ -18,7 +18,8 @@
 #define SPIN_IN_FLIGHT_NS 2000000u
 #define SHORT_SLEEP_NS 50000u
 #define SLEEP_MAX_MS 1000 /* nothing depends on it: a net under a lost wake-up */
-#define BUSY_SLEEP_MAX_MS 10 /* with something to post: a connection that comes up need not tell */
+/* With something to post: a connection that comes up need not tell. With slots free that somebody waits for: they are told. */
+#define BUSY_SLEEP_MAX_MS 10
 #define LOSSES_QUEUED_MAX 4096 /* of one session: then its rings wait until control has caught up */
 #define EPOLL_BATCH 32
 
@@ -34,7 +35,10 @@ static void take_imm(struct tfd_worker *worker, struct tfd_rail *rail, const str
 	}
 	if (conn)
 		conn->imms_landed++;
-	tfd_imm_arrived(worker, conn ? conn->peer : 0, wc->imm);
+	if (tfd_wire_name_space(wc->imm) == TFD_NAME_SPACE_WORKER)
+		tfd_channel_arrived(worker, wc);
+	else
+		tfd_imm_arrived(worker, conn ? conn->peer : 0, wc->imm);
 }
 
 void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc)
@@ -112,6 +116,8 @@ uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
 		did += poll_rail(worker, &worker->group->rails[i]);
 	if (!tfd_list_empty(&worker->deadlines) && worker->now_ns >= worker->next_deadline_ns)
 		tfd_jobs_check_deadlines(worker);
+	if (!tfd_list_empty(&worker->mailboxes_ready) && worker->now_ns >= worker->next_mailbox_check_ns)
+		tfd_mailboxes_check(worker);
 	if (worker->now_ns >= worker->next_stall_check_ns)
 		tfd_conns_check_progress(worker);
 	if (tfd_guard_hits() != worker->guard_hits)
@@ -176,7 +182,7 @@ static int sleep_bound_ms(struct tfd_worker *worker)
 		if (worker->group->rails[i].wait_fd < 0)
 			return 1; /* such a rail must be polled */
 	}
-	if (!tfd_list_empty(&worker->conns_busy))
+	if (!tfd_list_empty(&worker->conns_busy) || !tfd_list_empty(&worker->mailboxes_ready))
 		bound = BUSY_SLEEP_MAX_MS;
 	if (!tfd_list_empty(&worker->deadlines)) {
 		uint64_t left = worker->next_deadline_ns > worker->now_ns ?
@@ -284,6 +290,15 @@ static void pools_close(struct tfd_worker *worker)
 {
 	tfd_jobs_free(worker);
 	free(worker->wr_pool);
+	while (worker->waiter_free) {
+		struct tfd_waiter *waiter = worker->waiter_free;
+
+		worker->waiter_free = waiter->next_free;
+		free(waiter);
+	}
+	tfd_table_fini(&worker->mailboxes);
+	free(worker->channels.items);
+	free(worker->senders.items);
 }
 
 static int fds_open(struct tfd_worker *worker)
@@ -329,6 +344,7 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	tfd_list_init(&worker->conns);
 	tfd_list_init(&worker->conns_busy);
 	tfd_list_init(&worker->conns_inflight);
+	tfd_list_init(&worker->mailboxes_ready);
 	tfd_list_init(&worker->deadlines);
 	worker->spin_ns = spin_least_ns(worker);
 	rc = pools_open(worker);

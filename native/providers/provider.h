@@ -84,8 +84,8 @@ struct tfd_provider_ops {
 	void (*mr_close)(struct tfd_domain *domain, struct tfd_mr *mr);
 
 	/*
-	 * worker. Makes a half and tells its address (at most TFD_ADDRESS_MAX bytes). May allocate. `owner` is what the
-	 * immediates that come by it name.
+	 * worker. Makes a half and tells its address (at most TFD_ADDRESS_MAX bytes). May allocate. Both halves of a connection
+	 * may post to each other: the incoming one answers messages. `owner` is what the immediates that come by it name.
 	 */
 	int (*half_open)(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
 	                 void *address, size_t *address_bytes, struct tfd_error *error);

@@ -8,7 +8,7 @@ rm -rf "$out"
 mkdir -p "$out"
 failed=0
 
-# mutant NAME FILE FROM TO
+# mutant NAME FILE FROM TO [TEST]
 mutant() {
 	copy="$out/native"
 	rm -rf "$copy"
@@ -24,7 +24,7 @@ import pathlib, sys
 path, old, new = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 path.write_text(path.read_text().replace(old, new, 1))
 PY
-	if make -s -C "$copy" check TESTS=property >"$out/$1.log" 2>&1; then
+	if make -s -C "$copy" check TESTS="${5:-property}" >"$out/$1.log" 2>&1; then
 		echo "  ALIVE $1: the property test did not notice"
 		failed=1
 	elif grep -q "error:" "$out/$1.log"; then
@@ -41,4 +41,9 @@ mutant count-before-data core/cut.c "return shard->length > rail->segment_bytes;
 mutant landed-not-believed core/conn.c "oldest->imm_number <= landed &&" "oldest->imm_number <= landed / 2 &&"
 mutant landed-too-much core/conn.c "oldest->imm_number <= landed &&" "oldest->imm_number <= landed + 1 &&"
 mutant fence-at-once core/fence.c "return true;" "return false;"
+mutant sent-twice core/channel.c "call->imm_number <= far_landed" "call->imm_number < far_landed" mailbox_property
+mutant waiters-forgotten core/mailbox.c "wake_one(mailbox);" "(void)0;" mailbox_property
+mutant ready-overtakes core/send.c "open->readies == readies" "open->readies >= readies" mailbox_property
+mutant slot-taken-twice core/mailbox.c "mailbox->free[--mailbox->free_count]" "mailbox->free[mailbox->free_count - 1]" mailbox_property
+mutant turn-lost core/shard.c "tfd_send_unpark(open);" "(void)0;" mailbox_property
 exit $failed

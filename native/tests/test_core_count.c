@@ -123,8 +123,10 @@ static void count_for_a_sleeper(struct host *host, struct user *user)
 	struct tfd_worker *worker = host->core->groups[0]->worker;
 	struct tfd_session *session = tfd_session_get(host->core, user->session);
 	struct tfd_counter *counter = &user->counters[5];
-	uint32_t event = counter->event;
+	uint32_t event;
 
+	tfd_waker_drain(host->core); /* what the counts before have asked for is done */
+	event = tfd_load_seq(&counter->event);
 	counter->waiters = 0;
 	CHECK_OK(tfd_command_run(worker, acknowledge_imm_5, session));
 	counter->waiters = 1;

@@ -207,7 +207,8 @@ static void test_answers(struct joined *pairs)
 				sent = true;
 			}
 			if (ops->poll(a.domain, &wc, 1)) {
-				CHECK(wc.type == TFD_WC_IMM && wc.imm == i && wc.owner == &pair->writer && !came);
+				CHECK(wc.type == TFD_WC_IMM && wc.imm == i && wc.owner == &pair->writer &&
+				      !came);
 				came = true;
 			}
 			if (!sent && !came)

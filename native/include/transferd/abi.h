@@ -42,6 +42,9 @@
 	6u /* a table of struct tfd_target: a write to each, one count on the immediate there */
 #define TFD_OP_BARRIER 7u /* a table of struct tfd_target without bytes: one count on the immediate at each */
 #define TFD_OP_READ 8u /* bytes of the grant into the region; no count */
+#define TFD_OP_SEND 9u /* table_count bytes of the arena, as one message to a mailbox */
+#define TFD_OP_RELEASE                                                                                  \
+	10u /* gives slot src_offset of mailbox dst_grant back, which held message number `argument` */
 
 /* struct tfd_entry.flags */
 #define TFD_FLAG_EXACT 1u /* write, pages: the count follows the acknowledgement of all bytes on all rails */
@@ -84,7 +87,7 @@
 	X(4, SOURCE_BOUNDS, "offset and length leave the source region")               \
 	X(5, BAD_GRANT, "the destination handle is not open in this session")          \
 	X(6, DESTINATION_BOUNDS, "offset and length leave the grant")                  \
-	X(7, RIGHTS, "the grant does not give the right to write")                     \
+	X(7, RIGHTS, "the grant does not give this right")                             \
 	X(8, IMM_RANGE, "the immediate is outside the grant")                          \
 	X(9, EXPIRED, "the grant has expired")                                         \
 	X(10, REVOKED, "the owner revoked the grant")                                  \
@@ -100,7 +103,9 @@
 	X(20, SESSION_ENDED, "the session ended")                                      \
 	X(21, TABLE, "the table leaves the arena, or has too many entries")            \
 	X(22, FENCED, "the owner fenced the immediate")                                \
-	X(23, READ_ONLY, "the region to read into was registered read-only")
+	X(23, READ_ONLY, "the region to read into was registered read-only")           \
+	X(24, BAD_MAILBOX, "no such mailbox here, or not the message in that slot")    \
+	X(25, NO_MEMORY, "the far daemon has no memory left")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };
@@ -202,6 +207,24 @@ struct tfd_target {
 	uint64_t dst_offset;
 	uint64_t length;
 };
+
+/*
+ * The memory of a mailbox, in a region of its owner: a ring of letters, then the slots. Message number n is told by
+ * letter n modulo slots, written before the mailbox's counter passes n, and left alone until slots messages
+ * later, so at least until message n was released. Writer: worker.
+ */
+struct tfd_letter {
+	uint32_t slot;
+	uint32_t bytes;
+	uint64_t number;
+};
+
+#define TFD_MAILBOX_SLOTS_MAX 65536u
+#define TFD_MESSAGE_BYTES_MAX 8192u
+#define TFD_LINES(bytes) (((bytes) + TFD_LINE - 1) / TFD_LINE * TFD_LINE)
+#define TFD_LETTERS_BYTES(slots) TFD_LINES((slots) * sizeof(struct tfd_letter))
+#define TFD_MAILBOX_BYTES(slots, slot_bytes)                                                           \
+	(TFD_LETTERS_BYTES((uint64_t)(slots)) + (uint64_t)(slots) * TFD_LINES((uint64_t)(slot_bytes)))
 
 /* How a job ended. Writer: worker, but for `waiters`. */
 struct tfd_record {

@@ -267,6 +267,7 @@ struct tfd_open_options {
 
 #define TFD_RIGHT_WRITE 1u
 #define TFD_RIGHT_READ 2u
+#define TFD_RIGHT_SEND 4u /* each path's key is the number of the mailbox; `length` its slot_bytes */
 
 int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_options *options,
                  uint64_t *open);
@@ -287,6 +288,33 @@ int tfd_open_fence(struct tfd_core *core, uint64_t session, uint64_t open, uint3
                    uint32_t imm_count, uint64_t fence);
 /* Forgets a revoked, quiet open. -EBUSY otherwise. */
 int tfd_open_remove(struct tfd_core *core, uint64_t session, uint64_t open);
+
+/* ---- mailboxes ---- */
+
+struct tfd_mailbox_options {
+	uint64_t region; /* writable, of the same session; it cannot be removed before the mailbox */
+	uint64_t offset; /* into it, a multiple of 64: TFD_MAILBOX_BYTES from here on */
+	uint32_t slots;
+	uint32_t slot_bytes; /* longest message */
+};
+
+struct tfd_mailbox_info {
+	uint64_t mailbox; /* number, never used twice; what a peer's open gives as key of its paths */
+	uint32_t counter; /* slot of the counter that grows by 1 with each message */
+	uint32_t _pad;
+	uint64_t first; /* its value now: number of the first message */
+};
+
+/* -ENOENT: no such session or region; -EINVAL: sizes, a region that is read-only; -ENOSPC: no counter is left. */
+int tfd_mailbox_add(struct tfd_core *core, uint64_t session, const struct tfd_mailbox_options *options,
+                    struct tfd_mailbox_info *out, struct tfd_error *error);
+/* Messages for it are refused from now on. Its grants have ended before: who waits for a slot is not told. */
+int tfd_mailbox_remove(struct tfd_core *core, uint64_t session, uint64_t mailbox);
+/*
+ * Takes the oldest message that was not taken by this call and releases its slot; *bytes: room in `buffer`, then the message's
+ * length. -EAGAIN: none is there; -EMSGSIZE: no room. For clients without shared memory.
+ */
+int tfd_mailbox_take(struct tfd_core *core, uint64_t session, uint64_t mailbox, void *buffer, size_t *bytes);
 
 /* ---- submitting for clients that only speak gRPC ---- */
 

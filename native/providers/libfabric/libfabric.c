@@ -39,7 +39,8 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 	half->owner = owner;
 	if (domain->links && tfd_fi_link_take(half) != 0) {
 		tfd_fi_half_free(half);
-		return tfd_fail(error, -ENOSPC, "the rail has all its %u halves of connections", TFD_FI_LINKS);
+		return tfd_fail(error, -ENOSPC, "the rail has all its %u halves of connections",
+		                TFD_FI_LINKS);
 	}
 	memcpy(blob.protocol, domain->protocol, sizeof(blob.protocol));
 	blob.link = half->link;

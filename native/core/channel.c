@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Messages from worker to worker over a pair of halves, by writes with immediates of name space 0, which every provider has.
+ *
+ * The outgoing side has TFD_CALLS frames at the incoming one for its requests, and the incoming side as many there for the
+ * answers. An answer goes into the frame with the number of its request, and a frame is used again when its answer has come: so no
+ * frame is ever written over before it was read, and there are no credits that could be lost.
+ *
+ * The immediate: [3: kind][9: 0][20: number of the far half * TFD_CALLS + frame], or, of READY, [20: number of the far open].
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+
+#include "parts.h"
+
+#define CHANNELS_MAX (TFD_IMM_COUNT / TFD_CALLS)
+#define REQUEST_BYTES (sizeof(struct tfd_frame) + TFD_MESSAGE_BYTES_MAX)
+#define ANSWERS_AT (TFD_CALLS * REQUEST_BYTES)
+#define MEMORY_BYTES (ANSWERS_AT + TFD_CALLS * sizeof(struct tfd_frame))
+#define ANSWER_BOUND_NS 5000000000u /* a worker that lives answers at once */
+#define MAGIC 0x316d6674u           /* "tfm1" */
+
+enum wire_kind {
+	WIRE_REQUEST = 0,
+	WIRE_ANSWER = 1,
+	WIRE_READY = 2,
+};
+
+_Static_assert(sizeof(struct tfd_frame) == TFD_LINE, "answers are frames without a payload");
+_Static_assert(TFD_CALLS <= 32, "bitmaps of frames");
+
+/* At the end of a half's address. */
+struct channel_address {
+	uint32_t magic;
+	uint32_t number;
+	uint64_t token;
+	struct tfd_region_key key;
+};
+
+static size_t request_at(uint32_t frame)
+{
+	return frame * REQUEST_BYTES;
+}
+
+static size_t answer_at(uint32_t frame)
+{
+	return ANSWERS_AT + frame * sizeof(struct tfd_frame);
+}
+
+static uint32_t wire(enum wire_kind kind, uint32_t number)
+{
+	return (uint32_t)kind << 29 | tfd_wire_imm(TFD_NAME_SPACE_WORKER, number);
+}
+
+/* ---- its life ---- */
+
+int tfd_channel_open(struct tfd_conn *conn, struct tfd_error *error)
+{
+	struct tfd_rail *rail = conn->rail;
+	struct tfd_channel *channel = calloc(1, sizeof(*channel));
+	int rc = 0;
+
+	if (!channel)
+		return tfd_fail(error, -ENOMEM, "no memory for a connection");
+	channel->number = TFD_NO_SLOT;
+	tfd_list_init(&channel->waiters);
+	tfd_list_init(&channel->readies);
+	channel->memory =
+		mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (channel->memory == MAP_FAILED) {
+		channel->memory = NULL;
+		rc = tfd_fail(error, -ENOMEM, "no memory for a connection's messages");
+	}
+	if (!rc && getrandom(&channel->token, sizeof(channel->token), 0) != (ssize_t)sizeof(channel->token))
+		rc = tfd_fail(error, -EIO, "getrandom gave no token");
+	if (!rc)
+		rc = rail->ops->mr_open(rail->domain, channel->memory, MEMORY_BYTES, 1, &channel->mr,
+		                        &channel->key, error);
+	if (rc) {
+		tfd_channel_close(rail, channel);
+		return rc;
+	}
+	conn->channel = channel;
+	return 0;
+}
+
+void tfd_channel_close(struct tfd_rail *rail, struct tfd_channel *channel)
+{
+	if (!channel)
+		return;
+	if (channel->mr)
+		rail->ops->mr_close(rail->domain, channel->mr);
+	if (channel->memory)
+		(void)munmap(channel->memory, MEMORY_BYTES);
+	free(channel);
+}
+
+int tfd_channel_start(struct tfd_conn *conn, void *address, size_t *address_bytes, struct tfd_error *error)
+{
+	struct tfd_channel *channel = conn->channel;
+	struct channel_address tail = { .magic = MAGIC, .token = channel->token, .key = channel->key };
+	int rc;
+
+	if (*address_bytes + sizeof(tail) > TFD_ADDRESS_MAX)
+		return tfd_fail(error, -ENOSPC, "the provider's address takes %zu bytes", *address_bytes);
+	rc = tfd_numbers_take(&conn->group->worker->channels, CHANNELS_MAX, conn, &channel->number);
+	if (rc)
+		return tfd_fail(error, rc, "the domain group has all its %u halves of connections",
+		                CHANNELS_MAX);
+	tail.number = channel->number;
+	memcpy((uint8_t *)address + *address_bytes, &tail, sizeof(tail));
+	*address_bytes += sizeof(tail);
+	return 0;
+}
+
+int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address_bytes,
+                     struct tfd_error *error)
+{
+	struct tfd_channel *channel = conn->channel;
+	struct channel_address tail = { 0 };
+
+	if (*address_bytes > sizeof(tail)) {
+		*address_bytes -= sizeof(tail);
+		memcpy(&tail, (const uint8_t *)address + *address_bytes, sizeof(tail));
+	}
+	if (tail.magic != MAGIC || tail.number >= CHANNELS_MAX)
+		return tfd_fail(error, -EPROTO,
+		                "the far half's address has no place for messages: use one version of "
+		                "transferd on both hosts");
+	channel->far_number = tail.number;
+	channel->far_token = tail.token;
+	channel->far_key = tail.key;
+	return 0;
+}
+
+static void call_end(struct tfd_conn *conn, struct tfd_call *call)
+{
+	call->shard = NULL;
+	conn->channel->calls_open--;
+	conn->channel->progress_ns = conn->group->worker->now_ns;
+	conn->group->worker->inflight_wrs--;
+}
+
+/* Its half is gone, what was posted is back. A request that the far side has not counted among what landed goes out again. */
+void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_landed)
+{
+	struct tfd_channel *channel = conn->channel;
+
+	for (uint32_t i = 0; i < TFD_CALLS; i++) {
+		struct tfd_call *call = &channel->calls[i];
+		struct tfd_shard *shard = call->shard;
+
+		if (!shard)
+			continue;
+		call_end(conn, call);
+		tfd_send_lost(shard, detail, call->imm_number <= far_landed);
+	}
+	while (!tfd_list_empty(&channel->waiters))
+		tfd_waiter_drop(tfd_container(channel->waiters.next, struct tfd_waiter, conn_link));
+	tfd_numbers_give(&conn->group->worker->channels, channel->number);
+	if (conn->outgoing)
+		tfd_senders_conn_closed(conn->group->worker, conn);
+}
+
+/* ---- posting ---- */
+
+bool tfd_channel_has_work(const struct tfd_conn *conn)
+{
+	const struct tfd_channel *channel = conn->channel;
+
+	return channel &&
+	       (!tfd_list_empty(&conn->queue[TFD_QUEUE_MESSAGES]) ||
+	        (channel->answers_due & ~channel->answers_writing) || !tfd_list_empty(&channel->readies));
+}
+
+void tfd_channel_wake(struct tfd_conn *conn)
+{
+	if (tfd_list_empty(&conn->busy_link))
+		tfd_list_push(&conn->group->worker->conns_busy, &conn->busy_link);
+}
+
+/* `bytes` at `at` of our memory go to the same place of the far half's; 0: an immediate alone. */
+static int post_frame(struct tfd_worker *worker, struct tfd_conn *conn, size_t at, size_t bytes, uint32_t imm)
+{
+	struct tfd_channel *channel = conn->channel;
+	struct tfd_wr *wr = worker->wr_free;
+	struct tfd_post post = { .local = bytes ? channel->memory + at : NULL,
+	                         .mr = bytes ? channel->mr : NULL,
+	                         .length = bytes,
+	                         .remote_address = channel->far_key.address + at,
+	                         .remote_key = channel->far_key.key,
+	                         .has_imm = 1,
+	                         .imm = imm };
+	int rc;
+
+	if (!wr)
+		return -EAGAIN;
+	rc = conn->rail->ops->post(conn->half, &post, wr);
+	if (rc)
+		return rc;
+	worker->wr_free = wr->next;
+	wr->job = NULL;
+	wr->shard = imm;
+	wr->units = 0;
+	wr->extent = 0;
+	wr->imm_number = ++conn->imms_posted;
+	tfd_wr_enter(conn, wr, bytes);
+	return 0;
+}
+
+static int post_answers(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
+{
+	struct tfd_channel *channel = conn->channel;
+	uint32_t due;
+
+	while ((due = channel->answers_due & ~channel->answers_writing) != 0) {
+		uint32_t frame = (uint32_t)__builtin_ctz(due);
+		int rc;
+
+		memcpy(channel->memory + answer_at(frame), &channel->answers[frame],
+		       sizeof(struct tfd_frame));
+		rc = post_frame(worker, conn, answer_at(frame), sizeof(struct tfd_frame),
+		                wire(WIRE_ANSWER, channel->far_number * TFD_CALLS + frame));
+		if (rc)
+			return rc;
+		channel->answers_due &= ~(1u << frame);
+		channel->answers_writing |= 1u << frame;
+		++*count;
+	}
+	return 0;
+}
+
+static int post_readies(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
+{
+	struct tfd_channel *channel = conn->channel;
+
+	while (!tfd_list_empty(&channel->readies)) {
+		struct tfd_waiter *waiter = tfd_container(channel->readies.next, struct tfd_waiter, link);
+		int rc = post_frame(worker, conn, 0, 0, wire(WIRE_READY, waiter->sender));
+
+		if (rc)
+			return rc;
+		tfd_waiter_drop(waiter);
+		++*count;
+	}
+	return 0;
+}
+
+static struct tfd_call *call_free(struct tfd_channel *channel)
+{
+	for (uint32_t i = 0; channel->calls_open < TFD_CALLS && i < TFD_CALLS; i++) {
+		if (!channel->calls[i].shard && !channel->calls[i].writing)
+			return &channel->calls[i];
+	}
+	return NULL;
+}
+
+static int post_request(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_call *call,
+                        struct tfd_shard *shard)
+{
+	struct tfd_channel *channel = conn->channel;
+	uint32_t number = (uint32_t)(call - channel->calls);
+	struct tfd_frame *frame = (void *)(channel->memory + request_at(number));
+	int rc;
+
+	tfd_send_fill(shard, frame);
+	frame->token = channel->far_token;
+	rc = post_frame(worker, conn, request_at(number), sizeof(*frame) + frame->bytes,
+	                wire(WIRE_REQUEST, channel->far_number * TFD_CALLS + number));
+	if (rc)
+		return rc;
+	if (!channel->calls_open++)
+		channel->progress_ns = worker->now_ns;
+	worker->inflight_wrs++; /* until its answer is here */
+	*call = (struct tfd_call){ .shard = shard,
+	                           .imm_number = conn->imms_posted,
+	                           .readies = shard->open->readies,
+	                           .writing = true };
+	tfd_send_posted(shard, conn);
+	return 0;
+}
+
+static int post_requests(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
+{
+	struct tfd_list *queue = &conn->queue[TFD_QUEUE_MESSAGES];
+
+	while (!tfd_list_empty(queue)) {
+		struct tfd_shard *shard = tfd_container(queue->next, struct tfd_shard, link);
+		struct tfd_call *call;
+		int rc;
+
+		if (!tfd_send_may_go(shard->open)) {
+			tfd_send_park(shard);
+			continue;
+		}
+		call = call_free(conn->channel);
+		if (!call) /* an answer comes */
+			return 0;
+		rc = post_request(worker, conn, call, shard);
+		if (rc)
+			return rc;
+		++*count;
+	}
+	return 0;
+}
+
+/* Adds to *count. -EAGAIN: after a poll; anything else: the connection is broken. */
+int tfd_channel_post(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
+{
+	int rc = post_answers(worker, conn, count);
+
+	if (!rc)
+		rc = post_readies(worker, conn, count);
+	return rc ? rc : post_requests(worker, conn, count);
+}
+
+/* A write of ours is back. */
+void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc)
+{
+	struct tfd_conn *conn = wr->conn;
+	struct tfd_channel *channel = conn->channel;
+	uint32_t frame = wr->shard % TFD_CALLS;
+
+	tfd_wr_leave(wr);
+	switch (wr->shard >> 29) {
+	case WIRE_REQUEST:
+		channel->calls[frame].writing = false;
+		break;
+	case WIRE_ANSWER:
+		channel->answers_writing &= ~(1u << frame);
+		if (tfd_channel_has_work(conn))
+			tfd_channel_wake(conn);
+		break;
+	default:
+		break;
+	}
+	if (wc->type == TFD_WC_ERROR)
+		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+}
+
+/* ---- arriving ---- */
+
+static void take_request(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t number,
+                         const struct tfd_frame *frame)
+{
+	struct tfd_channel *channel = conn->channel;
+	struct tfd_frame *answer = &channel->answers[number];
+	const uint8_t *payload = channel->memory + request_at(number) + sizeof(*frame);
+
+	if (channel->answers_due & 1u << number) {
+		worker->dropped_imms++; /* the one before was not answered yet: no peer of ours does that */
+		return;
+	}
+	*answer = (struct tfd_frame){ .token = channel->far_token, .kind = TFD_ANSWER_REFUSED };
+	if (frame->bytes > TFD_MESSAGE_BYTES_MAX)
+		answer->argument = TFD_DETAIL_LENGTH;
+	else if (frame->kind == TFD_MESSAGE_SEND)
+		tfd_mailbox_deliver(worker, conn, frame, payload, answer);
+	else
+		answer->argument = TFD_DETAIL_BAD_OP;
+	channel->answers_due |= 1u << number;
+	tfd_channel_wake(conn);
+}
+
+static void take_answer(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t number,
+                        const struct tfd_frame *frame)
+{
+	struct tfd_call *call = &conn->channel->calls[number];
+	struct tfd_shard *shard = call->shard;
+
+	if (!shard) {
+		worker->dropped_imms++;
+		return;
+	}
+	call_end(conn, call);
+	tfd_send_answered(shard, frame, call->readies);
+}
+
+void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc)
+{
+	uint32_t low = wc->imm & (TFD_IMM_COUNT - 1);
+	bool request = wc->imm >> 29 == WIRE_REQUEST;
+	struct tfd_conn *conn = tfd_numbers_get(&worker->channels, low / TFD_CALLS);
+	struct tfd_frame frame;
+
+	if (wc->imm >> 29 == WIRE_READY) {
+		struct tfd_open *open = tfd_numbers_get(&worker->senders, low);
+
+		if (open) /* else one that was closed meanwhile */
+			tfd_send_ready(open);
+		return;
+	}
+	if (wc->imm >> 29 > WIRE_READY || !conn || request == conn->outgoing ||
+	    (wc->owner && wc->owner != conn)) {
+		worker->dropped_imms++;
+		return;
+	}
+	low %= TFD_CALLS;
+	memcpy(&frame, conn->channel->memory + (request ? request_at(low) : answer_at(low)), sizeof(frame));
+	if (frame.token != conn->channel->token) { /* meant for a half that had this number before */
+		worker->dropped_imms++;
+		return;
+	}
+	if (request)
+		take_request(worker, conn, low, &frame);
+	else
+		take_answer(worker, conn, low, &frame);
+}
+
+void tfd_channels_check(struct tfd_worker *worker)
+{
+	for (uint32_t i = 0; i < worker->channels.capacity; i++) {
+		struct tfd_conn *conn = worker->channels.items[i];
+
+		if (conn && conn->channel->calls_open && worker->now_ns > conn->channel->progress_ns &&
+		    worker->now_ns - conn->channel->progress_ns > ANSWER_BOUND_NS)
+			tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+	}
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sending messages to mailboxes. A message waits in its connection's queue, or, while the mailbox is full or enough of its open are under
+ * way, parked with its open; it is a call until the answer is here:
+ *
+ *   OK    the job ends; more of its open may be under way at once
+ *   FULL  parked; one at a time from now on, the next after READY
+ */
+#include <string.h>
+
+#include "barrier.h"
+#include "parts.h"
+
+#define SENDERS_MAX TFD_IMM_COUNT
+
+int tfd_sender_take(struct tfd_worker *worker, struct tfd_open *open)
+{
+	open->send_window = TFD_CALLS;
+	return tfd_numbers_take(&worker->senders, SENDERS_MAX, open, &open->sender);
+}
+
+void tfd_sender_give(struct tfd_worker *worker, struct tfd_open *open)
+{
+	if (open->sender != TFD_NO_SLOT)
+		tfd_numbers_give(&worker->senders, open->sender);
+	open->sender = TFD_NO_SLOT;
+}
+
+bool tfd_send_may_go(const struct tfd_open *open)
+{
+	return !open->full && open->sends_inflight < open->send_window;
+}
+
+static void push(struct tfd_shard *shard, struct tfd_list *list)
+{
+	tfd_list_remove(&shard->link);
+	tfd_list_push(list, &shard->link);
+	shard->queued = true;
+}
+
+void tfd_send_park(struct tfd_shard *shard)
+{
+	push(shard, &shard->open->parked);
+}
+
+static struct tfd_conn *conn_of(const struct tfd_shard *shard)
+{
+	return shard->open->paths[shard->path].conn;
+}
+
+static void queue_on_conn(struct tfd_shard *shard)
+{
+	struct tfd_conn *conn = conn_of(shard);
+
+	push(shard, &conn->queue[TFD_QUEUE_MESSAGES]);
+	tfd_channel_wake(conn);
+}
+
+void tfd_send_queue(struct tfd_shard *shard)
+{
+	if (!tfd_list_empty(&shard->open->parked) || !tfd_send_may_go(shard->open))
+		tfd_send_park(shard);
+	else
+		queue_on_conn(shard);
+}
+
+/* As many as may be under way. A path that is closing takes its messages along to where it ends. */
+void tfd_send_unpark(struct tfd_open *open)
+{
+	uint32_t room = open->send_window > open->sends_inflight ?
+	                        (uint32_t)(open->send_window - open->sends_inflight) :
+	                        0;
+
+	while (room && !open->full && !tfd_list_empty(&open->parked)) {
+		struct tfd_shard *shard = tfd_container(open->parked.next, struct tfd_shard, link);
+
+		if (!conn_of(shard)->half && !tfd_shard_path_next(shard))
+			return; /* fail_parked comes */
+		queue_on_conn(shard);
+		room--;
+	}
+}
+
+void tfd_send_fill(const struct tfd_shard *shard, struct tfd_frame *frame)
+{
+	const struct tfd_job *job = shard->job;
+
+	*frame = (struct tfd_frame){ .target = shard->open->paths[shard->path].key,
+	                             .kind = TFD_MESSAGE_SEND,
+	                             .bytes = (uint32_t)job->length,
+	                             .argument = shard->open->sender };
+	memcpy(frame + 1, job->table, job->length);
+}
+
+void tfd_send_posted(struct tfd_shard *shard, const struct tfd_conn *conn)
+{
+	struct tfd_job *job = shard->job;
+
+	tfd_list_remove(&shard->link);
+	shard->queued = false;
+	shard->state = TFD_SHARD_DRAIN;
+	shard->inflight++;
+	shard->open->sends_inflight++;
+	job->inflight++;
+	job->rails |= 1ull << conn->rail->index;
+	job->ops = conn->rail->ops;
+	job->posted_ns = conn->group->worker->now_ns;
+}
+
+static void call_over(struct tfd_shard *shard)
+{
+	shard->inflight--;
+	shard->job->inflight--;
+	shard->open->sends_inflight--;
+}
+
+static void delivered(struct tfd_shard *shard)
+{
+	struct tfd_job *job = shard->job;
+	struct tfd_session *session = job->session;
+	struct tfd_open *open = shard->open;
+
+	job->acked = shard->acked = job->length;
+	tfd_store_relaxed(&session->stat.bytes_sent, session->stat.bytes_sent + job->length);
+	if (open->send_window < TFD_CALLS)
+		open->send_window = (uint8_t)(2 * open->send_window);
+	tfd_shard_done(shard);
+}
+
+static void refused_full(struct tfd_shard *shard, uint32_t readies)
+{
+	struct tfd_open *open = shard->open;
+
+	open->send_window = 1;
+	if (open->readies == readies) /* else READY has overtaken this answer */
+		open->full = true;
+	if (shard->job->status != TFD_JOB_PENDING)
+		return;
+	shard->state = TFD_SHARD_DATA;
+	tfd_send_park(shard);
+}
+
+void tfd_send_answered(struct tfd_shard *shard, const struct tfd_frame *answer, uint32_t readies)
+{
+	struct tfd_open *open = shard->open;
+	struct tfd_job *job = shard->job;
+
+	call_over(shard);
+	if (answer->kind == TFD_ANSWER_OK)
+		delivered(shard);
+	else if (answer->kind == TFD_ANSWER_FULL)
+		refused_full(shard, readies);
+	else
+		tfd_shard_fail(shard, TFD_JOB_REMOTE_ACCESS, answer->argument);
+	tfd_job_finish_if_quiet(job);
+	tfd_send_unpark(open);
+}
+
+void tfd_send_lost(struct tfd_shard *shard, uint32_t detail, bool landed)
+{
+	struct tfd_job *job = shard->job;
+
+	call_over(shard);
+	if (landed) { /* or perhaps: it may be in the mailbox, so it must not go again, nor be said not to be there */
+		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, detail);
+		job->status = TFD_JOB_PEER_LOST; /* of one that was cancelled, too */
+		job->detail = detail;
+	} else {
+		tfd_shard_move(shard);
+	}
+	tfd_job_finish_if_quiet(job);
+}
+
+void tfd_send_ready(struct tfd_open *open)
+{
+	open->readies++;
+	open->full = false;
+	tfd_send_unpark(open);
+}
+
+static void fail_parked(struct tfd_open *open)
+{
+	while (!tfd_list_empty(&open->parked)) {
+		struct tfd_shard *shard = tfd_container(open->parked.next, struct tfd_shard, link);
+		struct tfd_job *job = shard->job;
+
+		tfd_shard_unqueue(shard);
+		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
+		tfd_job_finish_if_quiet(job);
+	}
+}
+
+/* READY may have been lost with it: whoever waits asks again, by another path. */
+void tfd_senders_conn_closed(struct tfd_worker *worker, const struct tfd_conn *conn)
+{
+	for (uint32_t i = 0; i < worker->senders.capacity; i++) {
+		struct tfd_open *open = worker->senders.items[i];
+		bool uses = false;
+		bool lives = false;
+
+		for (uint32_t k = 0; open && k < open->path_count; k++) {
+			uses = uses || open->paths[k].conn == conn;
+			lives = lives || open->paths[k].conn->half;
+		}
+		if (!uses)
+			continue;
+		open->full = false;
+		if (lives)
+			tfd_send_unpark(open);
+		else
+			fail_parked(open);
+	}
+}

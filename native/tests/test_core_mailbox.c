@@ -1,0 +1,471 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Mailboxes between two cores on loopback, and within one over the local provider: delivered, full, refused, cut off, hostile. */
+#include "mailbox_fixture.h"
+
+#include <time.h>
+
+#define PATHS 2
+#define SLOTS 4
+#define BYTES 1024
+
+struct world {
+	struct host hosts[2];
+	struct host *a, *b; /* the same one, within one daemon */
+	struct user from, other, to;
+	uint64_t out[PATHS], in[PATHS];
+	struct box box;
+	uint64_t open;
+};
+
+static void host_open_local(struct host *host)
+{
+	struct tfd_core_options core = { .spin_us = 50, .max_sessions = 16 };
+	struct tfd_group_options group = { .provider = "local", .rails = { "local" }, .rail_count = 1 };
+
+	CHECK_OK(tfd_core_open(&core, &host->core, &error));
+	CHECK_OK(tfd_group_open(host->core, &group, &host->group, &error));
+}
+
+static void world_open(struct world *w, bool local)
+{
+	memset(w, 0, sizeof(*w));
+	w->a = w->b = &w->hosts[0];
+	if (local) {
+		host_open_local(w->a);
+	} else {
+		w->b = &w->hosts[1];
+		host_open(w->a);
+		host_open(w->b);
+	}
+	user_open(w->a, &w->from);
+	user_open(w->a, &w->other);
+	user_open(w->b, &w->to);
+	for (uint32_t i = 0; i < PATHS; i++)
+		connect_hosts(w->a, w->b, &w->out[i], &w->in[i]);
+	box_open(&w->box, &w->to, 4096, SLOTS, BYTES);
+	w->open = open_box(&w->from, &w->box, w->out, PATHS);
+	for (uint32_t i = 0; i < 65536; i++)
+		arena_of(&w->from)[i] = (uint8_t)(i * 2654435761u >> 11);
+	memcpy(arena_of(&w->other), arena_of(&w->from), 65536);
+}
+
+static void world_close(struct world *w)
+{
+	user_close(&w->from);
+	user_close(&w->other);
+	user_close(&w->to);
+	tfd_core_close(w->a->core);
+	if (w->b != w->a)
+		tfd_core_close(w->b->core);
+}
+
+static void expect(const struct tfd_record *record, uint32_t status, uint32_t detail)
+{
+	if (record->status != status || record->detail != detail) {
+		(void)fprintf(stderr, "status %u detail %u\n", record->status, record->detail);
+		exit(1);
+	}
+}
+
+static void release(const struct box *box, const struct tfd_letter *letter)
+{
+	expect(user_run(box->user, release_entry(box, letter->slot, letter->number)), TFD_JOB_OK, 0);
+}
+
+static void test_lengths(struct world *w)
+{
+	static const uint32_t lengths[] = { 0, 1, 63, 64, 1023, BYTES };
+
+	for (uint32_t i = 0; i < 48; i++) {
+		uint32_t bytes = lengths[i % 6];
+		struct tfd_record *record = user_run(&w->from, send_entry(w->open, 8 * i, bytes));
+		struct tfd_letter letter;
+		const uint8_t *message;
+
+		expect(record, TFD_JOB_OK, 0);
+		CHECK(record->bytes == bytes && record->path >> TFD_PATH_RAILS_SHIFT == 1);
+		message = box_await(&w->box, &letter); /* OK means that it is there */
+		CHECK(letter.bytes == bytes && memcmp(message, arena_of(&w->from) + 8 * i, bytes) == 0);
+		CHECK(box_value(&w->box) == w->box.seen);
+		release(&w->box, &letter);
+	}
+}
+
+/* A full mailbox keeps the others waiting; each slot that is released lets one in. */
+static void test_full(struct world *w)
+{
+	enum { JOBS = 30 };
+	struct tfd_record *records[JOBS];
+	uint64_t ids[JOBS];
+	bool seen[JOBS] = { false };
+	uint32_t ended = 0;
+
+	for (uint32_t i = 0; i < JOBS; i++) {
+		records[i] = user_submit(&w->from, send_entry(w->open, 64 * i, 64));
+		ids[i] = w->from.next_job;
+	}
+	for (uint32_t taken = 0; taken < JOBS; taken++) {
+		struct tfd_letter letter;
+		const uint8_t *message = box_await(&w->box, &letter);
+		uint32_t which = 0;
+
+		CHECK(box_value(&w->box) - (w->box.seen - 1) <= SLOTS);
+		while (which < JOBS && memcmp(message, arena_of(&w->from) + 64 * which, 64) != 0)
+			which++;
+		CHECK(which < JOBS && !seen[which]);
+		seen[which] = true;
+		wait_done(records[which], ids[which]);
+		expect(records[which], TFD_JOB_OK, 0);
+		ended = 0;
+		for (uint32_t i = 0; i < JOBS; i++)
+			ended += tfd_load_acquire(&records[i]->done_id) == ids[i];
+		CHECK(ended <= taken + SLOTS);
+		release(&w->box, &letter);
+	}
+	for (uint32_t i = 0; i < JOBS; i++) {
+		wait_done(records[i], ids[i]);
+		expect(records[i], TFD_JOB_OK, 0);
+	}
+	CHECK(box_value(&w->box) == w->box.seen);
+}
+
+/* Fills it: slots are held until drain(). */
+static void fill(struct world *w)
+{
+	for (uint32_t i = 0; i < SLOTS; i++)
+		expect(user_run(&w->from, send_entry(w->open, 0, 8)), TFD_JOB_OK, 0);
+}
+
+static void drain(struct world *w, uint32_t count)
+{
+	while (count--) {
+		struct tfd_letter letter;
+
+		(void)box_await(&w->box, &letter);
+		release(&w->box, &letter);
+	}
+}
+
+/* One that gave up waiting does not take the turn of who waits behind it. */
+static void test_waiters(struct world *w)
+{
+	uint64_t second = open_box(&w->other, &w->box, &w->out[1], 1);
+	struct tfd_entry entry = send_entry(w->open, 0, 8);
+	struct tfd_record *cancelled, *late, *waiting;
+	uint64_t cancelled_id;
+
+	fill(w);
+	cancelled = user_submit(&w->from, entry);
+	cancelled_id = w->from.next_job;
+	entry.deadline_ns = 1;
+	expect(user_run(&w->from, entry), TFD_JOB_DEADLINE, 0);
+	for (uint32_t i = 0; i < 4; i++) { /* parked behind, so asked before the other does */
+		struct timespec now;
+
+		(void)clock_gettime(CLOCK_MONOTONIC, &now);
+		entry.deadline_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec + 3000000u;
+		late = user_run(&w->from, entry);
+		expect(late, TFD_JOB_DEADLINE, 0);
+	}
+	waiting = user_submit(&w->other, send_entry(second, 64, 100));
+	expect(user_run(&w->from, (struct tfd_entry){ .op = TFD_OP_CANCEL, .argument = cancelled_id }),
+	       TFD_JOB_OK, 0);
+	wait_done(cancelled, cancelled_id);
+	expect(cancelled, TFD_JOB_CANCELLED, 0);
+	CHECK(tfd_load_acquire(&waiting->done_id) != w->other.next_job);
+	drain(w, 1);
+	wait_done(waiting, w->other.next_job);
+	expect(waiting, TFD_JOB_OK, 0);
+	drain(w, SLOTS);
+	CHECK_OK(tfd_open_revoke(w->a->core, w->other.session, second, TFD_DETAIL_REVOKED));
+	(void)wait_event(w->a, TFD_EVENT_OPEN_QUIET, second);
+	CHECK_OK(tfd_open_remove(w->a->core, w->other.session, second));
+}
+
+static void test_revoked(struct world *w)
+{
+	uint64_t open = open_box(&w->other, &w->box, w->out, PATHS);
+	struct tfd_record *records[20];
+	uint64_t first = w->other.next_job + 1;
+
+	fill(w);
+	for (uint32_t i = 0; i < 20; i++)
+		records[i] = user_submit(&w->other, send_entry(open, 0, 8));
+	while (tfd_load_acquire(&w->other.ring->head) != w->other.ring->tail)
+		(void)usleep(100);
+	CHECK_OK(tfd_open_revoke(w->a->core, w->other.session, open, TFD_DETAIL_REVOKED));
+	(void)wait_event(w->a, TFD_EVENT_OPEN_QUIET, open);
+	for (uint32_t i = 0; i < 20; i++) {
+		wait_done(records[i], first + i);
+		expect(records[i], TFD_JOB_CANCELLED, TFD_DETAIL_REVOKED);
+	}
+	CHECK_OK(tfd_open_remove(w->a->core, w->other.session, open));
+	drain(w, SLOTS);
+}
+
+static void test_bad_requests(struct world *w)
+{
+	uint64_t writes = open_grant(&w->from, &w->to, w->out[0]);
+	struct tfd_entry entry = send_entry(w->open, 0, BYTES + 1);
+
+	expect(user_run(&w->from, entry), TFD_JOB_INVALID, TFD_DETAIL_DESTINATION_BOUNDS);
+	entry = send_entry(w->open, 4, 8);
+	expect(user_run(&w->from, entry), TFD_JOB_INVALID, TFD_DETAIL_TABLE);
+	entry = send_entry(w->open, w->from.header->arena_bytes, 8);
+	expect(user_run(&w->from, entry), TFD_JOB_INVALID, TFD_DETAIL_TABLE);
+	entry = send_entry(w->open, 0, 8);
+	entry.length = 8;
+	expect(user_run(&w->from, entry), TFD_JOB_INVALID, TFD_DETAIL_BAD_FLAGS);
+	expect(user_run(&w->from, send_entry(writes, 0, 8)), TFD_JOB_INVALID, TFD_DETAIL_RIGHTS);
+	entry = (struct tfd_entry){ .op = TFD_OP_WRITE, .dst_grant = w->open, .src_region = w->from.region };
+	expect(user_run(&w->from, entry), TFD_JOB_INVALID, TFD_DETAIL_RIGHTS);
+	CHECK(box_value(&w->box) == w->box.seen);
+}
+
+static void test_bad_releases(struct world *w)
+{
+	struct tfd_letter letter;
+	struct tfd_entry good, bad;
+
+	expect(user_run(&w->from, send_entry(w->open, 0, 8)), TFD_JOB_OK, 0);
+	(void)box_await(&w->box, &letter);
+	good = release_entry(&w->box, letter.slot, letter.number);
+	bad = good;
+	bad.argument++; /* another message */
+	expect(user_run(&w->to, bad), TFD_JOB_INVALID, TFD_DETAIL_BAD_MAILBOX);
+	for (uint32_t i = 0; i < 3; i++) {
+		static const uint64_t slots[] = { SLOTS, 1ull << 32, UINT64_MAX };
+
+		bad = good;
+		bad.src_offset = slots[i];
+		expect(user_run(&w->to, bad), TFD_JOB_INVALID, TFD_DETAIL_BAD_MAILBOX);
+	}
+	bad = good;
+	bad.src_offset = (letter.slot + 1) % SLOTS; /* holds none */
+	expect(user_run(&w->to, bad), TFD_JOB_INVALID, TFD_DETAIL_BAD_MAILBOX);
+	bad = good;
+	bad.dst_grant ^= 1ull << 33;
+	expect(user_run(&w->to, bad), TFD_JOB_INVALID, TFD_DETAIL_BAD_MAILBOX);
+	expect(user_run(&w->other, good), TFD_JOB_INVALID, TFD_DETAIL_BAD_MAILBOX); /* not its own */
+	expect(user_run(&w->to, good), TFD_JOB_OK, 0);
+	expect(user_run(&w->to, good), TFD_JOB_INVALID, TFD_DETAIL_BAD_MAILBOX); /* twice */
+}
+
+static void test_bad_options(struct world *w)
+{
+	struct tfd_mailbox_options good = { .region = w->to.region, .slots = 2, .slot_bytes = 64 };
+	struct tfd_mailbox_options bad[8];
+	struct tfd_mailbox_info info;
+
+	for (uint32_t i = 0; i < 8; i++)
+		bad[i] = good;
+	bad[0].slots = 0;
+	bad[1].slots = TFD_MAILBOX_SLOTS_MAX + 1;
+	bad[2].slot_bytes = 0;
+	bad[3].slot_bytes = TFD_MESSAGE_BYTES_MAX + 1;
+	bad[4].offset = 8;
+	bad[5].offset = REGION_BYTES;
+	bad[6].offset = UINT64_MAX & ~63ull;
+	bad[7].slots = REGION_BYTES / 64;
+	for (uint32_t i = 0; i < 8; i++)
+		CHECK(tfd_mailbox_add(w->b->core, w->to.session, &bad[i], &info, &error) == -EINVAL);
+	good.region ^= 1ull << 40;
+	CHECK(tfd_mailbox_add(w->b->core, w->to.session, &good, &info, &error) == -ENOENT);
+	CHECK(tfd_region_remove(w->b->core, w->to.session, w->to.region) == -EBUSY);
+	CHECK(tfd_mailbox_remove(w->a->core, w->other.session, w->box.info.mailbox) == -ENOENT);
+}
+
+/* Counters of closed mailboxes are used again, and go on from where they stood. */
+static void test_counters(struct world *w)
+{
+	uint32_t counter = UINT32_MAX;
+
+	for (uint32_t i = 0; i < 200; i++) {
+		struct tfd_letter letter;
+		struct box box;
+		uint64_t open;
+
+		box_open(&box, &w->to, 1u << 20, 1, 64);
+		CHECK(counter == UINT32_MAX || box.info.counter == counter);
+		counter = box.info.counter;
+		CHECK(box.info.first == i && box_value(&box) == i);
+		open = open_box(&w->from, &box, w->out, 1);
+		expect(user_run(&w->from, send_entry(open, i * 8, 8)), TFD_JOB_OK, 0);
+		CHECK(memcmp(box_await(&box, &letter), arena_of(&w->from) + i * 8, 8) == 0);
+		box_close(&box);
+		expect(user_run(&w->from, send_entry(open, 0, 8)), TFD_JOB_REMOTE_ACCESS, TFD_DETAIL_REVOKED);
+		CHECK_OK(tfd_open_revoke(w->a->core, w->from.session, open, 0));
+		CHECK_OK(tfd_open_remove(w->a->core, w->from.session, open));
+	}
+}
+
+static void test_take(struct world *w)
+{
+	uint8_t buffer[BYTES];
+	size_t bytes = sizeof(buffer);
+	uint64_t box = w->box.info.mailbox;
+	struct tfd_letter letter;
+
+	CHECK(tfd_mailbox_take(w->b->core, w->to.session, box, buffer, &bytes) == -EAGAIN);
+	for (uint32_t i = 0; i < 3 * SLOTS; i++) {
+		expect(user_run(&w->from, send_entry(w->open, 8 * i, 100 + i)), TFD_JOB_OK, 0);
+		bytes = 99;
+		CHECK(tfd_mailbox_take(w->b->core, w->to.session, box, buffer, &bytes) == -EMSGSIZE);
+		bytes = sizeof(buffer);
+		CHECK_OK(tfd_mailbox_take(w->b->core, w->to.session, box, buffer, &bytes));
+		CHECK(bytes == 100 + i && memcmp(buffer, arena_of(&w->from) + 8 * i, bytes) == 0);
+		(void)box_next(&w->box, &letter);
+	}
+	CHECK(tfd_mailbox_take(w->a->core, w->other.session, box, buffer, &bytes) == -ENOENT);
+}
+
+/* Jobs first .. first + count - 1 that have ended. */
+static uint32_t ended(struct tfd_record *const *records, uint64_t first, uint32_t count)
+{
+	uint32_t done = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		done += tfd_load_acquire(&records[i]->done_id) == first + i;
+	return done;
+}
+
+static void path_close(struct world *w, uint32_t path)
+{
+	uint64_t landed;
+
+	CHECK_OK(tfd_conn_close(w->b->core, w->in[path], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
+	CHECK_OK(tfd_conn_close(w->a->core, w->out[path], TFD_DETAIL_CONNECTION, landed, NULL));
+}
+
+/* With one path gone, messages go by the other, those that wait as well; with none left they are lost. */
+static void test_paths_lost(struct world *w)
+{
+	enum { JOBS = SLOTS + 2 };
+	struct tfd_record *records[JOBS];
+	uint64_t first;
+	uint32_t lost = 0;
+
+	fill(w);
+	first = w->from.next_job + 1;
+	for (uint32_t i = 0; i < JOBS; i++)
+		records[i] = user_submit(&w->from, send_entry(w->open, 0, 8));
+	while (tfd_load_acquire(&w->from.ring->head) != w->from.ring->tail)
+		(void)usleep(100);
+	CHECK(ended(records, first, JOBS) == 0);
+	path_close(w, 0);
+	drain(w, SLOTS);
+	for (int i = 0; i < 50000 && ended(records, first, JOBS) < SLOTS; i++)
+		(void)usleep(100);
+	CHECK(ended(records, first, JOBS) == SLOTS);
+	path_close(w, 1);
+	for (uint32_t i = 0; i < JOBS; i++) {
+		wait_done(records[i], first + i);
+		lost += records[i]->status == TFD_JOB_PEER_LOST;
+		if (records[i]->status != TFD_JOB_PEER_LOST)
+			expect(records[i], TFD_JOB_OK, 0);
+	}
+	CHECK(lost == JOBS - SLOTS);
+	for (uint32_t i = 0; i < PATHS; i++)
+		connect_hosts(w->a, w->b, &w->out[i], &w->in[i]);
+	w->open = open_box(&w->from, &w->box, w->out, PATHS);
+	drain(w, SLOTS);
+	CHECK(box_value(&w->box) == w->box.seen);
+}
+
+/* An end of the sender's session while its messages wait leaves nothing behind; another's gets the slot. */
+static void test_sender_ends(struct world *w)
+{
+	uint64_t open = open_box(&w->other, &w->box, w->out, PATHS);
+	struct tfd_record *waiting;
+
+	fill(w);
+	for (uint32_t i = 0; i < 20; i++)
+		(void)user_submit(&w->other, send_entry(open, 0, 8));
+	user_close(&w->other);
+	user_open(w->a, &w->other);
+	waiting = user_submit(&w->from, send_entry(w->open, 0, 16));
+	drain(w, SLOTS);
+	wait_done(waiting, w->from.next_job);
+	expect(waiting, TFD_JOB_OK, 0);
+	drain(w, 1);
+}
+
+/* The owner takes its memory away: its mailbox refuses, and nobody else notices. */
+static void test_memory_taken(struct world *w)
+{
+	struct tfd_region_options options = { .writable = 1, .length = 65536 };
+	struct tfd_mailbox_options place = { .slots = 4, .slot_bytes = 4096 };
+	struct tfd_mailbox_info info;
+	struct box box = { .user = &w->to, .slot_bytes = 4096 };
+	uint64_t open;
+
+	options.fd = memfd_create("taken", MFD_CLOEXEC);
+	CHECK(options.fd >= 0 && ftruncate(options.fd, 65536) == 0);
+	CHECK_OK(tfd_region_add(w->b->core, w->to.session, &options, &place.region, &error));
+	CHECK_OK(tfd_mailbox_add(w->b->core, w->to.session, &place, &info, &error));
+	box.info = info;
+	open = open_box(&w->from, &box, w->out, PATHS);
+	expect(user_run(&w->from, send_entry(open, 0, 1000)), TFD_JOB_OK, 0);
+	CHECK(ftruncate(options.fd, 0) == 0);
+	(void)close(options.fd);
+	for (uint32_t i = 0; i < 4; i++)
+		expect(user_run(&w->from, send_entry(open, 0, 1000)), TFD_JOB_REMOTE_ACCESS,
+		       TFD_DETAIL_BROKEN_REGION);
+	(void)wait_event(w->b, TFD_EVENT_REGION_BROKEN, place.region);
+	CHECK_OK(tfd_mailbox_remove(w->b->core, w->to.session, info.mailbox));
+	CHECK_OK(tfd_region_remove(w->b->core, w->to.session, place.region));
+	test_lengths(w);
+}
+
+/* Its receiver's session ends with messages in it, and senders that wait: their open's revoke is what tells them. */
+static void test_receiver_ends(struct world *w)
+{
+	fill(w);
+	(void)user_submit(&w->from, send_entry(w->open, 0, 8));
+	CHECK_OK(tfd_session_end(w->b->core, w->to.session, TFD_DETAIL_SESSION_ENDED));
+	(void)wait_event(w->b, TFD_EVENT_SESSION_QUIET, w->to.session);
+	CHECK_OK(tfd_open_revoke(w->a->core, w->from.session, w->open, TFD_DETAIL_REVOKED));
+	(void)wait_event(w->a, TFD_EVENT_OPEN_QUIET, w->open);
+	user_free(&w->to);
+	user_open(w->b, &w->to);
+}
+
+/* Bytes of an address that cannot be a half's are refused; messages of nobody are dropped. */
+static void test_bad_address(struct world *w)
+{
+	uint8_t address[TFD_ADDRESS_MAX] = { 0 };
+	size_t bytes = sizeof(address);
+	uint64_t conn;
+
+	CHECK_OK(tfd_conn_open(w->a->core, w->a->group, 0, 1, 1, &conn, address, &bytes, &error));
+	address[bytes - 32] ^= 1;
+	CHECK(tfd_conn_start(w->a->core, conn, address, bytes, &error) == -EPROTO);
+	CHECK(tfd_conn_start(w->a->core, conn, address, 8, &error) == -EPROTO);
+	CHECK(tfd_conn_start(w->a->core, conn, address, 0, &error) == -EPROTO);
+	CHECK_OK(tfd_conn_close(w->a->core, conn, 0, TFD_LANDED_UNKNOWN, NULL));
+}
+
+int main(void)
+{
+	for (int local = 0; local < 2; local++) {
+		struct world w;
+
+		world_open(&w, local);
+		test_lengths(&w);
+		test_full(&w);
+		test_waiters(&w);
+		test_revoked(&w);
+		test_bad_requests(&w);
+		test_bad_releases(&w);
+		test_bad_options(&w);
+		test_counters(&w);
+		test_paths_lost(&w);
+		test_sender_ends(&w);
+		test_bad_address(&w);
+		test_take(&w);
+		test_memory_taken(&w);
+		test_receiver_ends(&w);
+		world_close(&w);
+	}
+	return 0;
+}
