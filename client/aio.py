@@ -208,6 +208,10 @@ class Grant(BaseGrant):
         """Takes the grant back: a fence. Idempotent."""
         await self._runtime.run(self._revoke)
 
+    async def fence(self, imms: Iterable[int | range]) -> None:
+        """Ends what was submitted on some immediates. As :meth:`transferd.Grant.fence`."""
+        await self._runtime.run(self._fence, imms)
+
 
 class Region(BaseRegion):
     """A region of a :class:`transferd.aio.Client`; an asynchronous context manager."""

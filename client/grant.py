@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from typing import TYPE_CHECKING
 
 from transferd.client import errors
@@ -41,6 +42,43 @@ def to_imms(imms: Iterable[int]) -> range:
             f"imms is a range without gaps below {IMM_COUNT}, as range(0, 64), not {imms!r}"
         )
     return chosen
+
+
+def to_fence(imms: Iterable[int | range], granted: range) -> list[range]:
+    """Checks the immediates of a fence, numbers or ranges of them; joins what is adjacent."""
+    whole = isinstance(imms, range) and imms.step == 1 and len(imms) > 0
+    try:
+        parts = [imms] if whole else list(imms)
+    except TypeError:
+        raise errors.InvalidRequest(f"imms of a fence are a list, as [7], not {imms!r}") from None
+    merged: list[range] = []
+    for part in sorted(map(_to_range, parts), key=lambda part: part.start):
+        if part.start not in granted or part[-1] not in granted:
+            raise errors.InvalidRequest(
+                f"imms of a fence are the grant's, which has {granted}, not {part}",
+                reason="IMM_RANGE",
+            )
+        if merged and part.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, part.stop))
+        else:
+            merged.append(part)
+    if not merged:
+        raise errors.InvalidRequest("imms of a fence are at least one, as [7]; got none")
+    return merged
+
+
+def _to_range(part: object) -> range:
+    """Reads a number or a range without gaps."""
+    if isinstance(part, range) and part and part.step == 1:
+        return part
+    try:
+        first = operator.index(part)  # type: ignore[arg-type]
+    except TypeError:
+        raise errors.InvalidRequest(
+            f"imms of a fence are numbers and ranges without gaps, as [7, range(16, 32)], not "
+            f"{part!r}"
+        ) from None
+    return range(first, first + 1)
 
 
 def to_expires_ms(expires_s: float | None) -> int:
@@ -87,6 +125,9 @@ class BaseGrant:
             self._session.grant_revoke(self.id)
         self._revoked = True
 
+    def _fence(self, imms: Iterable[int | range]) -> None:
+        self._session.grant_fence(self.id, to_fence(imms, self.imms))
+
 
 class Grant(BaseGrant):
     """A grant of a :class:`transferd.Client`."""
@@ -96,3 +137,19 @@ class Grant(BaseGrant):
     def revoke(self) -> None:
         """Takes the grant back: a fence. No byte can land by it afterwards. Idempotent."""
         self._revoke()
+
+    def fence(self, imms: Iterable[int | range]) -> None:
+        """Ends what others have submitted on some immediates, and waits until it is quiet.
+
+        No byte of it can land afterwards; what was not complete counts as lost, and faults its
+        counter. The grant lives on: jobs submitted after this call go on. So whoever writes on
+        these immediates has to stop submitting first. Cheap: about a round trip.
+
+        Args:
+            imms: Immediates of the grant: numbers, or ranges of them.
+
+        Raises:
+            InvalidRequest: None, or one that is not the grant's.
+            Conflict: The grant has ended; nothing can land by it.
+        """
+        self._fence(imms)

@@ -451,6 +451,14 @@ class Session(abc.ABC):
             self.control.regions.RevokeGrant, region_pb2.RevokeGrantRequest(grant_id=grant_id)
         )
 
+    def grant_fence(self, grant_id: int, imms: Sequence[range]) -> None:
+        """Fences immediates; answers when nothing submitted on them before can land any more."""
+        parts = [region_pb2.ImmRange(first=part.start, count=len(part)) for part in imms]
+        self.control.call(
+            self.control.regions.FenceGrant,
+            region_pb2.FenceGrantRequest(grant_id=grant_id, imms=parts),
+        )
+
     def over(self) -> errors.Unavailable:
         """Makes the error for a session that has ended."""
         if self.control.orphaned:

@@ -420,6 +420,17 @@ class DataPlane:
         rc = lib.tfd_open_revoke(self._core, session, open_handle, detail)
         _check(rc, "revoking an open")
 
+    def open_fence(
+        self, session: int, open_handle: int, imms: Sequence[range], number: int
+    ) -> None:
+        """Stops what was submitted on these imms; FENCE_QUIET follows."""
+        count = len(imms)
+        ranges = ffi.new("struct tfd_imm_range[]", count)
+        for i, part in enumerate(imms):
+            ranges[i].first, ranges[i].count = part.start, len(part)
+        rc = lib.tfd_open_fence(self._core, session, open_handle, ranges, count, number)
+        _check(rc, "fencing an open")
+
     def open_remove(self, session: int, open_handle: int) -> None:
         """Forgets a quiet one."""
         _check(lib.tfd_open_remove(self._core, session, open_handle), "forgetting an open")

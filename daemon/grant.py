@@ -10,6 +10,7 @@ shrinks and the fence ends.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,8 +19,7 @@ from transferd.daemon.errors import Conflict, InvalidRequest
 from transferd.daemon.plane import IMM_COUNT
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from transferd.daemon.peer import Peer
     from transferd.daemon.region import Region
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RIGHT_WRITE = 1
 RIGHT_READ = 2
+IMM_RANGES_MAX = 4096  # of one fence
+FENCES_MAX = 8  # of one grant at a time: each job of it that ends is looked up in all of them
 EXPIRED_KEPT = 65_536  # numbers of expired grants, to tell them from revoked ones
 
 
@@ -47,6 +49,7 @@ class Grant:
         openers: Daemons that may write by it now.
         ended: Set once no byte can land by it any more.
         timer: Runs the fence at expiry.
+        fencing: Bounds the fences on single immediates; more of them wait.
     """
 
     grant_id: int
@@ -63,6 +66,7 @@ class Grant:
     openers: dict[Peer, None] = field(default_factory=dict)
     ended: asyncio.Future[None] | None = None
     timer: asyncio.TimerHandle | None = None
+    fencing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FENCES_MAX))
 
 
 class GrantTable:
@@ -184,3 +188,46 @@ def check_grant(
     if imm_count > IMM_COUNT - imm_first:
         raise InvalidRequest("imm_count", f"{imm_first} + {imm_count} needs more than 20 bits")
     return length
+
+
+def grant_over(grant_id: int) -> Conflict:
+    """Makes the error for a fence on a grant that has ended."""
+    return Conflict(
+        f"grant {grant_id} has ended; nothing can land by it any more", reason="GRANT_REVOKED"
+    )
+
+
+def check_fence(grant: Grant, ranges: Sequence[tuple[int, int]]) -> tuple[range, ...]:
+    """Checks the immediates of a fence.
+
+    Args:
+        grant: Which.
+        ranges: First and count of each.
+
+    Returns:
+        The same immediates in ranges that ascend and do not touch.
+
+    Raises:
+        InvalidRequest: Names the range.
+    """
+    if not 1 <= len(ranges) <= IMM_RANGES_MAX:
+        raise InvalidRequest("imms", f"{len(ranges)} ranges; send 1 to {IMM_RANGES_MAX}")
+    end = grant.imm_first + grant.imm_count
+    for i, (first, count) in enumerate(ranges):
+        if not count:
+            raise InvalidRequest(f"imms[{i}].count", "0; a range has at least one immediate")
+        if first < grant.imm_first or first + count > end:
+            has = f"{grant.imm_first} to {end - 1}" if grant.imm_count else "none"
+            raise InvalidRequest(
+                f"imms[{i}]",
+                f"{first} to {first + count - 1} are not all of grant {grant.grant_id}, which "
+                f"has {has}",
+                reason="IMM_RANGE",
+            )
+    merged: list[range] = []
+    for first, count in sorted(ranges):
+        if merged and first <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, first + count))
+        else:
+            merged.append(range(first, first + count))
+    return tuple(merged)

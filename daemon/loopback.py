@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import Internal, TimedOut
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.opens import Opener
     from transferd.daemon.owner import Owner
     from transferd.daemon.peer import Peer
-    from transferd.daemon.wire import GrantKeys, Half, Hello, HelloReply, Loss, Refusal
+    from transferd.daemon.wire import GrantFence, GrantKeys, Half, Hello, HelloReply, Loss, Refusal
 
 
 class LoopbackLink:
@@ -49,11 +49,11 @@ class LoopbackLink:
 
     async def revoke_grants(self, grant_ids: Sequence[int], timeout_s: float) -> None:
         """Stops the sessions here that use them."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._opener.revoked(self.peer, grant_ids)
-        except TimeoutError:
-            raise TimedOut(f"jobs of this host did not stop in {timeout_s} s") from None
+        await _bounded(self._opener.revoked(self.peer, grant_ids), timeout_s)
+
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
+        """Stops what sessions here have submitted on these imms."""
+        await _bounded(self._opener.fences.fenced(self.peer, fences), timeout_s)
 
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Faults counters of sessions here."""
@@ -61,3 +61,11 @@ class LoopbackLink:
 
     async def aclose(self) -> None:
         """Nothing to end."""
+
+
+async def _bounded(work: Coroutine[Any, Any, None], timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await work
+    except TimeoutError:
+        raise TimedOut(f"jobs of this host did not stop in {timeout_s} s") from None

@@ -9,6 +9,7 @@ its peer is lost; its handle then answers why, and the next OpenDescriptors make
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from transferd.daemon.errors import (
     TransferdError,
     from_reason,
 )
+from transferd.daemon.fences import OpenFences
 from transferd.daemon.paths import native_path
 from transferd.daemon.peer import LaneKey, LaneState, RemoteGrant, RemoteState
 from transferd.daemon.plane import Detail, OpenOptions, PlaneError
@@ -99,6 +101,7 @@ class Opener:
         self._ensure_peer = ensure_peer
         self._quiet_s = quiet_s
         self._by_handle: dict[tuple[int, int], Open] = {}
+        self.fences = OpenFences(plane, quiet_s, self.flush_losses)
         lanes.on_hide = self._hide
         lanes.on_dead = self._die
 
@@ -537,19 +540,21 @@ class Opener:
 
     def _report(self, peer: Peer) -> None:
         if peer.reporting is None:
-            peer.reporting = peer.tasks.spawn(self._report_all(peer), "report losses")
+            peer.reporting = peer.tasks.spawn(self._report_batch(peer), "report losses")
 
-    async def _report_all(self, peer: Peer) -> None:
+    async def _report_batch(self, peer: Peer) -> None:
+        """Tells the oldest losses. Each batch is a task of its own: one can wait for it."""
         try:
-            while peer.losses and not peer.is_lost:
-                batch = list(peer.losses.items())[:BATCH_MAX]
-                for key, _ in batch:
-                    del peer.losses[key]
-                peer.reports_sent += 1
-                losses = [Loss(*key, *lost) for key, lost in batch]
-                await self._deliver(peer, peer.reports_sent, losses)
+            batch = list(itertools.islice(peer.losses.items(), BATCH_MAX))
+            for key, _ in batch:
+                del peer.losses[key]
+            peer.reports_sent += 1
+            losses = [Loss(*key, *lost) for key, lost in batch]
+            await self._deliver(peer, peer.reports_sent, losses)
         finally:
             peer.reporting = None
+        if peer.losses and not peer.is_lost:
+            self._report(peer)
 
     async def _deliver(self, peer: Peer, number: int, losses: list[Loss]) -> None:
         """Repeats one report until it has arrived, unchanged: the owner takes a number once."""
@@ -563,9 +568,13 @@ class Opener:
                 return
 
     async def flush_losses(self, peer: Peer) -> None:
-        """Waits, within the bound, until the owner knows all losses so far."""
-        if peer.reporting is not None:
-            await asyncio.wait([peer.reporting], timeout=self._quiet_s)
+        """Waits, within the bound, until the owner knows all losses so far.
+
+        Those that come meanwhile are in later batches, and not waited for.
+        """
+        for _ in range(1 + -(-len(peer.losses) // BATCH_MAX)):
+            if peer.reporting is not None:
+                await asyncio.wait([peer.reporting], timeout=self._quiet_s)
 
     def peer_lost(self, peer: Peer) -> None:
         """Takes a lost peer's grants out of every cache, at once; its lanes stop the jobs."""

@@ -8,20 +8,21 @@ because every opener said that it is quiet, or its connections to us were destro
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import TYPE_CHECKING
 
 import structlog
 
 from transferd.daemon.errors import InvalidRequest, PeerLost, QuotaExceeded, TransferdError
-from transferd.daemon.grant import Grant, GrantState, GrantTable, check_grant
+from transferd.daemon.grant import Grant, GrantState, GrantTable, check_grant, grant_over
 from transferd.daemon.peer import Incoming
 from transferd.daemon.plane import Detail, PlaneError, RegionKey
 from transferd.daemon.tasks import TaskOwner
-from transferd.daemon.wire import BATCH_MAX, GrantKeys, Refusal
+from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from transferd.daemon.descriptor import Sealer
     from transferd.daemon.peer import Peer
@@ -160,15 +161,50 @@ class Owner:
     async def _fence(self, peer: Peer, grants: list[Grant]) -> None:
         """Makes one opener quiet on some grants, or cuts it off."""
         ids = [grant.grant_id for grant in grants]
-        try:
-            peer.check()
+
+        async def revoke() -> None:
             for start in range(0, len(ids), BATCH_MAX):
                 await peer.link.revoke_grants(ids[start : start + BATCH_MAX], self._revoke_s)
+
+        await self._until_quiet(peer, revoke)
+
+    async def fence_grant(self, grant: Grant, imms: tuple[range, ...]) -> None:
+        """Fences immediates of a grant that lives on; to be run as an owned task.
+
+        Returns when no byte can land of what was submitted on them before the call.
+
+        Args:
+            grant: Which.
+            imms: Ascending, none overlaps another.
+
+        Raises:
+            Conflict: GRANT_REVOKED: the grant has ended meanwhile, so nothing can land by it.
+        """
+        fences = [GrantFence(grant.grant_id, imms)]
+        async with grant.fencing:
+            if grant.ended is None:
+                # Whoever opens it from here on submits later than this.
+                await asyncio.gather(
+                    *(
+                        self._until_quiet(
+                            peer, functools.partial(peer.link.fence_grants, fences, self._revoke_s)
+                        )
+                        for peer in list(grant.openers)
+                    )
+                )
+                return
+        await asyncio.shield(grant.ended)
+        raise grant_over(grant.grant_id)
+
+    async def _until_quiet(self, peer: Peer, ask: Callable[[], Awaitable[None]]) -> None:
+        """Asks an opener to become quiet; cuts it off if it does not."""
+        try:
+            peer.check()
+            await ask()
         except TransferdError as error:
             log.warning(
                 "opener did not become quiet; ending the relation with it",
                 peer=peer.address,
-                grants=len(ids),
                 error=error.message,
             )
             # Destroying its connections alone is not enough: it has not heard that the grants are

@@ -19,7 +19,7 @@ from transferd.peer.v1 import peer_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from transferd.daemon.wire import Half, Hello, Loss
+    from transferd.daemon.wire import GrantFence, Half, Hello, Loss
 
 OPTIONS = [
     # Channels otherwise share connections by address, with the back-off of the daemon that was
@@ -164,6 +164,17 @@ class GrpcLink:
         """Owner to opener; returns when nothing is in flight on them."""
         request = pb.RevokeGrantsRequest(**self._me(), grant_ids=grant_ids)
         await self._call("RevokeGrants", request, timeout_s)
+
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
+        """Owner to opener; returns when nothing submitted before on these imms is in flight."""
+        rows = [
+            pb.GrantFence(
+                grant_id=fence.grant_id,
+                imms=[pb.ImmRange(first=imms.start, count=len(imms)) for imms in fence.imms],
+            )
+            for fence in fences
+        ]
+        await self._call("FenceGrants", pb.FenceGrantsRequest(**self._me(), fences=rows), timeout_s)
 
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Writer to receiver."""

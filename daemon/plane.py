@@ -47,6 +47,7 @@ class EventType(enum.IntEnum):
     PEER_SILENT = 5
     LOST = 6
     REGION_BROKEN = 7
+    FENCE_QUIET = 8
     CONN_PROVEN = 9
 
 
@@ -376,6 +377,18 @@ class Plane(Protocol):
 
     def open_revoke(self, session: int, open_handle: int, detail: int) -> None:
         """Stops it; OPEN_QUIET follows."""
+
+    def open_fence(
+        self, session: int, open_handle: int, imms: Sequence[range], number: int
+    ) -> None:
+        """Stops what was submitted on these imms; FENCE_QUIET with the number as count follows.
+
+        Args:
+            session: Whose open.
+            open_handle: Which.
+            imms: Ascending, none overlaps another.
+            number: The caller's own name for the fence.
+        """
 
     def open_remove(self, session: int, open_handle: int) -> None:
         """Forgets a quiet one."""

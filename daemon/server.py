@@ -250,6 +250,8 @@ class Server:
         """Hands an event of the data plane to who deals with it."""
         if event.type == EventType.OPEN_QUIET:
             self._opener.on_quiet(event)
+        elif event.type == EventType.FENCE_QUIET:
+            self._opener.fences.on_quiet(event)
         elif event.type == EventType.LOST:
             self._opener.on_lost(event)
         elif event.type == EventType.SESSION_QUIET:

@@ -90,6 +90,14 @@ class Loss:
     units: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class GrantFence:
+    """Immediates of a grant, as ranges that ascend and do not overlap."""
+
+    grant_id: int
+    imms: tuple[range, ...]
+
+
 class Link(Protocol):
     """Calls to one other daemon. Each is bounded, and raises a TransferdError when it fails."""
 
@@ -110,6 +118,9 @@ class Link(Protocol):
 
     async def revoke_grants(self, grant_ids: Sequence[int], timeout_s: float) -> None:
         """Owner to opener; returns when nothing is in flight on them."""
+
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
+        """Owner to opener; returns when nothing submitted before on these imms is in flight."""
 
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Writer to receiver. `number` counts the reports: the owner takes each once."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from transferd.daemon.config import split_host_port
 from transferd.daemon.descriptor import PeerKey
 from transferd.daemon.errors import InvalidRequest, StalePeer
+from transferd.daemon.grant import IMM_RANGES_MAX
 from transferd.daemon.peer import TOKEN_BYTES
-from transferd.daemon.wire import BATCH_MAX, GrantKeys, Half, Hello, Loss
+from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Half, Hello, Loss
 from transferd.peer.v1 import peer_pb2 as pb
 from transferd.peer.v1 import peer_pb2_grpc
 
@@ -119,6 +120,24 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         # What an ended relation still had in flight is quiet once it is buried.
         await self._peers.buried(key)
         return pb.RevokeGrantsResponse()
+
+    async def FenceGrants(
+        self, request: pb.FenceGrantsRequest, context: Context
+    ) -> pb.FenceGrantsResponse:
+        """The caller fences immediates of grants that live on."""
+        key = _key(request)
+        _count("fences", len(request.fences), BATCH_MAX)
+        fences = []
+        for i, row in enumerate(request.fences):
+            _count(f"fences[{i}].imms", len(row.imms), IMM_RANGES_MAX)
+            imms = tuple(range(part.first, part.first + part.count) for part in row.imms)
+            fences.append(GrantFence(row.grant_id, imms))
+        peer = self._peers.table.get(key)
+        if peer is not None:
+            await peer.tasks.run(self._opener.fences.fenced(peer, fences), "fenced")
+        # What an ended relation still had in flight is quiet once it is buried.
+        await self._peers.buried(key)
+        return pb.FenceGrantsResponse()
 
     async def ReportLoss(
         self, request: pb.ReportLossRequest, context: Context

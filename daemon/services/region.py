@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest
-from transferd.daemon.grant import RIGHT_READ, RIGHT_WRITE
+from transferd.daemon.grant import RIGHT_READ, RIGHT_WRITE, check_fence, grant_over
 from transferd.daemon.session import check_name
 from transferd.v1 import region_pb2 as pb
 from transferd.v1 import region_pb2_grpc, types_pb2
@@ -96,6 +96,18 @@ class RegionService(region_pb2_grpc.RegionServiceServicer):
             grant = session.grant(request.grant_id)
             await session.ops.run(self._owner.end_grants([grant]), "revoke grant")
         return pb.RevokeGrantResponse()
+
+    async def FenceGrant(
+        self, request: pb.FenceGrantRequest, context: Context
+    ) -> pb.FenceGrantResponse:
+        """Fences immediates of a grant that lives on."""
+        session = self._auth.session(context)
+        if request.grant_id in session.ended_grants:
+            raise grant_over(request.grant_id)
+        grant = session.grant(request.grant_id)
+        imms = check_fence(grant, [(part.first, part.count) for part in request.imms])
+        await session.ops.run(self._owner.fence_grant(grant, imms), "fence grant")
+        return pb.FenceGrantResponse()
 
     async def OpenDescriptors(
         self, request: pb.OpenDescriptorsRequest, context: Context

@@ -208,8 +208,9 @@ struct tfd_fence {
 	struct tfd_list link; /* open->fences */
 	uint64_t number;
 	uint64_t before; /* shards with smaller numbers */
-	uint32_t imm_first;
-	uint32_t imm_count;
+	uint64_t left;   /* of those that it names */
+	uint32_t range_count;
+	struct tfd_imm_range ranges[]; /* ascending, apart */
 };
 
 #define TFD_BATCH_PIECES 256u

@@ -24,25 +24,35 @@ void tfd_open_quiet_if_idle(struct tfd_open *open)
 		tfd_event_post(open->session->group->worker, &event);
 }
 
-/* A job with several shards of this open leaves the list with all of them at once: so begin anew after each. */
-void tfd_open_cancel(struct tfd_open *open, uint32_t imm_first, uint32_t imm_count, uint32_t detail)
+/*
+ * A job of this open alone leaves the list with all its shards at once; they lie side by side. Of a scatter each shard leaves
+ * by itself, and the job has ended only when all have.
+ */
+static struct tfd_list *after(const struct tfd_open *open, const struct tfd_shard *shard)
 {
-	struct tfd_list *link = open->shards.next;
+	struct tfd_list *link = shard->open_link.next;
 
-	while (link != &open->shards) {
+	while (shard->job->open && link != &open->shards &&
+	       tfd_container(link, struct tfd_shard, open_link)->job == shard->job)
+		link = link->next;
+	return link;
+}
+
+void tfd_open_cancel(struct tfd_open *open, const struct tfd_fence *fence, uint32_t detail)
+{
+	struct tfd_list *link;
+	struct tfd_list *next;
+
+	for (link = open->shards.next; link != &open->shards; link = next) {
 		struct tfd_shard *shard = tfd_container(link, struct tfd_shard, open_link);
 		struct tfd_job *job = shard->job;
-		bool ends;
-		bool named = job->imm - imm_first < imm_count && job->imm >= imm_first;
 
-		link = link->next;
-		if (!named || shard->failed || job->status != TFD_JOB_PENDING)
+		next = after(open, shard);
+		if ((fence && !tfd_fence_names(fence, job)) || shard->failed ||
+		    job->status != TFD_JOB_PENDING)
 			continue;
 		tfd_shard_fail(shard, TFD_JOB_CANCELLED, detail);
-		ends = !job->inflight;
 		tfd_job_finish_if_quiet(job);
-		if (ends) /* it took its other shards along */
-			link = open->shards.next;
 	}
 }
 
@@ -83,7 +93,7 @@ static int revoke_command(struct tfd_worker *worker, void *argument)
 		tfd_event_post(worker, &quiet);
 		return 0;
 	}
-	tfd_open_cancel(open, 0, TFD_IMM_COUNT, call->detail); /* the last one tells */
+	tfd_open_cancel(open, NULL, call->detail); /* the last one tells */
 	return 0;
 }
 

@@ -114,7 +114,8 @@ void tfd_probe_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct t
 void tfd_probe_drop(struct tfd_conn *conn); /* its connection is closed */
 
 /* fence.c */
-void tfd_fences_check(struct tfd_open *open);
+bool tfd_fence_names(const struct tfd_fence *fence, const struct tfd_job *job);
+void tfd_fences_leave(struct tfd_open *open, const struct tfd_shard *shard); /* it is quiet */
 void tfd_fences_free(struct tfd_open *open);
 
 /* numbers.c */
@@ -171,7 +172,7 @@ void tfd_tables_free(struct tfd_source *source);
 
 /* open.c */
 void tfd_open_quiet_if_idle(struct tfd_open *open);
-void tfd_open_cancel(struct tfd_open *open, uint32_t imm_first, uint32_t imm_count, uint32_t detail);
+void tfd_open_cancel(struct tfd_open *open, const struct tfd_fence *fence, uint32_t detail); /* NULL: all */
 void tfd_open_destroy(struct tfd_open *open);
 
 /* region.c */
@@ -188,6 +189,7 @@ uint32_t tfd_guard_hits(void); /* faults mended so far */
 struct tfd_session *tfd_session_get(struct tfd_core *core, uint64_t handle);
 void tfd_session_put(struct tfd_session *session);
 void tfd_session_quiet_if_idle(struct tfd_session *session);
+void tfd_session_take_published(struct tfd_worker *worker, struct tfd_session *session);
 void tfd_sessions_close_all(struct tfd_core *core);
 
 /* heartbeat.c */

@@ -366,13 +366,9 @@ static void cancel_waiting(struct tfd_session *session, uint32_t detail)
 	}
 }
 
-/*
- * Takes what the client published before its end: those jobs are cancelled like any other, so their loss is told. At most
- * one ring: a client that goes on publishing does not hold the worker.
- */
-static void take_published(struct tfd_worker *worker, struct tfd_session *session)
+/* At most one ring: a client that goes on publishing does not hold the worker. */
+static void take_published(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source)
 {
-	struct tfd_source *source = &session->sources[0];
 	uint32_t taken = 0;
 
 	while (session->state == TFD_STATE_OPEN && taken <= source->entry_mask) {
@@ -382,6 +378,14 @@ static void take_published(struct tfd_worker *worker, struct tfd_session *sessio
 			return;
 		taken += done;
 	}
+}
+
+/* What was submitted before a fence and not taken yet must not go out after it. */
+void tfd_session_take_published(struct tfd_worker *worker, struct tfd_session *session)
+{
+	take_published(worker, session, &session->sources[0]);
+	if (session->sources[1].ring)
+		take_published(worker, session, &session->sources[1]);
 }
 
 struct end_call {
@@ -398,7 +402,8 @@ static int end_command(struct tfd_worker *worker, void *argument)
 
 	if (session->state >= TFD_STATE_ENDING)
 		return 0;
-	take_published(worker, session);
+	take_published(worker, session,
+	               &session->sources[0]); /* cancelled like any other job: their loss is told */
 	tfd_store_relaxed(&session->state, TFD_STATE_ENDING);
 	cancel_waiting(session, call->detail);
 	session->header->end_reason = call->detail;

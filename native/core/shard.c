@@ -55,7 +55,7 @@ void tfd_shard_settle(struct tfd_shard *shard)
 	tfd_list_remove(&shard->open_link);
 	shard->open = NULL;
 	if (!tfd_list_empty(&open->fences))
-		tfd_fences_check(open);
+		tfd_fences_leave(open, shard);
 	tfd_open_quiet_if_idle(open);
 	if (!tfd_list_empty(&open->parked)) /* it may have been the one whose turn it was */
 		tfd_send_unpark(open);

@@ -412,6 +412,13 @@ static void test_fence(void)
 	struct tfd_entry entry;
 	uint64_t first;
 	uint32_t cancelled = 0;
+	const struct tfd_imm_range seven[] = { { 7, 1 }, { 11, 4 } };
+	const struct tfd_imm_range all = { 0, 16 };
+	const struct tfd_imm_range bad[][2] = { { { 1u << 20, 1 }, { 0, 0 } },
+	                                        { { 0, 0 }, { 1, 1 } },
+	                                        { { 7, 1 }, { 6, 1 } },
+	                                        { { 7, 2 }, { 8, 1 } },
+	                                        { { 1, (1u << 20) }, { 0, 0 } } };
 
 	pair_open(&pair, 2);
 	first = pair.from.next_job + 1;
@@ -420,8 +427,7 @@ static void test_fence(void)
 		entry.length = 4 * MIB;
 		(void)user_submit(&pair.from, entry);
 	}
-	(void)usleep(1000);
-	CHECK_OK(tfd_open_fence(pair.a.core, pair.from.session, pair.grant, 7, 1, 99));
+	CHECK_OK(tfd_open_fence(pair.a.core, pair.from.session, pair.grant, seven, 2, 99));
 	event = wait_event(&pair.a, TFD_EVENT_FENCE_QUIET, pair.grant);
 	CHECK(event.count == 99 && event.session == pair.from.session);
 	for (uint64_t job = first; job < first + 40; job++) {
@@ -439,10 +445,13 @@ static void test_fence(void)
 	}
 	CHECK(cancelled > 0);
 	await_value(&pair.to, 8, 20);
-	CHECK_OK(tfd_open_fence(pair.a.core, pair.from.session, pair.grant, 0, 16, 100)); /* idle: at once */
+	CHECK_OK(
+		tfd_open_fence(pair.a.core, pair.from.session, pair.grant, &all, 1, 100)); /* idle: at once */
 	CHECK(wait_event(&pair.a, TFD_EVENT_FENCE_QUIET, pair.grant).count == 100);
-	CHECK(tfd_open_fence(pair.a.core, pair.from.session, pair.grant, 1u << 20, 1, 1) == -ERANGE);
-	CHECK(tfd_open_fence(pair.a.core, pair.from.session, 12345, 0, 1, 1) == -ENOENT);
+	for (uint32_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		CHECK(tfd_open_fence(pair.a.core, pair.from.session, pair.grant, bad[i], 2, 1) == -ERANGE);
+	CHECK(tfd_open_fence(pair.a.core, pair.from.session, pair.grant, &all, 0, 1) == -ERANGE);
+	CHECK(tfd_open_fence(pair.a.core, pair.from.session, 12345, &all, 1, 1) == -ENOENT);
 	pair_close(&pair);
 }
 

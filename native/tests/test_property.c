@@ -186,7 +186,7 @@ static void fence_quiet(struct world *w)
 		const struct job *job = &w->jobs[w->fence_from][i];
 
 		if (job->active && job->entry.dst_grant == w->fence_open && job->entry.imm == w->fence_imm &&
-		    job->started < w->fence)
+		    job->started < w->fence && job->entry.op != TFD_OP_READ)
 			MUST(tfd_load_acquire(&w->from[w->fence_from].records[job->id % 64].done_id) ==
 			     job->id);
 	}
@@ -328,13 +328,12 @@ static void disturb(struct world *w)
 		}
 	}
 	if (chance(w, 100) == 0 && !w->fence) {
-		(void)tfd_core_step(w->a.core, w->now); /* what was submitted is taken */
 		w->fence = w->step + 1;
 		w->fence_from = from;
 		w->fence_open = w->grant[from][chance(w, USERS)];
 		w->fence_imm = chance(w, IMMS / 2);
-		CHECK_OK(tfd_open_fence(w->a.core, w->from[from].session, w->fence_open, w->fence_imm, 1,
-		                        w->fence));
+		CHECK_OK(tfd_open_fence(w->a.core, w->from[from].session, w->fence_open,
+		                        &(struct tfd_imm_range){ w->fence_imm, 1 }, 1, w->fence));
 	}
 }
 

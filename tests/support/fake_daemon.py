@@ -177,6 +177,7 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
         self.opened = 0
         self.closed_handles: list[int] = []
         self.calls: list[str] = []
+        self.fenced: list[list[tuple[int, int]]] = []
         self._next = 100
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -342,6 +343,11 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
     def RevokeGrant(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._session(context, "RevokeGrant")
         return region_pb2.RevokeGrantResponse()
+
+    def FenceGrant(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._session(context, "FenceGrant")
+        self.fenced.append([(part.first, part.count) for part in request.imms])
+        return region_pb2.FenceGrantResponse()
 
     def OpenDescriptors(self, request: Any, context: grpc.ServicerContext) -> Any:
         session = self._session(context, "OpenDescriptors")

@@ -44,10 +44,11 @@ def rail(name: str = "m0", protocol: str = PROTOCOL) -> RailInfo:
 
 @dataclass(slots=True)
 class FakeOpen:
-    """A native open: refused is the detail that it was revoked with."""
+    """A native open: refused is the detail that it was revoked with; fences are by number."""
 
     options: OpenOptions
     refused: Detail | None = None
+    fences: dict[int, tuple[range, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -68,7 +69,8 @@ class FakePlane:
     """Implements transferd.daemon.plane.Plane.
 
     Attributes:
-        busy_opens: Opens that stay busy after a revoke until :meth:`make_quiet`.
+        busy_opens: Opens that stay busy after a revoke until :meth:`make_quiet`, and after a fence
+            until :meth:`fence_quiet`.
         conns: Living connections: whether they are outgoing.
         closed: Connections that were closed, with their detail.
         mute: Rails by which nobody answers: connections are made, and not proven.
@@ -283,6 +285,20 @@ class FakePlane:
         """The last byte of a busy open has landed."""
         self.busy_opens.discard(open_handle)
         self.tell(EventType.OPEN_QUIET, open_handle, session=session)
+
+    def open_fence(
+        self, session: int, open_handle: int, imms: Sequence[range], number: int
+    ) -> None:
+        opens = self._session(session).opens
+        if open_handle not in opens:
+            raise PlaneError(errno.ENOENT, "no such open")
+        opens[open_handle].fences[number] = tuple(imms)
+        if open_handle not in self.busy_opens:
+            self.fence_quiet(session, open_handle, number)
+
+    def fence_quiet(self, session: int, open_handle: int, number: int) -> None:
+        """The last job of a fence is quiet."""
+        self.tell(EventType.FENCE_QUIET, open_handle, session=session, count=number)
 
     def open_remove(self, session: int, open_handle: int) -> None:
         del self._session(session).opens[open_handle]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transferd.daemon.plane import Event
     from transferd.daemon.region import Region
     from transferd.daemon.session import Session
-    from transferd.daemon.wire import GrantKeys, Half, Hello, HelloReply, Loss, Refusal
+    from transferd.daemon.wire import GrantFence, GrantKeys, Half, Hello, HelloReply, Loss, Refusal
 
 CALL_S = 0.5
 TIMEOUTS = TimeoutConfig(peer_call=CALL_S, revoke=0.2, quiet=0.5, stop=5.0)
@@ -161,6 +161,15 @@ class MemoryLink:
 
         await self._call("revoke_grants", work)
 
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
+        async def work(host: Host) -> None:
+            peer = host.peers.table.get(self._own)
+            if peer is not None:
+                await host.opener.fences.fenced(peer, fences)
+            await host.peers.buried(self._own)
+
+        await self._call("fence_grants", work)
+
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         async def work(host: Host) -> None:
             host.owner.report_loss(host.peers.caller(self._own), number, losses)
@@ -215,6 +224,8 @@ class Host:
         """As transferd.daemon.server does."""
         if event.type == EventType.OPEN_QUIET:
             self.opener.on_quiet(event)
+        elif event.type == EventType.FENCE_QUIET:
+            self.opener.fences.on_quiet(event)
         elif event.type == EventType.LOST:
             self.opener.on_lost(event)
         elif event.type == EventType.SESSION_QUIET:

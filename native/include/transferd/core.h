@@ -280,12 +280,18 @@ int tfd_open_path_set(struct tfd_core *core, uint64_t session, uint64_t open, ui
                       const struct tfd_open_path *path);
 /* New jobs are refused with `detail`; those in flight are cancelled; TFD_EVENT_OPEN_QUIET follows (at once if idle). */
 int tfd_open_revoke(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t detail);
+
+struct tfd_imm_range {
+	uint32_t first;
+	uint32_t count; /* at least 1 */
+};
 /*
- * Cancels the jobs in flight on these immediates, with TFD_DETAIL_FENCED; jobs submitted later go on. TFD_EVENT_FENCE_QUIET with
- * `fence`, a number of the caller's, follows once none of those jobs is in flight (at once if there are none).
+ * Cancels the jobs that were submitted on these immediates, with TFD_DETAIL_FENCED; later ones go on, and so do reads, which have no
+ * immediate. TFD_EVENT_FENCE_QUIET with `fence`, a number of the caller's, follows once none of those jobs is in flight (at once if
+ * there are none), after the TFD_EVENT_LOST of each. `ranges`, copied: ascending, none overlaps another; else -ERANGE.
  */
-int tfd_open_fence(struct tfd_core *core, uint64_t session, uint64_t open, uint32_t imm_first,
-                   uint32_t imm_count, uint64_t fence);
+int tfd_open_fence(struct tfd_core *core, uint64_t session, uint64_t open, const struct tfd_imm_range *ranges,
+                   uint32_t range_count, uint64_t fence);
 /* Forgets a revoked, quiet open. -EBUSY otherwise. */
 int tfd_open_remove(struct tfd_core *core, uint64_t session, uint64_t open);
 

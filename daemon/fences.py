@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The opener's half of a fence on single immediates: their jobs end, the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+from typing import TYPE_CHECKING
+
+from transferd.daemon.errors import Internal, TimedOut
+from transferd.daemon.plane import PlaneError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from transferd.daemon.opens import Open
+    from transferd.daemon.peer import Peer
+    from transferd.daemon.plane import Event, Plane
+    from transferd.daemon.wire import GrantFence
+
+
+class OpenFences:
+    """The fences that owners have asked for and that are not quiet yet."""
+
+    def __init__(
+        self, plane: Plane, quiet_s: float, flush_losses: Callable[[Peer], Awaitable[None]]
+    ) -> None:
+        """Takes what it works with.
+
+        Args:
+            plane: The data plane.
+            quiet_s: Longest wait for a fence.
+            flush_losses: Returns when an owner knows all losses so far.
+        """
+        self._plane = plane
+        self._quiet_s = quiet_s
+        self._flush_losses = flush_losses
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+
+    async def fenced(self, peer: Peer, fences: Sequence[GrantFence]) -> None:
+        """The owner fences immediates; returns when nothing submitted before on them is in flight.
+
+        Raises:
+            TimedOut: Something still was, when the bound passed.
+        """
+        waits = []
+        for fence in fences:
+            grant = peer.remote.get(fence.grant_id)
+            # A grant lists its opens until they are quiet, also those that die.
+            for opened in list(grant.opens) if grant is not None else ():
+                waits.append(self._start(opened, fence.imms))
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=self._quiet_s)
+            if late:
+                raise TimedOut(f"{len(late)} opens did not become quiet in {self._quiet_s} s")
+        await self._flush_losses(peer)
+
+    def _start(self, opened: Open, imms: Sequence[range]) -> asyncio.Future[None]:
+        number = next(self._numbers)
+        quiet: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = quiet
+        try:
+            self._plane.open_fence(opened.session.handle, opened.handle, imms, number)
+        except PlaneError as error:
+            del self._waiting[number]
+            if error.errno != errno.ENOENT:
+                raise Internal(f"fencing an open: {error.text}") from error
+            quiet.set_result(None)  # it has been freed: nothing is in flight
+        return quiet
+
+    def on_quiet(self, event: Event) -> None:
+        """TFD_EVENT_FENCE_QUIET."""
+        quiet = self._waiting.pop(event.count, None)
+        if quiet is not None:
+            quiet.set_result(None)
