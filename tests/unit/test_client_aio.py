@@ -65,6 +65,8 @@ def test_write_counts(fake: FakeDaemon, run: Callable[..., None]) -> None:
             await (await client.counter(3)).wait(100, timeout_s=5)
             assert (await client.counter(50)).value == 0
             assert not fake.sessions[0].header.event_waiters
+            await grant.fence([3, 4])
+            assert fake.fenced == [[(3, 2)]]
             await grant.revoke()
             await region.close()
 

@@ -131,6 +131,42 @@ def test_grant(client: transferd.Client, fake: FakeDaemon) -> None:
         client.write(region, grant.descriptor, imm=4)
 
 
+def test_fence(client: transferd.Client, fake: FakeDaemon) -> None:
+    grant = client.alloc(100).grant(imms=range(10, 40))
+    grant.fence([12, 11, 13, range(20, 30), 25, range(30, 31), 39])
+    grant.fence(range(10, 40))
+    grant.fence(range(10, 20, 4))
+    grant.fence(iter([np.int64(10)]))
+    assert fake.fenced == [
+        [(11, 3), (20, 11), (39, 1)],
+        [(10, 30)],
+        [(10, 1), (14, 1), (18, 1)],
+        [(10, 1)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("imms", "says"),
+    [
+        ([], "at least one"),
+        (range(10, 10), "at least one"),
+        (12, "a list"),
+        ([9], r"range\(10, 40\)"),
+        ([40], r"range\(10, 40\)"),
+        (range(30, 41), r"range\(10, 40\)"),
+        ([-1], r"range\(10, 40\)"),
+        ([12, "13"], "'13'"),
+        ([12.0], "12.0"),
+        ([range(12, 20, 2)], "without gaps"),
+    ],
+)
+def test_bad_fences(client: transferd.Client, fake: FakeDaemon, imms: Any, says: str) -> None:
+    grant = client.alloc(100).grant(imms=range(10, 40))
+    with pytest.raises(transferd.InvalidRequest, match=says):
+        grant.fence(imms)
+    assert not fake.fenced
+
+
 def test_adopt_in_place(client: transferd.Client, fake: FakeDaemon) -> None:
     array = np.arange(BIG // 8, dtype=np.int64)
     address = array.ctypes.data
