@@ -26,7 +26,9 @@ OPTIONS = [
     # there before.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # In fact how long connecting may take. With less, a daemon that is busy for a moment while it
+    # is first called back would be taken for deaf. Calls have bounds of their own.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),

@@ -14,6 +14,7 @@ import pytest
 import transferd
 from transferd.client import JobStatus
 
+from support.bystander import Bystander
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -74,6 +75,42 @@ def test_revoke_while_the_opener_stands_still(
                 return False
 
         eventually(works, "the pair works again", WAIT_S)
+
+
+def test_fence_while_the_opener_stands_still(
+    daemon_pair: tuple[DaemonProcess, DaemonProcess],
+) -> None:
+    """What it had in flight does not land when it wakes, and the grant lives on."""
+    near, far = daemon_pair
+    with (
+        transferd.Client(near.socket) as sender,
+        transferd.Client(far.socket) as receiver,
+        Bystander(far, far) as bystander,
+    ):
+        source = sender.alloc(LENGTH)
+        region = receiver.alloc(LENGTH)
+        grant = region.grant(imms=[1, 2])
+        sender.warm(grant.descriptor)
+        source.view[:] = b"\x02" * LENGTH
+        jobs = [sender.write(source, grant.descriptor, imm=1) for _ in range(20)]
+        jobs[0].wait(WAIT_S)
+        with stopped(near):
+            grant.fence([1])
+            region.view[:] = b"\x03" * LENGTH
+            bystander.check()
+        for job in jobs:
+            with contextlib.suppress(transferd.TransferdError):
+                job.wait(WAIT_S)
+        assert jobs[-1].status is JobStatus.PEER_LOST
+
+        def works() -> bool:
+            try:
+                return sender.imm(grant.descriptor, 2).wait(WAIT_S) is JobStatus.OK
+            except transferd.PeerLost:
+                return False
+
+        eventually(works, "the same grant works again", WAIT_S)
+        assert bytes(region.view) == b"\x03" * LENGTH, "a byte landed after the fence"
 
 
 def test_both_sides_agree_after_one_stood_still(

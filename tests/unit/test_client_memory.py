@@ -136,7 +136,7 @@ def test_fence(client: transferd.Client, fake: FakeDaemon) -> None:
     grant.fence([12, 11, 13, range(20, 30), 25, range(30, 31), 39])
     grant.fence(range(10, 40))
     grant.fence(range(10, 20, 4))
-    grant.fence(iter([np.int64(10)]))
+    grant.fence(np.array([10]))
     assert fake.fenced == [
         [(11, 3), (20, 11), (39, 1)],
         [(10, 30)],
