@@ -24,9 +24,15 @@ CANCEL_S = 5.0  # bulk work is posted in bounded windows: a cancelled job is qui
 
 @dataclass(slots=True)
 class _Watch:
-    """One session's eventfd while somebody waits for it."""
+    """One session's eventfd while somebody waits for it.
+
+    Attributes:
+        waiters: Those to be woken next.
+        users: Calls that wait, woken or not.
+    """
 
     fd: int
+    users: int = 0
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
 
@@ -174,6 +180,7 @@ class Transfers:
             return
         deadline = time.monotonic() + timeout_s
         watch = self._watch(session)
+        watch.users += 1
         waiter: asyncio.Future[None] | None = None
         try:
             while True:
@@ -194,7 +201,9 @@ class Transfers:
         finally:
             if waiter is not None:
                 watch.waiters.discard(waiter)
-            if not watch.waiters:
+            watch.users -= 1
+            # By users: those that were woken at the same time wait no more, but may again.
+            if not watch.users and self._watches.get(session.session_id) is watch:
                 self._unwatch(session)
 
     def _watch(self, session: Session) -> _Watch:

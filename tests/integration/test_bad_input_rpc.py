@@ -279,6 +279,13 @@ TABLE: list[tuple[str, Callable[[Setting], Any], grpc.StatusCode, str, str]] = [
         "",
     ),
     (
+        "regions.FenceGrant",
+        lambda s: region_pb2.FenceGrantRequest(grant_id=s.foreign_grant),
+        NOT_FOUND,
+        "GRANT_NOT_FOUND",
+        "",
+    ),
+    (
         "regions.OpenDescriptors",
         const(region_pb2.OpenDescriptorsRequest()),
         INVALID,
