@@ -208,7 +208,7 @@ struct tfd_fence {
 	struct tfd_list link; /* open->fences */
 	uint64_t number;
 	uint64_t before; /* shards with smaller numbers */
-	uint64_t left;   /* of those that it names */
+	uint64_t left; /* of those that it names */
 	uint32_t range_count;
 	struct tfd_imm_range ranges[]; /* ascending, apart */
 };
