@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +10,10 @@ import pytest
 import transferd
 from transferd.native.client_half import lib
 from transferd.native.names import Detail, JobStatus
-from transferd.v1 import region_pb2, region_pb2_grpc, transfer_pb2, types_pb2
+from transferd.v1 import transfer_pb2, types_pb2
 
 from support.grpc_session import grpc_session, shm_file
+from support.raw_sender import IMM, IMMS, LENGTH, RawSender, raw_sender
 from support.raw_session import RawSession
 from support.waiting import WAIT_S, eventually
 
@@ -27,69 +26,17 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-LENGTH = 1 << 16
-IMMS = range(8, 16)
-IMM = 9
 U64 = (1 << 64) - 1
 WRITE, IMMEDIATE = int(lib.TFD_OP_WRITE), int(lib.TFD_OP_IMM)
 
 
-class RawSender:
-    """A raw session with a region of its own and a grant of the other daemon open.
-
-    Attributes:
-        raw: The session.
-        region: Handle of LENGTH bytes.
-        grant: Handle of the open grant of LENGTH bytes, immediates IMMS.
-        counter: Of IMM at the receiver.
-    """
-
-    def __init__(
-        self, raw: RawSession, region: int, grant: int, receiver: transferd.Client
-    ) -> None:
-        self.raw = raw
-        self.region = region
-        self.grant = grant
-        self.counter = receiver.counter(IMM)
-
-    def end(self, **fields: int) -> tuple[JobStatus, Detail]:
-        """Puts an entry on the ring, a correct write but for these fields; returns how it ended."""
-        good = {
-            "op": WRITE,
-            "src_region": self.region,
-            "dst_grant": self.grant,
-            "length": 1,
-            "imm": IMM,
-        }
-        job = self.raw.submit(**(good | fields))
-        end = eventually(lambda: self.raw.end_of(job), "the job ends")
-        assert end is not None
-        status, detail = end
-        return JobStatus(status), Detail(detail)
-
-
 @pytest.fixture
 def ring(shared_pair: Pair) -> Iterator[RawSender]:
-    near, far = shared_pair
-    memfd = os.memfd_create("tests", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(memfd, LENGTH)
-    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    with (
-        transferd.Client(far.socket) as receiver,
-        RawSession(near) as raw,
-        near.channel() as channel,
-    ):
-        target = receiver.alloc(LENGTH)
-        descriptor = target.grant(imms=IMMS).descriptor
-        region = raw.register(channel, memfd)
-        os.close(memfd)
-        opened = region_pb2_grpc.RegionServiceStub(channel).OpenDescriptors(
-            region_pb2.OpenDescriptorsRequest(descriptors=[descriptor]),
-            metadata=raw.metadata,
-            timeout=WAIT_S,
-        )
-        yield RawSender(raw, region, opened.grants[0].handle, receiver)
-        assert not any(target.view)  # the source is zero; what is out of bounds lands nowhere
+    with raw_sender(*shared_pair) as sender:
+        yield sender
+        assert not any(
+            sender.target.view
+        )  # the source is zero; what is out of bounds lands nowhere
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ class RawSession:
         entries: struct tfd_entry *, of that ring.
         records: struct tfd_record *.
         counters: struct tfd_counter *.
+        arena: char *.
         sock: Its fd socket.
         token: For gRPC calls.
     """
@@ -87,6 +88,7 @@ class RawSession:
         self.entries: Any = ffi.cast("struct tfd_entry *", self.ring + 1)
         self.records: Any = ffi.cast("struct tfd_record *", base + self.header.record_offset)
         self.counters: Any = ffi.cast("struct tfd_counter *", base + self.header.counter_offset)
+        self.arena: Any = base + self.header.arena_offset
         self._base = base
 
     @property
@@ -160,4 +162,5 @@ class RawSession:
         os.close(self.doorbell)
         os.close(self._events)
         # The mapping goes with the last pointer into it.
-        self.header = self.ring = self.entries = self.records = self.counters = self._base = None
+        self.header = self.ring = self.entries = self.records = self.counters = None
+        self.arena = self._base = None
