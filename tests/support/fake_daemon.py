@@ -34,6 +34,8 @@ from transferd.v1 import (
     transfer_pb2_grpc,
 )
 
+from support.waiting import eventually
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -42,6 +44,7 @@ RING_BYTES = ffi.sizeof("struct tfd_ring")
 ENTRY_BYTES = ffi.sizeof("struct tfd_entry")
 RECORD_BYTES = ffi.sizeof("struct tfd_record")
 COUNTER_BYTES = ffi.sizeof("struct tfd_counter")
+ARENA_BYTES = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 SYS_FUTEX = 202
@@ -95,7 +98,7 @@ class FakeSession:
         at += self.records * RECORD_BYTES
         self.counter_at = at
         at += self.counters * COUNTER_BYTES
-        size = at + 4096
+        size = at + ARENA_BYTES
         self.segment_fd = os.memfd_create("fake", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.segment_fd, size)
         fcntl.fcntl(self.segment_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -111,7 +114,7 @@ class FakeSession:
         h.ring_entries, h.record_count, h.counter_count = self.entries, self.records, self.counters
         h.ring_offset, h.ring_stride = HEADER_BYTES, ring_bytes
         h.record_offset, h.counter_offset = self.record_at, self.counter_at
-        h.arena_offset, h.arena_bytes, h.state = at, 4096, lib.TFD_SESSION_OPEN
+        h.arena_offset, h.arena_bytes, h.state = at, ARENA_BYTES, lib.TFD_SESSION_OPEN
         h.provider = b"fake"
         self.header = h
         self.ring = ffi.cast("struct tfd_ring *", self._buffer + HEADER_BYTES)
@@ -164,7 +167,11 @@ class FakeSession:
 
 
 class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.TransferServiceServicer):
-    """The fake. ``hold``: immediates whose jobs are kept back; ``refuse``: ends by immediate."""
+    """The fake.
+
+    ``hold``: immediates whose jobs are kept back; ``refuse``: ends by immediate; ``reopened``:
+    handles that the next opens answer with; ``entries_taken``: a copy of each, by job.
+    """
 
     def __init__(self, directory: Path, entries: int = 16, records: int = 32) -> None:
         self.path = str(directory / "fake.sock")
@@ -176,6 +183,8 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
         self.grants: dict[bytes, Grant] = {}
         self.opened = 0
         self.closed_handles: list[int] = []
+        self.reopened: dict[bytes, int] = {}
+        self.entries_taken: dict[int, Any] = {}
         self.calls: list[str] = []
         self.fenced: list[list[tuple[int, int]]] = []
         self._next = 100
@@ -267,6 +276,8 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
 
     def _do(self, session: FakeSession, entry: Any) -> None:
         job = Held(entry.record, entry.job_id, entry.imm, entry.length)
+        copy = self.entries_taken[entry.job_id] = ffi.new("struct tfd_entry *")
+        ffi.memmove(copy, ffi.addressof(entry), ENTRY_BYTES)
         if entry.op == lib.TFD_OP_ACKNOWLEDGE:
             counter = session.counter[session.slots[entry.imm]]
             counter.acknowledged = counter.faults
@@ -292,6 +303,17 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
         at = grant.offset + entry.dst_offset
         data = session.regions[entry.src_region][entry.src_offset : entry.src_offset + entry.length]
         session.regions[grant.region][at : at + entry.length] = data
+
+    def taken_entry(self, job_id: int) -> Any:
+        """Waits until the entry of a job was taken from the ring; returns a copy of it."""
+        eventually(lambda: job_id in self.entries_taken, "the entry is taken")
+        return self.entries_taken[job_id]
+
+    def table(self, entry: Any, size: int) -> bytes:
+        """Reads a table of the first session's."""
+        header = self.sessions[0].header
+        at = header.arena_offset + entry.table_offset
+        return bytes(self.sessions[0].base[at : at + size])
 
     def release(self) -> None:
         """Ends the held jobs, OK, and holds none back any more."""
@@ -356,9 +378,10 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
             if descriptor not in self.grants:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a descriptor")
             self._next += 1
-            session.handles[self._next] = descriptor
+            handle = self.reopened.pop(descriptor, self._next)
+            session.handles[handle] = descriptor
             length = self.grants[descriptor].length
-            opened.append(region_pb2.OpenedGrant(handle=self._next, length_bytes=length))
+            opened.append(region_pb2.OpenedGrant(handle=handle, length_bytes=length))
         return region_pb2.OpenDescriptorsResponse(grants=opened)
 
     def CloseDescriptor(self, request: Any, context: grpc.ServicerContext) -> Any:
