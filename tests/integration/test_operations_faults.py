@@ -146,3 +146,32 @@ def test_a_group_with_a_dead_member(make_daemon: MakeDaemon, shared_memory: bool
             fresh = reborn.alloc(4096).grant(imms=range(4)).descriptor
             assert sender.barrier(sender.peer_group([kept, fresh]), imm=3).wait(WAIT_S) is OK
             reborn.counter(3).wait(1, WAIT_S)
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_a_rail_that_dies_under_pages_and_scatters(short_tmp: Path, seeded: random.Random) -> None:
+    with (
+        netns.network() as network,
+        contextlib.ExitStack() as stack,
+    ):
+        made = [network.host(2, rate="400mbit") for _ in range(2)]
+        daemons = []
+        for name, host in zip("ab", made, strict=True):
+            (short_tmp / name).mkdir()
+            daemons.append(stack.enter_context(host.daemon(short_tmp / name, short_tmp / "tls")))
+        near, far = daemons
+        sender = stack.enter_context(transferd.Client(near.socket))
+        receiver = stack.enter_context(transferd.Client(far.socket))
+        source, target = sender.alloc(LENGTH), receiver.alloc(LENGTH)
+        source.view[:] = seeded.randbytes(LENGTH)
+        dst = target.grant(imms=range(4)).descriptor
+        sender.warm(dst)
+        index = np.arange(LENGTH >> 12, dtype=np.int32)
+        jobs = [sender.write_pages(source, index, dst, index, 4096, imm=1) for _ in range(8)]
+        jobs += [sender.scatter(source, [(dst, 0, 0, LENGTH // 2)] * 2, imm=1) for _ in range(4)]
+        netns.run(f"ip netns exec {made[0].namespace} ip link set rail1 down")
+        for job in jobs:
+            assert job.wait(60) is OK
+        receiver.counter(1).wait(8 * len(index) + 8, WAIT_S)
+        assert receiver.counter(1).read() == (8 * len(index) + 8, 0, 0, 0)
+        assert target.view == source.view
