@@ -43,8 +43,8 @@ void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail,
 	}
 }
 
-/* Their pieces are back: they go on elsewhere, or fail. */
-static void move_queued(struct tfd_conn *conn)
+/* All their pieces are back: they go on elsewhere, or fail. */
+static void move_queued(struct tfd_conn *conn, uint32_t detail)
 {
 	for (uint32_t priority = 0; priority < TFD_QUEUES; priority++) {
 		while (!tfd_list_empty(&conn->queue[priority])) {
@@ -52,7 +52,7 @@ static void move_queued(struct tfd_conn *conn)
 				tfd_container(conn->queue[priority].next, struct tfd_shard, link);
 			struct tfd_job *job = shard->job;
 
-			tfd_shard_move(shard);
+			tfd_shard_move(shard, detail);
 			tfd_job_finish_if_quiet(job);
 		}
 	}
@@ -75,22 +75,6 @@ static void reconcile(struct tfd_conn *conn, uint64_t landed)
 		else
 			tfd_wr_return(oldest);
 	}
-}
-
-static void fail_queued(struct tfd_conn *conn, uint32_t detail)
-{
-	for (uint32_t priority = 0; priority < TFD_QUEUES; priority++) {
-		while (!tfd_list_empty(&conn->queue[priority])) {
-			struct tfd_shard *shard =
-				tfd_container(conn->queue[priority].next, struct tfd_shard, link);
-			struct tfd_job *job = shard->job;
-
-			tfd_shard_unqueue(shard); /* also when the job is failing already */
-			tfd_shard_fail(shard, TFD_JOB_PEER_LOST, detail);
-			tfd_job_finish_if_quiet(job);
-		}
-	}
-	tfd_list_remove(&conn->busy_link);
 }
 
 /* Whether the queue was empty at last. Bounded: where connections share it, others go on filling it. */
@@ -129,16 +113,12 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	conn->half = NULL;
 	tfd_list_remove(&conn->link);
 	tfd_probe_drop(conn);
-	if (known) {
+	if (known)
 		reconcile(conn, far_landed);
-		move_queued(conn);
-		tfd_channel_stop(conn, detail, far_landed);
-		return;
-	}
 	while (conn->outstanding) /* a provider that swallows completions, or a queue too full of others' */
 		tfd_wr_abandon(conn->outstanding, &flushed);
-	fail_queued(conn, detail);
-	tfd_channel_stop(conn, detail, TFD_LANDED_UNKNOWN);
+	move_queued(conn, detail); /* of what has failed nothing is queued */
+	tfd_channel_stop(conn, detail, known ? far_landed : TFD_LANDED_UNKNOWN);
 }
 
 /* ---- control's calls ---- */

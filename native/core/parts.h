@@ -68,7 +68,8 @@ void tfd_batch_drop(struct tfd_shard *shard);
 void tfd_shard_queue(struct tfd_shard *shard); /* on its connection */
 void tfd_shard_start(struct tfd_shard *shard);
 void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail);
-void tfd_shard_move(struct tfd_shard *shard); /* its connection is gone; what has not landed goes out again */
+/* Its connection is gone: what has not landed goes out again; without another path it fails with `detail`. */
+void tfd_shard_move(struct tfd_shard *shard, uint32_t detail);
 void tfd_shard_unqueue(struct tfd_shard *shard);
 void tfd_shard_settle(struct tfd_shard *shard); /* leaves its open */
 void tfd_shard_done(struct tfd_shard *shard);

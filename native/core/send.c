@@ -166,7 +166,7 @@ void tfd_send_lost(struct tfd_shard *shard, uint32_t detail, bool landed)
 		job->status = TFD_JOB_PEER_LOST; /* of one that was cancelled, too */
 		job->detail = detail;
 	} else {
-		tfd_shard_move(shard);
+		tfd_shard_move(shard, detail);
 	}
 	tfd_job_finish_if_quiet(job);
 }

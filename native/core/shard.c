@@ -113,7 +113,7 @@ bool tfd_shard_path_next(struct tfd_shard *shard)
 	return false;
 }
 
-void tfd_shard_move(struct tfd_shard *shard)
+void tfd_shard_move(struct tfd_shard *shard, uint32_t detail)
 {
 	struct tfd_job *job = shard->job;
 
@@ -122,7 +122,7 @@ void tfd_shard_move(struct tfd_shard *shard)
 		return;
 	tfd_batch_drop(shard);
 	if (!tfd_shard_path_next(shard)) {
-		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
+		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, detail);
 		return;
 	}
 	/* An unordered rail might bring a count before the data of the rest. */
