@@ -41,6 +41,33 @@ def hosts(directory: Path, *rails: int) -> Iterator[list[DaemonProcess]]:
         yield daemons
 
 
+def rails_used(here: int, there: int) -> int:
+    """Rails of the sender that a large write takes: parts are 1, 2, 4 or 8, one for each path."""
+    paths = max(here, there)
+    return min(here, 1 << (paths.bit_length() - 1))
+
+
+def write_all_sizes(sender: transferd.Client, receiver: transferd.Client, content: bytes) -> int:
+    """Writes each size, checks bytes and counts; tells how many rails the largest took."""
+    source, target = sender.alloc(LENGTH), receiver.alloc(LENGTH)
+    source.view[:] = content
+    descriptor = target.grant(imms=range(4)).descriptor
+    counter = receiver.counter(1)
+    rails = 0
+    for number, size in enumerate(SIZES, 1):
+        target.view[:size] = bytes(size)
+        job = sender.write(source[LENGTH - size :], descriptor, imm=1)
+        job.wait(20)
+        counter.wait(number, 20)
+        assert counter.value == number
+        assert target.view[:size] == content[LENGTH - size :], f"{size} bytes"
+        assert job.path is not None
+        rails = max(rails, job.path.rails)
+    assert hashlib.sha256(target.view).digest() == hashlib.sha256(content).digest()
+    assert (counter.faults, counter.lost) == (0, 0)
+    return rails
+
+
 @pytest.mark.parametrize(("here", "there"), [(1, 2), (2, 2), (2, 3), (4, 1)])
 def test_writes_between_unequal_hosts(
     short_tmp: Path, seeded: random.Random, here: int, there: int
@@ -48,25 +75,8 @@ def test_writes_between_unequal_hosts(
     content = seeded.randbytes(LENGTH)
     with (
         hosts(short_tmp, here, there) as (near, far),
-        transferd.Client(near.socket) as sender,
-        transferd.Client(far.socket) as receiver,
+        transferd.Client(near.socket) as one,
+        transferd.Client(far.socket) as other,
     ):
-        source, target = sender.alloc(LENGTH), receiver.alloc(LENGTH)
-        source.view[:] = content
-        descriptor = target.grant(imms=range(4)).descriptor
-        counter = receiver.counter(1)
-        rails = 0
-        for number, size in enumerate(SIZES, 1):
-            target.view[:size] = bytes(size)
-            job = sender.write(source[LENGTH - size :], descriptor, imm=1)
-            job.wait(20)
-            counter.wait(number, 20)
-            assert counter.value == number
-            assert target.view[:size] == content[LENGTH - size :], f"{size} bytes"
-            assert job.path is not None
-            rails = max(rails, job.path.rails)
-        # Parts are 1, 2, 4 or 8: of three pairs of rails a write uses two.
-        assert rails == {(1, 2): 1, (2, 2): 2, (2, 3): 2, (4, 1): 4}[here, there]
-        digest = hashlib.sha256(target.view).digest()
-        assert digest == hashlib.sha256(content).digest()
-        assert (counter.faults, counter.lost) == (0, 0)
+        assert write_all_sizes(one, other, content) == rails_used(here, there)
+        assert write_all_sizes(other, one, content) == rails_used(there, here)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,10 @@ class Network:
         """Takes the interface down, on the host itself."""
         self._in(host.namespace, f"ip link set rail{rail} down")
 
+    def reset(self, host: Host, rail: int) -> None:
+        """Destroys the TCP connections of a rail on one side; the other is told by a RST."""
+        self._in(host.namespace, f"ss -tK src {host.addresses[rail]}")
+
     def mend(self, host: Host, rail: int) -> None:
         """Undoes any of these."""
         self._in(self._switch, f"ip link set {host.port(rail)} master br0 up")
@@ -163,6 +168,21 @@ def missing() -> str:
         return f"no network namespace can be made: {probe.stderr.decode().strip()}"
     subprocess.run(["ip", "netns", "delete", name], check=False)
     return ""
+
+
+def no_reset() -> str:
+    """Tells why connections cannot be destroyed from outside here; empty if they can."""
+    if shutil.which("ss") is None:
+        return "ss is not installed (iproute2)"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            run(f"ss -tK dst 127.0.0.1 dport = {port}")
+            try:
+                client.send(b"x")
+            except OSError:
+                return ""
+    return "this kernel does not destroy sockets (CONFIG_INET_DIAG_DESTROY)"
 
 
 def run(command: str) -> None:
