@@ -102,12 +102,15 @@ static int publish_ten(struct tfd_worker *worker, void *argument)
 	return 0;
 }
 
+static uint32_t holding; /* shared */
+
 /* Holds the worker until two commands wait, which it then runs in one batch: no look at the rings between them. */
 static int hold_for_two(struct tfd_worker *worker, void *argument)
 {
 	struct tfd_command *top;
 
 	(void)argument;
+	tfd_store_release(&holding, 1); /* pairs with test_published_before_end: the inbox was taken before */
 	do
 		top = tfd_load_seq(&worker->inbox);
 	while (!top || !top->next);
@@ -141,8 +144,10 @@ static void test_published_before_end(struct host *host, uint64_t conn, struct u
 	user_open(host, &user);
 	user.grant = open_grant(&user, target, conn);
 	landed = tfd_load_acquire(&target->counters[0].value);
+	tfd_store_release(&holding, 0);
 	CHECK(pthread_create(&threads[0], NULL, hold_thread, worker) == 0);
-	(void)usleep(5000);
+	while (!tfd_load_acquire(&holding)) /* pairs with hold_for_two */
+		(void)usleep(100);
 	CHECK(pthread_create(&threads[1], NULL, publish_thread, &user) == 0);
 	while (!tfd_load_seq(&worker->inbox))
 		(void)usleep(100);
