@@ -38,9 +38,36 @@ PY
 mutant weight-of-a-part core/cut.c "job->open ? 8 / job->shard_count : 8" "8"
 mutant nothing-taken-out core/counter.c "session->counts[slot].eighths -= (int64_t)units;" "(void)units;"
 mutant count-before-data core/cut.c "return shard->length > rail->segment_bytes;" "return false;"
+mutant page-before-data core/cut.c " || job->length > rail->segment_bytes;" ";"
+mutant exact-is-not core/cut.c "if (job->flags & TFD_FLAG_EXACT)" "if (0)"
+mutant exact-of-a-part core/shard.c "(job->flags & TFD_FLAG_EXACT) && !job->data_left)" "(job->flags & TFD_FLAG_EXACT))"
 mutant landed-not-believed core/conn.c "oldest->imm_number <= landed &&" "oldest->imm_number <= landed / 2 &&"
 mutant landed-too-much core/conn.c "oldest->imm_number <= landed &&" "oldest->imm_number <= landed + 1 &&"
-mutant fence-at-once core/fence.c "return true;" "return false;"
+mutant counts-moved-twice core/shard.c "shard->units_posted = shard->units_acked;" "shard->units_posted = 0;"
+mutant moved-does-not-trail core/shard.c "shard->units_owed = 0; /*" "/*"
+mutant pages-counted-twice core/post.c "shard->units_owed += 8 * extent;" "shard->units_owed += 16 * extent;"
+mutant owed-after-again core/post.c "shard->units_owed = owed;" "(void)owed;"
+mutant page-posted-twice core/post.c "if (shard->state == TFD_SHARD_DATA && shard->batch)" "if (shard->state == TFD_SHARD_DATA && shard->batch && plan->length)"
+mutant loss-not-told core/job.c "tfd_loss_tell(&job->shards[0], job->status, job->detail);" "(void)0;"
+mutant target-not-told core/shard.c "tfd_loss_tell(shard, job->part_status, job->detail);" "(void)0;"
+mutant too-much-told core/loss.c "event.count = (loss.units - loss.unknown) / 8;" "event.count = (loss.units - loss.unknown) / 8 + 1;"
+mutant landed-not-told core/loss.c "event.units = loss.acked;" "event.units = 0;"
+mutant parts-of-the-dead core/counter.c "session->counts[(*at)->slot].eighths -= (*at)->units;" "(void)0;"
+mutant parts-not-noted core/counter.c "fraction_add(session, slot, peer, units);" "(void)peer;"
+mutant parts-noted-twice core/counter.c "fraction_add(session, slot, peer, -(int64_t)units);" "(void)peer;"
+mutant value-falls core/counter.c "if (whole <= (int64_t)count->value)" "if (whole == (int64_t)count->value)"
+mutant gate-without-fault core/counter.c "value + (count->faults != count->acknowledged ? TFD_GATE_FAULT : 0)" "value"
+mutant never-acknowledged core/counter.c "session->counts[slot].acknowledged = session->counts[slot].faults;" "(void)0;"
+mutant ends-before-quiet core/job.c "if (job->inflight || (job->status" "if ((job->inflight && job->status == TFD_JOB_PENDING) || (job->status"
+mutant fence-at-once core/fence.c "if (fence->left)" "if (0)"
+mutant fence-forgets-the-ring core/fence.c "tfd_session_take_published(worker, call->session);" "(void)worker;"
+mutant revoked-goes-on core/open.c "tfd_open_cancel(open, NULL, call->detail);" "(void)0;"
+mutant quiet-at-once core/open.c "if (open->refused && tfd_list_empty(&open->shards))" "if (open->refused)"
+mutant published-forgotten core/session.c "if (session->state >= TFD_STATE_ENDING)
+		return 0;
+	take_published(" "if (session->state >= TFD_STATE_ENDING)
+		return 0;
+	if (session->refs == UINT32_MAX) take_published("
 mutant sent-twice core/channel.c "call->imm_number <= far_landed" "call->imm_number < far_landed" mailbox_property
 mutant waiters-forgotten core/mailbox.c "wake_one(mailbox);" "(void)0;" mailbox_property
 mutant ready-overtakes core/send.c "open->readies == readies" "open->readies >= readies" mailbox_property

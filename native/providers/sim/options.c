@@ -17,6 +17,8 @@ static int set(struct tfd_sim_options *options, const char *key, uint64_t value)
 		options->delay_us = (uint32_t)value;
 	else if (strcmp(key, "move") == 0 && value <= 1)
 		options->move = (uint32_t)value;
+	else if (strcmp(key, "again") == 0 && value < 100)
+		options->again = (uint32_t)value;
 	else if (strcmp(key, "max_message") == 0 && value)
 		options->max_message = value;
 	else
@@ -40,11 +42,11 @@ int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_erro
 		if (!*item && !value)
 			continue;
 		if (!value || !*value || set(&options, key, strtoull(value, &end, 0)) != 0 || *end)
-			return tfd_fail(
-				error, -EINVAL,
-				"sim: \"%s\" in \"%s\" is no seed=, ordered=0|1, delay_us=, move=0|1 or "
-				"max_message=",
-				key, text);
+			return tfd_fail(error, -EINVAL,
+			                "sim: \"%s\" in \"%s\" is no seed=, ordered=0|1, delay_us=, "
+			                "move=0|1, again= or "
+			                "max_message=",
+			                key, text);
 	}
 	*out = options;
 	return 0;

@@ -60,6 +60,8 @@ struct tfd_half {
 	uint64_t last_due_ns;
 	bool broken;
 	bool closed;
+	bool mute;
+	bool fails_next;
 };
 
 static pthread_mutex_t fabric_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -215,6 +217,9 @@ static void half_step_locked(struct tfd_half *half)
 	uint64_t now = now_locked();
 	struct tfd_list *next;
 
+	if (half->mute && !half->broken)
+		return;
+
 	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
 		struct flight *flight = tfd_container(link, struct flight, link);
 
@@ -230,6 +235,13 @@ static void half_step_locked(struct tfd_half *half)
 		}
 		if (flight->landed) {
 			flight_end_locked(half, flight, false);
+			continue;
+		}
+		if (half->fails_next && !half->domain->dead) {
+			half->fails_next = false;
+			if (random_locked(half->domain) % 2)
+				land_locked(half, flight);
+			flight_end_locked(half, flight, true);
 			continue;
 		}
 		land_locked(half, flight);
@@ -387,7 +399,8 @@ static void half_close(struct tfd_half *half)
 		if (flight->wr)
 			complete_locked(half->domain, &wc);
 		flight->wr = NULL;
-		land_locked(half, flight);
+		if (!half->mute && !flight->landed)
+			land_locked(half, flight);
 		flight_end_locked(half, flight, false);
 	}
 	unlock();
@@ -413,6 +426,11 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 		unlock();
 		free(flight);
 		return -ENOTCONN;
+	}
+	if (domain->options.again && random_locked(domain) % 100 < domain->options.again) {
+		unlock();
+		free(flight);
+		return -EAGAIN;
 	}
 	due = now_locked() + delay_locked(domain);
 	if (domain->options.ordered && due < half->last_due_ns)
@@ -482,6 +500,20 @@ void tfd_sim_break(struct tfd_half *half)
 {
 	lock();
 	half->broken = true;
+	unlock();
+}
+
+void tfd_sim_mute(struct tfd_half *half)
+{
+	lock();
+	half->mute = true;
+	unlock();
+}
+
+void tfd_sim_fail(struct tfd_half *half)
+{
+	lock();
+	half->fails_next = true;
 	unlock();
 }
 

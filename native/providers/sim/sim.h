@@ -15,12 +15,17 @@ struct tfd_sim_options {
 		delay_us; /* up to which pieces, and their acknowledgements, take; 0: done at the next poll */
 	uint32_t move; /* 0: the null fabric, no bytes move; 1 */
 	uint64_t max_message; /* 1 GiB */
+	uint32_t again; /* of 100 posts that are refused for now; 0 */
 };
 
 /* The time that the fabric goes by; 0: the real one. */
 void tfd_sim_set_now(uint64_t now_ns);
 /* What is in flight by this half does not land, or not be acknowledged; posts are refused. */
 void tfd_sim_break(struct tfd_half *half);
+/* Nothing of this half lands, and nothing is told, as if a cable had been pulled. */
+void tfd_sim_mute(struct tfd_half *half);
+/* The next piece of this half to land is told failed; whether it has landed is left to chance. */
+void tfd_sim_fail(struct tfd_half *half);
 /* What has completed and was not polled is lost, as if the completion queue had been too short. */
 void tfd_sim_overrun(struct tfd_domain *domain);
 /* The same as tfd_sim_break to every connection of the rail, in both directions, for ever. */
