@@ -244,11 +244,11 @@ static void world_open(struct world *w, uint64_t seed)
 	w->random = seed * 0x9e3779b97f4a7c15ull;
 	(void)chance(w, 1);
 	w->now = 1000000;
-	w->ordered = chance(w, 3) != 0;
-	w->calm = chance(w, 4) == 0;
+	w->calm = chance(w, 3) == 0;
+	w->ordered = chance(w, w->calm ? 2 : 4) != 0;
 	tfd_sim_set_now(w->now);
 	(void)snprintf(w->fabric, sizeof(w->fabric), "seed=%u,ordered=%u,delay_us=%u,again=%u",
-	               chance(w, 1000), w->ordered, chance(w, 2) ? chance(w, 200) : 0,
+	               chance(w, 1000), w->ordered, w->calm || chance(w, 2) ? chance(w, 200) : 0,
 	               chance(w, 3) ? 0 : chance(w, 60));
 	w->here = 1 + chance(w, RAILS);
 	w->there = 1 + chance(w, RAILS);

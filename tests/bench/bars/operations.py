@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import scale
 from bench.pair import endpoints
 from bench.report import Report, Row
 from bench.stats import median, spread
@@ -45,6 +46,9 @@ def measure(options: Options) -> Report:
     with options.step("simulated operations") as wanted:
         if wanted:
             simulated(options, report)
+    with options.step("many sessions and peers") as wanted:
+        if wanted:
+            scale.many(report)
     with options.step("two limited rails") as wanted:
         if wanted:
             two_rails(options, report)
