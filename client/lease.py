@@ -318,12 +318,9 @@ def _fill_pages(job: transfer_pb2.Job, request: Request) -> None:
 def _fill_scatter(job: transfer_pb2.Job, request: Request) -> None:
     job.scatter.src_region = request.region
     job.scatter.imm = request.imm
-    for target in request.targets or ():
+    for dst, src_offset, dst_offset, length in request.targets or ():
         job.scatter.targets.add(
-            dst=target.dst,
-            src_offset_bytes=target.src_offset,
-            dst_offset_bytes=target.dst_offset,
-            length_bytes=target.length,
+            dst=dst, src_offset_bytes=src_offset, dst_offset_bytes=dst_offset, length_bytes=length
         )
 
 

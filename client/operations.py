@@ -173,16 +173,27 @@ class Scatter:
                 f"length), not {target!r}"
             ) from None
         src = self.src
+        dst = where if type(where) is bytes else self._member(i, where)
+        if not (
+            type(src_offset) is type(dst_offset) is type(length) is int
+            and 0 <= src_offset <= src.length - length
+            and 0 <= dst_offset < 1 << 64
+            and 0 <= length <= LENGTH_MAX
+        ):
+            self._refuse(i, src_offset, dst_offset, length)
+        return dst, src.start + src_offset, dst_offset, length
+
+    def _refuse(self, i: int, src_offset: int, dst_offset: int, length: int) -> None:
+        """Says what is wrong with a target."""
         to_offset(f"src_offset of targets[{i}]", src_offset)
         to_offset(f"dst_offset of targets[{i}]", dst_offset)
         if to_offset(f"length of targets[{i}]", length) > LENGTH_MAX:
             raise errors.InvalidRequest(f"length of targets[{i}] is at most 2^40, not {length}")
-        if src_offset + length > src.length:
+        if src_offset + length > self.src.length:
             raise errors.InvalidRequest(
-                f"targets[{i}]: {src_offset} + {length} is past the {src.length} bytes",
+                f"targets[{i}]: {src_offset} + {length} is past the {self.src.length} bytes",
                 reason="SOURCE_BOUNDS",
             )
-        return Target(self._member(i, where), src.start + src_offset, dst_offset, length)
 
     def _member(self, i: int, where: bytes | int) -> bytes:
         if not isinstance(where, int):
@@ -211,7 +222,11 @@ class Barrier:
             raise errors.InvalidRequest(
                 "group is a PeerGroup or a list of descriptors; for one alone there is imm()"
             )
-        members = [to_descriptor(d) for d in self.group]
+        members = (
+            self.group.descriptors
+            if isinstance(self.group, PeerGroup)
+            else [to_descriptor(d) for d in self.group]
+        )
         _check_targets(len(members))
         return Request(
             OP_BARRIER,
@@ -223,7 +238,7 @@ class Barrier:
             0,
             0,
             to_deadline_ns(self.deadline_s),
-            targets=tuple(Target(d, 0, 0, 0) for d in members),
+            targets=tuple((d, 0, 0, 0) for d in members),
         )
 
 

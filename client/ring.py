@@ -216,9 +216,7 @@ class RingSession(Session):
 
     def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
         """As :meth:`Session.submit_many`."""
-        destinations = [d for r in requests for d in r.destinations]
-        handles = dict(zip(destinations, self.open_many(destinations), strict=True))
-        batch = tables.make(requests, handles, self.lengths)
+        batch = tables.make(requests, self._handles(requests), self.lengths)
         count = len(requests)
         fault = _new("struct tfd_table_fault *")
         rc = _EINTR
@@ -234,6 +232,18 @@ class RingSession(Session):
         if rc:
             raise self._refusal(rc, timeout_s)
         return [batch.entries[index].job_id for index in range(count)]
+
+    def _handles(self, requests: Sequence[Request]) -> dict[bytes, int]:
+        """Finds the handles of a batch's destinations, opening those that are not open."""
+        wanted = {r.dst for r in requests if r.targets is None}
+        for request in requests:
+            if request.targets:
+                wanted.update(request.destinations)
+        found = {d: self.handles.get(d, 0) for d in wanted}
+        missing = [d for d, handle in found.items() if not handle]
+        if missing:
+            found.update(zip(missing, self.open_many(missing), strict=True))
+        return found
 
     def table_bytes(self, request: Request) -> int:
         """As :meth:`Session.table_bytes`."""

@@ -135,13 +135,9 @@ class Pages(NamedTuple):
     src_end: int
 
 
-class Target(NamedTuple):
-    """A destination of a scatter or barrier."""
-
-    dst: bytes
-    src_offset: int
-    dst_offset: int
-    length: int
+# A destination of a scatter or barrier: descriptor, src_offset, dst_offset, length. Plain, as there
+# are many.
+Target = tuple[bytes, int, int, int]
 
 
 class Request(NamedTuple):
@@ -168,7 +164,7 @@ class Request(NamedTuple):
     @property
     def destinations(self) -> tuple[bytes, ...]:
         """The descriptors that it uses."""
-        return (self.dst,) if self.targets is None else tuple(t.dst for t in self.targets)
+        return (self.dst,) if self.targets is None else tuple(t[0] for t in self.targets)
 
     @property
     def key(self) -> bytes | tuple[bytes, ...]:
@@ -266,6 +262,10 @@ class Session(abc.ABC):
         Raises:
             InvalidRequest: The table of one job alone is too large; raised before the first part.
         """
+        if not any(request.pages or request.targets for request in requests):
+            for first in range(0, len(requests), self.batch_limit):
+                yield requests[first : first + self.batch_limit]
+            return
         sizes = [self.table_bytes(request) for request in requests]
         for request, size in zip(requests, sizes, strict=True):
             if size > self.table_limit:

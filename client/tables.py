@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
+from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 # struct tfd_entry, field by field; tests/unit/test_client_session.py holds it against the C layout.
 ENTRY = struct.Struct("<4BIQQQQQQIIQQQIIQQ16x")
-TARGET = struct.Struct("<4Q")
-PAGE_BYTES = ffi.sizeof("struct tfd_page")
+TARGET_BYTES = int(ffi.sizeof("struct tfd_target"))
+PAGE_BYTES = int(ffi.sizeof("struct tfd_page"))
 LINE = int(lib.TFD_LINE)
 _UNKNOWN = (1 << 64) - 1
 
@@ -43,7 +44,7 @@ class Batch(NamedTuple):
 
 def table_size(request: Request) -> int:
     """Tells what a request's table takes of the arena."""
-    each = PAGE_BYTES if request.pages is not None else TARGET.size
+    each = PAGE_BYTES if request.pages is not None else TARGET_BYTES
     return -(-request.table_count * each // LINE) * LINE
 
 
@@ -64,17 +65,19 @@ def make(
     tables: Any = ffi.NULL
     kept: list[Any] = []
     for index, request in enumerate(requests):
-        pages = request.pages
-        strides = (0, 0) if pages is None else (pages.src_stride, pages.dst_stride)
+        (
+            op, priority, imm, region, src_offset, dst, dst_offset, length, deadline_ns, flags,
+            pages, targets,
+        ) = request  # fmt: skip
+        table_count = request.table_count if pages or targets else 0
         ENTRY.pack_into(
             buffer, index * ENTRY.size,
-            request.op, request.flags, request.priority, 0, 0, 0,
-            request.region, request.src_offset,
-            handles[request.dst] if request.targets is None else 0, request.dst_offset,
-            request.length, request.imm, 0, now + request.deadline_ns if request.deadline_ns else 0,
-            0, 0, request.table_count, 0, *strides,
+            op, flags, priority, 0, 0, 0, region, src_offset,
+            handles[dst] if targets is None else 0, dst_offset, length, imm, 0,
+            now + deadline_ns if deadline_ns else 0, 0, 0, table_count, 0,
+            pages.src_stride if pages else 0, pages.dst_stride if pages else 0,
         )  # fmt: skip
-        if request.table_count:
+        if table_count:
             if tables == ffi.NULL:
                 tables = ffi.new("struct tfd_client_table[]", count)
             kept.append(_fill(tables[index], request, handles, lengths))
@@ -93,10 +96,10 @@ def _fill(
         table.dst_end = lengths.get(request.dst, 0) or _UNKNOWN
         return pages
     assert request.targets is not None
-    packed = bytearray(TARGET.size * len(request.targets))
-    for i, (dst, *numbers) in enumerate(request.targets):
-        TARGET.pack_into(packed, i * TARGET.size, handles[dst], *numbers)
-    raw = ffi.from_buffer(packed)
+    numbers: list[int] = []
+    for dst, src_offset, dst_offset, length in request.targets:
+        numbers += (handles[dst], src_offset, dst_offset, length)
+    raw = ffi.from_buffer(array("Q", numbers))
     table.targets = ffi.cast("struct tfd_target *", raw)
     return raw
 

@@ -15,7 +15,7 @@ import transferd
 import transferd.aio
 from transferd.native.names import Detail, JobStatus
 
-from support.fake_daemon import FakeDaemon
+from support.fake_daemon import ARENA_BYTES, FakeDaemon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -197,5 +197,30 @@ def test_close_wakes_tasks(fake: FakeDaemon, run: Callable[..., None]) -> None:
         assert client.closed
         with pytest.raises(transferd.Unavailable, match="closed"):
             await client.alloc(4096)
+
+    run(main())
+
+
+def test_a_full_arena_does_not_block_the_loop(fake: FakeDaemon, run: Callable[..., None]) -> None:
+    async def main() -> None:
+        async with attached(fake) as (client, region, grant):
+            fake.hold.add(1)
+            index = [0] * (ARENA_BYTES // 16)
+            dst = grant.descriptor
+            jobs = [await client.write_pages(region, index, dst, index, 1, imm=1) for _ in range(2)]
+            with pytest.raises(transferd.WaitTimeout, match="no room"):
+                await client.barrier([dst], imm=2, timeout_s=0.02)
+            with pytest.raises(transferd.InvalidRequest, match="a job has at most"):
+                await client.write_pages(region, index * 3, dst, index * 3, 1, imm=1)
+            asyncio.get_running_loop().call_later(0.02, fake.release)
+            group = await client.peer_group([dst])
+            for job in (
+                await client.scatter(region, [(0, 0, 0, 8)], imm=2, group=group),
+                await client.barrier(group, imm=2),
+                await client.read(dst, region[:8]),
+                await client.write(region[:8], dst, imm=2, exact=True),
+            ):
+                assert await job is JobStatus.OK
+            await asyncio.gather(*jobs)
 
     run(main())
