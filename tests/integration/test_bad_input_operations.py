@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
+import os
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,10 @@ import pytest
 import transferd
 from transferd.native.client_half import lib
 from transferd.native.names import Detail, JobStatus
+from transferd.v1 import region_pb2, types_pb2
 from transferd.v1 import transfer_pb2 as pb
-from transferd.v1 import types_pb2
 
-from support.grpc_session import grpc_session, shm_file
+from support.grpc_session import GrpcSession, grpc_session, shm_file
 from support.raw_sender import IMM, IMMS, LENGTH, RawSender, raw_sender
 from support.waiting import WAIT_S
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.daemon import DaemonProcess
-    from support.grpc_session import GrpcSession
 
     Pair = tuple[DaemonProcess, DaemonProcess]
 
@@ -140,6 +141,33 @@ def test_raw_targets(
 )
 def test_raw_reads(ring: RawSender, fields: dict[str, int], detail: Detail) -> None:
     assert ring.end(**READ_GOOD | fields) == (JobStatus.INVALID, detail)
+
+
+def test_memory_that_is_read_only(shared_pair: Pair) -> None:
+    """It can be read by others, and nothing can be read into it."""
+    near, far = shared_pair
+    memfd = os.memfd_create("tests", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(memfd, b"ro" * (LENGTH // 2))
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)
+    with (
+        raw_sender(near, far) as ring,
+        near.channel() as channel,
+        transferd.Client(far.socket) as reader,
+    ):
+        region = ring.raw.register(channel, memfd)
+        os.close(memfd)
+        assert ring.end(**READ_GOOD | {"src_region": region}) == (
+            JobStatus.INVALID, Detail.READ_ONLY,
+        )  # fmt: skip
+        assert ring.end(src_region=region) == (JobStatus.OK, Detail.NONE)
+        session = GrpcSession(channel, ring.raw.token)
+        create = region_pb2.CreateGrantRequest(region=region, rights=[types_pb2.RIGHT_WRITE])
+        assert session.refused("regions.CreateGrant", create).field == "region"
+        create.rights[0] = types_pb2.RIGHT_READ
+        descriptor = session.call("regions.CreateGrant", create).descriptor
+        target = reader.alloc(LENGTH)
+        assert reader.read(descriptor, target).wait(WAIT_S) is JobStatus.OK
+        assert bytes(target.view) == b"ro" * (LENGTH // 2)
 
 
 def test_flags_that_an_operation_has_not(ring: RawSender) -> None:

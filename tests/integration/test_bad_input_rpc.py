@@ -371,6 +371,13 @@ TABLE: list[tuple[str, Callable[[Setting], Any], grpc.StatusCode, str, str]] = [
         "",
     ),
     (
+        "transfers.CancelJob",
+        lambda s: transfer_pb2.CancelJobRequest(job_id=s.foreign_job),
+        NOT_FOUND,
+        "JOB_NOT_FOUND",
+        "",
+    ),
+    (
         "transfers.GetCounter",
         const(transfer_pb2.GetCounterRequest(imm=IMM_COUNT)),
         INVALID,
