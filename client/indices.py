@@ -55,16 +55,14 @@ def _as_buffer(name: str, value: Any) -> memoryview:
             raise errors.InvalidRequest(f"{name} holds a number above 64 bits") from None
         except TypeError as error:
             raise _refuse(name, f"a {type(value).__name__} of something else ({error})") from None
-    if hasattr(value, "data_ptr") and hasattr(value, "numpy"):  # a tensor has no buffer of its own
-        if value.device.type != "cpu":
-            raise errors.InvalidRequest(
-                f"{name} is on {value.device}: pass {name}.cpu(), or a host array"
-            )
-        value = value.detach().numpy()
-    try:
-        return memoryview(value)
-    except TypeError:
-        raise _refuse(name, type(value).__name__) from None
+    if hasattr(value, "data_ptr") and value.device.type != "cpu":
+        raise errors.InvalidRequest(
+            f"{name} is on {value.device}: pass {name}.cpu(), or a host array"
+        )
+    try:  # a tensor has no buffer of its own
+        return memoryview(value.detach().numpy() if hasattr(value, "data_ptr") else value)
+    except (TypeError, RuntimeError):  # bfloat16, sparse: numpy has no such thing
+        raise _refuse(name, str(getattr(value, "dtype", type(value).__name__))) from None
 
 
 def to_indices(name: str, value: Any) -> Indices:
