@@ -20,6 +20,7 @@ from transferd.client.errors import (
 )
 from transferd.client.grant import Grant
 from transferd.client.job import Imm, Job, Write
+from transferd.client.mailbox import Mailbox, Send
 from transferd.client.memory import Region, RegionSlice
 from transferd.client.operations import Barrier, PeerGroup, Read, Scatter, WritePages
 from transferd.client.session import CounterView, JobPath, JobResult
@@ -42,6 +43,7 @@ __all__ = [
     "JobPath",
     "JobResult",
     "JobStatus",
+    "Mailbox",
     "NotFound",
     "PeerGroup",
     "PeerLost",
@@ -50,6 +52,7 @@ __all__ = [
     "Region",
     "RegionSlice",
     "Scatter",
+    "Send",
     "StaleDescriptor",
     "TransferdError",
     "Unavailable",

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of an asyncio Client for operations with tables, and for reading."""
+"""The calls of an asyncio Client for operations with tables, for reading, and for messages."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from transferd.client.aiomailbox import Mailbox
+from transferd.client.mailbox import Send, open_inbox
 from transferd.client.operations import (
     Barrier,
     PeerGroup,
@@ -124,4 +126,23 @@ class AsyncCalls(Generic[J]):
         spec = Read(
             src=src, dst=dst, src_offset=src_offset, priority=priority, deadline_s=deadline_s
         )
+        return await self._submit_one(spec.request(), timeout_s)
+
+    async def mailbox(self, slots: int = 64, slot_bytes: int = 4096) -> Mailbox:
+        """Makes a mailbox. As :meth:`transferd.Client.mailbox`."""
+        runtime = self._runtime
+        inbox = await runtime.run(open_inbox, runtime.session, slots, slot_bytes)
+        return Mailbox(runtime, inbox, slots, slot_bytes)
+
+    async def send(
+        self,
+        dst: bytes,
+        data: Any,
+        *,
+        priority: str = "bulk",
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> J:
+        """Sends a message to a mailbox. As :meth:`transferd.Client.send`."""
+        spec = Send(dst=dst, data=data, priority=priority, deadline_s=deadline_s)
         return await self._submit_one(spec.request(), timeout_s)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of a blocking Client for operations with tables, and for reading."""
+"""The calls of a blocking Client for operations with tables, for reading, and for messages."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from transferd.client.job import Job
+from transferd.client.mailbox import Mailbox, Send, open_inbox
 from transferd.client.operations import (
     Barrier,
     PeerGroup,
@@ -188,4 +189,45 @@ class Calls:
         spec = Read(
             src=src, dst=dst, src_offset=src_offset, priority=priority, deadline_s=deadline_s
         )
+        return self._submit_one(spec.request(), timeout_s)
+
+    def mailbox(self, slots: int = 64, slot_bytes: int = 4096) -> Mailbox:
+        """Makes a mailbox, for messages of all who hold its descriptor.
+
+        Args:
+            slots: Messages that it holds; the senders of more wait.
+            slot_bytes: Of the longest message; at most 8,192.
+
+        Raises:
+            InvalidRequest: A value is out of range.
+            QuotaExceeded: No room for its memory, its counter or its grant.
+        """
+        return Mailbox(open_inbox(self._session, slots, slot_bytes), slots, slot_bytes)
+
+    def send(
+        self,
+        dst: bytes,
+        data: Any,
+        *,
+        priority: str = "bulk",
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Sends a message to a mailbox; it arrives as a whole, once or not at all.
+
+        The data is copied before this returns. While the mailbox is full the job waits. OK: it is
+        in the mailbox. PEER_LOST: its connection was lost, and it may be there or not. No order is
+        kept, not even between the messages of one sender.
+
+        Args:
+            dst: Descriptor of the mailbox.
+            data: Bytes, or what has a buffer of them; at most the mailbox's slot_bytes.
+            priority: "bulk" or "latency".
+            deadline_s: The job ends with DEADLINE after this long; it is not delivered then.
+            timeout_s: How long to wait for room in the session; None: as long as it takes.
+
+        Raises:
+            InvalidRequest: It is no bytes, or longer than any message.
+        """
+        spec = Send(dst=dst, data=data, priority=priority, deadline_s=deadline_s)
         return self._submit_one(spec.request(), timeout_s)

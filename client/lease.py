@@ -23,6 +23,7 @@ from transferd.client.session import (
     OP_IMM,
     OP_READ,
     OP_SCATTER,
+    OP_SEND,
     OP_WRITE,
     OP_WRITE_PAGES,
     CounterView,
@@ -33,11 +34,12 @@ from transferd.client.session import (
     Session,
 )
 from transferd.native.names import JobStatus
-from transferd.v1 import region_pb2, session_pb2, transfer_pb2, types_pb2
+from transferd.v1 import mailbox_pb2, region_pb2, session_pb2, transfer_pb2, types_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transferd.client.mailbox import Inbox
     from transferd.client.rpc import Control
 
 SHM_FOLDER = "/dev/shm"
@@ -200,6 +202,24 @@ class LeaseSession(Session):
             transfer_pb2.AcknowledgeCounterRequest(imm=imm),
         )
 
+    # ---- mailboxes ----
+
+    def inbox(self, slots: int, slot_bytes: int) -> Inbox:
+        """As :meth:`Session.inbox`."""
+        from transferd.client.mailbox import LeaseInbox  # which needs what this module offers
+
+        return LeaseInbox(self, slots, slot_bytes)
+
+    def mailbox_receive(self, mailbox: int, timeout_s: float) -> list[bytes]:
+        """Takes a message, if one comes in time: its slot is free when this process has it."""
+        self.check_open()
+        response = self.control.call(
+            self.control.mailboxes.ReceiveMessages,
+            mailbox_pb2.ReceiveMessagesRequest(mailbox=mailbox, limit=1, timeout_ms=_ms(timeout_s)),
+            self.control.timeout_s + timeout_s + CALL_SLACK_S,
+        )
+        return list(response.messages)
+
     # ---- memory ----
 
     def memory_create(self, length: int) -> Memory:
@@ -337,6 +357,11 @@ def _fill_read(job: transfer_pb2.Job, request: Request) -> None:
     job.read.length_bytes = request.length
 
 
+def _fill_send(job: transfer_pb2.Job, request: Request) -> None:
+    job.send.dst = request.dst
+    job.send.data = request.data or b""
+
+
 _FILL = {
     OP_WRITE: _fill_write,
     OP_IMM: _fill_imm,
@@ -344,6 +369,7 @@ _FILL = {
     OP_SCATTER: _fill_scatter,
     OP_BARRIER: _fill_barrier,
     OP_READ: _fill_read,
+    OP_SEND: _fill_send,
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transferd.client import errors
 from transferd.client.indices import to_indices
 from transferd.client.job import Imm, Write, to_deadline_ns, to_imm, to_offset, to_priority
+from transferd.client.mailbox import Send
 from transferd.client.session import (
     FLAG_COUNT_JOB,
     FLAG_EXACT,
@@ -268,7 +269,7 @@ class Read:
         )
 
 
-Operation = Write | Imm | WritePages | Scatter | Barrier | Read
+Operation = Write | Imm | WritePages | Scatter | Barrier | Read | Send
 
 
 def _stride(name: str, value: int | None, page_bytes: int) -> int:

@@ -20,6 +20,7 @@ from transferd.client.fdsocket import FdSocket, close_all
 from transferd.client.session import (
     OP_ACKNOWLEDGE,
     OP_CANCEL,
+    OP_RELEASE,
     CounterView,
     JobPath,
     JobResult,
@@ -34,6 +35,7 @@ from transferd.v1 import attach_pb2, region_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from transferd.client.mailbox import Inbox
     from transferd.client.rpc import Control
     from transferd.client.session import Request
 
@@ -319,11 +321,21 @@ class RingSession(Session):
 
     def counter_read(self, imm: int) -> CounterView:
         """As :meth:`Session.counter_read`."""
+        return self.slot_read(self.slots[imm])
+
+    def slot_read(self, slot: int) -> CounterView:
+        """Reads the counter in a slot."""
         view = _new("struct tfd_counter_view *")
-        rc = _counter_read(self.client, self.slots[imm], view)
+        rc = _counter_read(self.client, slot, view)
         if rc:
             raise self.over()
         return CounterView(view.value, view.faults, view.lost, view.acknowledged)
+
+    def slot_wait(self, slot: int, target: int, timeout_s: float) -> None:
+        """Waits until the counter in a slot reaches a target, or is faulted, or time is over."""
+        rc = _counter_wait(self.client, slot, target, to_ns(timeout_s), self._spin_ns)
+        if rc == -errno.EPIPE:
+            raise self.over()
 
     def counter_wait(self, imm: int, target: int, timeout_s: float | None) -> None:
         """As :meth:`Session.counter_wait`."""
@@ -367,6 +379,41 @@ class RingSession(Session):
         client = self.client
         if client:
             lib.tfd_client_set_event_waiters(client, int(watched))
+
+    # ---- mailboxes ----
+
+    def inbox(self, slots: int, slot_bytes: int) -> Inbox:
+        """As :meth:`Session.inbox`."""
+        from transferd.client.mailbox import RingInbox  # which needs what this module offers
+
+        return RingInbox(self, slots, slot_bytes)
+
+    def mailbox_release(self, mailbox: int, slot: int, number: int, timeout_s: float) -> None:
+        """Gives a slot back.
+
+        Raises:
+            WaitTimeout: No room in the ring in time.
+        """
+        job_id = _EINTR
+        while job_id == _EINTR:
+            job_id = _submit(
+                self.client,
+                0,
+                OP_RELEASE,
+                1,
+                0,
+                0,
+                slot,
+                mailbox,
+                0,
+                0,
+                0,
+                number,
+                to_ns(timeout_s),
+            )
+        if job_id < 0:
+            raise self._refusal(job_id, timeout_s)
+        _release(self.client, job_id)
 
     # ---- memory ----
 

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from transferd.client import errors
-from transferd.v1 import admin_pb2_grpc, region_pb2_grpc, session_pb2_grpc, transfer_pb2_grpc
+from transferd.v1 import (
+    admin_pb2_grpc,
+    mailbox_pb2_grpc,
+    region_pb2_grpc,
+    session_pb2_grpc,
+    transfer_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +77,7 @@ class Control:
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
         self.regions = region_pb2_grpc.RegionServiceStub(self.channel)
         self.transfers = transfer_pb2_grpc.TransferServiceStub(self.channel)
+        self.mailboxes = mailbox_pb2_grpc.MailboxServiceStub(self.channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
 
     def use_token(self, token: str) -> None:

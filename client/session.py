@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from transferd.client import errors
 from transferd.client.rpc import Control, forked
 from transferd.native.names import JobStatus
-from transferd.v1 import region_pb2, transfer_pb2, types_pb2
+from transferd.v1 import mailbox_pb2, region_pb2, transfer_pb2, types_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from transferd.client.indices import Indices
+    from transferd.client.mailbox import Inbox
 
 OP_WRITE = 1
 OP_IMM = 2
@@ -33,6 +34,8 @@ OP_WRITE_PAGES = 5
 OP_SCATTER = 6
 OP_BARRIER = 7
 OP_READ = 8
+OP_SEND = 9
+OP_RELEASE = 10
 FLAG_EXACT = 1
 FLAG_COUNT_JOB = 2
 
@@ -40,6 +43,7 @@ NS_PER_S = 1_000_000_000
 IMM_COUNT = 1 << 20
 LENGTH_MAX = 1 << 40  # bytes of one job, and of one page
 TARGETS_MAX = 4096  # of one scatter or barrier
+MESSAGE_BYTES_MAX = 8192
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 DESCRIPTORS_MAX = 4096  # of one OpenDescriptors
 
@@ -155,11 +159,13 @@ class Request(NamedTuple):
     flags: int = 0
     pages: Pages | None = None
     targets: tuple[Target, ...] | None = None
+    data: bytes | None = None
 
     @property
     def plain(self) -> bool:
         """Whether :meth:`Session.submit` can take it."""
-        return not self.flags and self.pages is None and self.targets is None
+        tables = (self.pages, self.targets, self.data)
+        return not self.flags and tables == (None, None, None)
 
     @property
     def destinations(self) -> tuple[bytes, ...]:
@@ -176,6 +182,8 @@ class Request(NamedTuple):
         """Entries of its table."""
         if self.pages is not None:
             return self.pages.src.count
+        if self.data is not None:
+            return len(self.data)
         return 0 if self.targets is None else len(self.targets)
 
 
@@ -329,6 +337,25 @@ class Session(abc.ABC):
     def watch_events(self, watched: bool) -> None:
         """Has the daemon signal ``event_fd`` after every end and count, or not."""
         del watched  # nothing to tell where there is no such fd
+
+    # ---- mailboxes ----
+
+    @abc.abstractmethod
+    def inbox(self, slots: int, slot_bytes: int) -> Inbox:
+        """Makes a mailbox, and how its messages come."""
+
+    def mailbox_create(self, slots: int, slot_bytes: int, region: int) -> Any:
+        """Makes a mailbox in a region; 0: in memory of the daemon's."""
+        return self.control.call(
+            self.control.mailboxes.CreateMailbox,
+            mailbox_pb2.CreateMailboxRequest(slots=slots, slot_bytes=slot_bytes, region=region),
+        )
+
+    def mailbox_close(self, mailbox: int) -> None:
+        """Ends a mailbox; answers when nobody sends to it any more."""
+        self.control.call(
+            self.control.mailboxes.CloseMailbox, mailbox_pb2.CloseMailboxRequest(mailbox=mailbox)
+        )
 
     # ---- memory ----
 

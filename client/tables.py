@@ -44,7 +44,10 @@ class Batch(NamedTuple):
 
 def table_size(request: Request) -> int:
     """Tells what a request's table takes of the arena."""
-    each = PAGE_BYTES if request.pages is not None else TARGET_BYTES
+    if request.data is not None:
+        each = 1
+    else:
+        each = PAGE_BYTES if request.pages is not None else TARGET_BYTES
     return -(-request.table_count * each // LINE) * LINE
 
 
@@ -67,9 +70,9 @@ def make(
     for index, request in enumerate(requests):
         (
             op, priority, imm, region, src_offset, dst, dst_offset, length, deadline_ns, flags,
-            pages, targets,
+            pages, targets, data,
         ) = request  # fmt: skip
-        table_count = request.table_count if pages or targets else 0
+        table_count = request.table_count if pages or targets or data else 0
         ENTRY.pack_into(
             buffer, index * ENTRY.size,
             op, flags, priority, 0, 0, 0, region, src_offset,
@@ -95,6 +98,10 @@ def _fill(
         table.src_end = pages.src_end
         table.dst_end = lengths.get(request.dst, 0) or _UNKNOWN
         return pages
+    if request.data is not None:
+        raw = ffi.from_buffer(request.data)
+        table.bytes = raw
+        return raw
     assert request.targets is not None
     numbers: list[int] = []
     for dst, src_offset, dst_offset, length in request.targets:

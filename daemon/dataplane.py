@@ -24,6 +24,7 @@ from transferd.daemon.plane import (
     GroupOptions,
     JobEnd,
     JobInfo,
+    MailboxInfo,
     OpenOptions,
     OpenPath,
     PlaneError,
@@ -48,6 +49,7 @@ LANDED_UNKNOWN = int(lib.TFD_LANDED_UNKNOWN)
 JOBS_MAX = 65_536
 ENTRY_BATCH = 4096  # the most jobs of one Submit
 ENTRY_BYTES = ffi.sizeof("struct tfd_entry")
+MESSAGE_BYTES = int(lib.TFD_MESSAGE_BYTES_MAX)
 
 
 def _text(field: Any) -> str:
@@ -84,6 +86,7 @@ class DataPlane:
         self._group = 0
         self._closed = False
         self._entries = ffi.new("struct tfd_entry[]", ENTRY_BATCH)
+        self._message = ffi.new("uint8_t[]", MESSAGE_BYTES)  # one thread, no await while in use
         self.rails: list[RailInfo] = []
         self.warnings: list[str] = []
 
@@ -434,6 +437,33 @@ class DataPlane:
     def open_remove(self, session: int, open_handle: int) -> None:
         """Forgets a quiet one."""
         _check(lib.tfd_open_remove(self._core, session, open_handle), "forgetting an open")
+
+    # ---- mailboxes ----
+
+    def mailbox_add(self, session: int, region: int, slots: int, slot_bytes: int) -> MailboxInfo:
+        """Makes a mailbox at the beginning of a region."""
+        native = ffi.new("struct tfd_mailbox_options *")
+        native.region = region
+        native.slots = slots
+        native.slot_bytes = slot_bytes
+        out = ffi.new("struct tfd_mailbox_info *")
+        error = ffi.new("struct tfd_error *")
+        rc = lib.tfd_mailbox_add(self._core, session, native, out, error)
+        _check(rc, "making a mailbox", error)
+        return MailboxInfo(out.mailbox, out.counter, out.first)
+
+    def mailbox_remove(self, session: int, mailbox: int) -> None:
+        """Ends it; ENOENT if it is gone."""
+        _check(lib.tfd_mailbox_remove(self._core, session, mailbox), "ending a mailbox")
+
+    def mailbox_take(self, session: int, mailbox: int) -> bytes | None:
+        """Takes the oldest message; None: there is none; ENOENT: no such mailbox."""
+        size = ffi.new("size_t *", MESSAGE_BYTES)
+        rc = lib.tfd_mailbox_take(self._core, session, mailbox, self._message, size)
+        if rc == -errno.EAGAIN:
+            return None
+        _check(rc, "receiving")
+        return bytes(ffi.buffer(self._message, size[0]))
 
     # ---- jobs by gRPC ----
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RIGHT_WRITE = 1
 RIGHT_READ = 2
+RIGHT_SEND = 4
 IMM_RANGES_MAX = 4096  # of one fence
 FENCES_MAX = 8  # of one grant at a time: each job of it that ends is looked up in all of them
 EXPIRED_KEPT = 65_536  # numbers of expired grants, to tell them from revoked ones
@@ -50,6 +51,7 @@ class Grant:
         ended: Set once no byte can land by it any more.
         timer: Runs the fence at expiry.
         fencing: Bounds the fences on single immediates; more of them wait.
+        mailbox: The data plane's number of the mailbox that it is for; 0: it is for memory.
     """
 
     grant_id: int
@@ -67,6 +69,7 @@ class Grant:
     ended: asyncio.Future[None] | None = None
     timer: asyncio.TimerHandle | None = None
     fencing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FENCES_MAX))
+    mailbox: int = 0
 
 
 class GrantTable:

@@ -19,6 +19,8 @@ from transferd.daemon.sockets import StartError, numeric_address
 from transferd.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    mailbox_pb2,
+    mailbox_pb2_grpc,
     region_pb2,
     region_pb2_grpc,
     session_pb2,
@@ -47,6 +49,7 @@ CLIENT_NAMES = tuple(
         (session_pb2, "SessionService"),
         (region_pb2, "RegionService"),
         (transfer_pb2, "TransferService"),
+        (mailbox_pb2, "MailboxService"),
     )
 )
 ADMIN_NAME = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -59,6 +62,7 @@ class ClientServices:
     session: session_pb2_grpc.SessionServiceServicer
     region: region_pb2_grpc.RegionServiceServicer
     transfer: transfer_pb2_grpc.TransferServiceServicer
+    mailbox: mailbox_pb2_grpc.MailboxServiceServicer
 
 
 @dataclass(slots=True)
@@ -92,6 +96,7 @@ def make_listener(clients: ClientServices | None, admin: Any) -> Listener:
         session_pb2_grpc.add_SessionServiceServicer_to_server(clients.session, server)
         region_pb2_grpc.add_RegionServiceServicer_to_server(clients.region, server)
         transfer_pb2_grpc.add_TransferServiceServicer_to_server(clients.transfer, server)
+        mailbox_pb2_grpc.add_MailboxServiceServicer_to_server(clients.mailbox, server)
         listener.names += CLIENT_NAMES
     if admin is not None:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)

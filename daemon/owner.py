@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from transferd.daemon.errors import InvalidRequest, PeerLost, QuotaExceeded, TransferdError
-from transferd.daemon.grant import Grant, GrantState, GrantTable, check_grant, grant_over
+from transferd.daemon.grant import (
+    RIGHT_SEND,
+    Grant,
+    GrantState,
+    GrantTable,
+    check_grant,
+    grant_over,
+)
 from transferd.daemon.peer import Incoming
 from transferd.daemon.plane import Detail, PlaneError, RegionKey
 from transferd.daemon.tasks import TaskOwner
@@ -100,6 +107,20 @@ class Owner:
             )
         return grant, self._sealer.seal(grant.grant_id), slots
 
+    def grant_mailbox(self, region: Region, mailbox: int, slot_bytes: int) -> tuple[Grant, bytes]:
+        """Gives permission to send to a mailbox, which ends with the grant.
+
+        Returns:
+            The grant and its descriptor.
+
+        Raises:
+            QuotaExceeded: GRANTS.
+        """
+        region.session.tenant.charge("grants")
+        grant = self.grants.add(region, 0, slot_bytes, RIGHT_SEND, range(0), 0)
+        grant.mailbox = mailbox
+        return grant, self._sealer.seal(grant.grant_id)
+
     def _counters(self, session: Session, first: int, count: int) -> list[int]:
         if not count:
             return []
@@ -151,7 +172,17 @@ class Owner:
         for other in others:
             await asyncio.shield(other)
 
+    def _end_mailbox(self, grant: Grant) -> None:
+        """Nobody sends any more."""
+        try:
+            self._plane.mailbox_remove(grant.session.handle, grant.mailbox)
+        except PlaneError as error:
+            log.error("ending a mailbox", grant=grant.grant_id, error=error.text)
+        grant.session.mailboxes.pop(grant.mailbox, None)
+
     def _ended(self, grant: Grant) -> None:
+        if grant.mailbox:
+            self._end_mailbox(grant)
         self.grants.remove(grant)
         grant.session.ended_grants.append(grant.grant_id)
         grant.session.tenant.refund("grants")
@@ -251,7 +282,10 @@ class Owner:
 
     def _keys(self, grant: Grant, now_ns: int) -> GrantKeys:
         session = grant.session
-        keys = self._plane.region_keys(session.handle, grant.region.handle)
+        if grant.mailbox:
+            keys = [RegionKey(grant.mailbox, 0)] * len(self._plane.rails)
+        else:
+            keys = self._plane.region_keys(session.handle, grant.region.handle)
         left_ms = max((grant.expires_ns - now_ns) // 1_000_000, 1) if grant.expires_ns else 0
         return GrantKeys(
             grant_id=grant.grant_id,
@@ -262,7 +296,8 @@ class Owner:
             name_space=self._plane.session_name_space(session.handle),
             rails=tuple(RegionKey(key.key, key.address + grant.offset) for key in keys),
             expires_ms=left_ms,
-            isolation=grant.region.isolation,
+            # The daemon itself copies messages, and bears memory that goes away.
+            isolation=0 if grant.mailbox else grant.region.isolation,
         )
 
     def release(self, peer: Peer, grant_ids: Sequence[int], *, abandoned: bool) -> None:

@@ -19,6 +19,10 @@ IMM_COUNT = 1 << 20
 MAX_LENGTH = 1 << 40
 MAX_TARGETS = 4096  # of one scatter or barrier
 MAX_PATHS = 8
+MAILBOX_SLOTS_MAX = 65_536
+MESSAGE_BYTES_MAX = 8192
+LINE_BYTES = 64
+LETTER_BYTES = 16
 ABI_VERSION = 1
 
 
@@ -62,6 +66,8 @@ class Op(enum.IntEnum):
     SCATTER = 6
     BARRIER = 7
     READ = 8
+    SEND = 9
+    RELEASE = 10
 
 
 class Flag(enum.IntFlag):
@@ -230,6 +236,21 @@ class Target(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class MailboxInfo:
+    """struct tfd_mailbox_info."""
+
+    mailbox: int
+    counter: int
+    first: int
+
+
+def mailbox_bytes(slots: int, slot_bytes: int) -> int:
+    """TFD_MAILBOX_BYTES: what a mailbox takes of its region."""
+    letters = -(-slots * LETTER_BYTES // LINE_BYTES) * LINE_BYTES
+    return letters + slots * (-(-slot_bytes // LINE_BYTES) * LINE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
 class JobInfo:
     """struct tfd_job_info."""
 
@@ -392,6 +413,15 @@ class Plane(Protocol):
 
     def open_remove(self, session: int, open_handle: int) -> None:
         """Forgets a quiet one."""
+
+    def mailbox_add(self, session: int, region: int, slots: int, slot_bytes: int) -> MailboxInfo:
+        """Makes a mailbox at the beginning of a region."""
+
+    def mailbox_remove(self, session: int, mailbox: int) -> None:
+        """Ends it; nobody sends to it any more."""
+
+    def mailbox_take(self, session: int, mailbox: int) -> bytes | None:
+        """Takes the oldest message; None: there is none."""
 
     def submit(
         self, session: int, entries: Sequence[Entry], tables: bytes | bytearray = b""

@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from transferd.daemon.errors import AccessDenied, InvalidRequest
+from transferd.daemon.errors import AccessDenied, Conflict, InvalidRequest
 
 if TYPE_CHECKING:
     from transferd.daemon.grant import Grant
@@ -80,6 +80,18 @@ class Region:
     name: str
     state: RegionState = RegionState.ACTIVE
     grants: dict[int, Grant] = field(default_factory=dict)
+
+    def check_active(self) -> None:
+        """Refuses new uses of memory that is going away.
+
+        Raises:
+            Conflict: REGION_ENDING.
+        """
+        if self.state is not RegionState.ACTIVE:
+            raise Conflict(
+                f"region {self.handle} is being deregistered, or its memory was taken away",
+                reason="REGION_ENDING",
+            )
 
     @property
     def isolation(self) -> int:

@@ -36,6 +36,7 @@ from transferd.daemon.listeners import (
     make_peer_server,
     set_all_serving,
 )
+from transferd.daemon.mailboxes import Mailboxes
 from transferd.daemon.opens import Opener
 from transferd.daemon.owner import Owner
 from transferd.daemon.peerclient import GrpcLink
@@ -44,6 +45,7 @@ from transferd.daemon.plane import Detail, EventType, GroupOptions, PlaneError
 from transferd.daemon.policy import Tenant
 from transferd.daemon.services.admin import AdminService, Facts
 from transferd.daemon.services.auth import Authenticator
+from transferd.daemon.services.mailbox import MailboxService
 from transferd.daemon.services.peer import PeerService
 from transferd.daemon.services.region import RegionService
 from transferd.daemon.services.session import SessionService
@@ -243,6 +245,7 @@ class Server:
             timeouts=config.timeouts,
         )
         self._transfers = Transfers(plane)
+        self._mailboxes = Mailboxes(plane, self._sessions, self._owner, self._transfers)
         self._sessions.on_ending.append(self._transfers.session_ending)
         plane.set_handler(self._on_event)
 
@@ -337,6 +340,7 @@ class Server:
             SessionService(self._sessions, self._plane, tenant, auth, epoch),
             RegionService(self._sessions, self._owner, self._opener, auth),
             TransferService(self._transfers, self._opener, self._plane, auth),
+            MailboxService(self._mailboxes, auth),
         )
 
     def _start_http(self) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.grant import Grant
+    from transferd.daemon.mailboxes import Mailbox
     from transferd.daemon.opens import Open
     from transferd.daemon.policy import Tenant
     from transferd.daemon.region import Memory, Region
@@ -95,6 +96,7 @@ class Session:
     regions: dict[int, Region] = field(default_factory=dict)
     grants: dict[int, Grant] = field(default_factory=dict)
     ended_grants: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_GRANTS_KEPT))
+    mailboxes: dict[int, Mailbox] = field(default_factory=dict)
     opens: dict[int, Open] = field(default_factory=dict)
     live_opens: dict[tuple[PeerKey, int], Open] = field(default_factory=dict)
     by_descriptor: dict[bytes, Open] = field(default_factory=dict)

@@ -100,7 +100,7 @@ class Transfers:
                     ends[job_id] = end
             return True
 
-        await self._wait(session, all_ended, timeout_s)
+        await self.wait(session, all_ended, timeout_s)
         for job_id in job_ids:  # the first that runs ends the loop above
             end = ends.get(job_id) or self.job_end(session, job_id)
             if end is not None:
@@ -156,7 +156,7 @@ class Transfers:
             state = self._plane.counter_read(session.handle, imm)
             return state.value >= target or state.faults > state.acknowledged
 
-        await self._wait(session, settled, timeout_s)
+        await self.wait(session, settled, timeout_s)
         return state, slot
 
     async def acknowledge(self, session: Session, imm: int) -> tuple[CounterState, int]:
@@ -169,7 +169,7 @@ class Transfers:
 
     # ---- waiting ----
 
-    async def _wait(self, session: Session, done: Callable[[], bool], timeout_s: float) -> None:
+    async def wait(self, session: Session, done: Callable[[], bool], timeout_s: float) -> None:
         """Waits until `done()` holds, the time is over, or the session ends.
 
         Raises:

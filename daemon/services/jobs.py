@@ -14,6 +14,7 @@ from transferd.daemon.plane import (
     IMM_COUNT,
     MAX_LENGTH,
     MAX_TARGETS,
+    MESSAGE_BYTES_MAX,
     Entry,
     Flag,
     Op,
@@ -58,7 +59,7 @@ def destinations(i: int, job: pb.Job) -> Iterator[tuple[bytes, str]]:
         case None:
             raise InvalidRequest(
                 f"jobs[{i}].operation",
-                "missing; give write, imm, write_pages, scatter, barrier or read",
+                "missing; give write, imm, write_pages, scatter, barrier, read or send",
             )
         case "scatter":
             for k, target in enumerate(job.scatter.targets):
@@ -128,7 +129,7 @@ class Entries:
         where = f"jobs[{i}].{operation}"
         body = getattr(job, str(operation))
         entry: Entry = getattr(self, f"_{operation}")(where, body)
-        if operation != "read":
+        if operation not in ("read", "send"):
             if body.imm >= IMM_COUNT:
                 raise InvalidRequest(f"{where}.imm", f"{body.imm} needs more than 20 bits")
             entry = entry._replace(imm=body.imm)
@@ -235,6 +236,20 @@ class Entries:
     def _barrier(self, where: str, barrier: pb.BarrierJob) -> Entry:
         return self._targets(
             Op.BARRIER, [Target(self._handles[dst], 0, 0, 0) for dst in barrier.dsts]
+        )
+
+    def _send(self, where: str, send: pb.SendJob) -> Entry:
+        if len(send.data) > MESSAGE_BYTES_MAX:
+            raise InvalidRequest(
+                f"{where}.data",
+                f"{len(send.data)} bytes; a message has at most {MESSAGE_BYTES_MAX}",
+            )
+        padding = -len(send.data) % 8
+        return Entry(
+            Op.SEND,
+            dst_grant=self._handles[send.dst],
+            table_offset=self._add(send.data + bytes(padding)),
+            table_count=len(send.data),
         )
 
     def _targets(self, op: Op, targets: list[Target]) -> Entry:

@@ -6,7 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest
-from transferd.daemon.grant import RIGHT_READ, RIGHT_WRITE, check_fence, grant_over
+from transferd.daemon.grant import (
+    RIGHT_READ,
+    RIGHT_SEND,
+    RIGHT_WRITE,
+    check_fence,
+    grant_over,
+)
 from transferd.daemon.session import check_name
 from transferd.v1 import region_pb2 as pb
 from transferd.v1 import region_pb2_grpc, types_pb2
@@ -26,6 +32,7 @@ EXPIRES_MAX_MS = (
     10 * 365 * 24 * 3600 * 1000
 )  # ten years: what asyncio's timers and the clock can carry
 _RIGHTS = {types_pb2.RIGHT_WRITE: RIGHT_WRITE, types_pb2.RIGHT_READ: RIGHT_READ}
+_OPENED_RIGHTS = {**_RIGHTS, types_pb2.RIGHT_SEND: RIGHT_SEND}  # that only mailboxes give
 
 
 class RegionService(region_pb2_grpc.RegionServiceServicer):
@@ -150,7 +157,7 @@ def _opened(opened: Open) -> pb.OpenedGrant:
     return pb.OpenedGrant(
         handle=opened.handle,
         length_bytes=keys.length,
-        rights=[right for right, bit in _RIGHTS.items() if keys.rights & bit],
+        rights=[right for right, bit in _OPENED_RIGHTS.items() if keys.rights & bit],
         imm_first=keys.imm_first,
         imm_count=keys.imm_count,
     )

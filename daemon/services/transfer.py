@@ -89,7 +89,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         if not 1 <= count <= JOBS_MAX:
             raise InvalidRequest("job_ids", f"{count} of them; send 1 to {JOBS_MAX}")
         ends = await self._transfers.wait_jobs(
-            session, request.job_ids, _timeout(request.timeout_ms)
+            session, request.job_ids, to_timeout_s(request.timeout_ms)
         )
         return pb.WaitJobsResponse(
             jobs=[self._end(job_id, ends.get(job_id)) for job_id in request.job_ids]
@@ -117,7 +117,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         """Waits until a counter reaches a target, a fault comes, or the time is over."""
         session = self._auth.session(context)
         state, slot = await self._transfers.wait_counter(
-            session, _imm(request.imm), request.target, _timeout(request.timeout_ms)
+            session, _imm(request.imm), request.target, to_timeout_s(request.timeout_ms)
         )
         reached = state.value >= request.target
         return pb.WaitCounterResponse(
@@ -150,7 +150,8 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         )
 
 
-def _timeout(timeout_ms: int) -> float:
+def to_timeout_s(timeout_ms: int) -> float:
+    """Checks how long a call may wait."""
     if timeout_ms > TIMEOUT_MAX_MS:
         raise InvalidRequest("timeout_ms", f"{timeout_ms} is above {TIMEOUT_MAX_MS}")
     return timeout_ms / 1000

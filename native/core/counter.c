@@ -139,6 +139,8 @@ int tfd_counter_give_unnamed(struct tfd_session *session, uint32_t *slot)
 	}
 	session->counts[given].imm = session->counters[given].imm = TFD_IMM_COUNT; /* nobody's */
 	session->counts[given].in_use = true;
+	session->counts[given].acknowledged = session->counts[given].faults; /* of who had it before */
+	counter_publish(session, given);
 	tfd_store_release(&session->counters[given].in_use, 1);
 	*slot = given;
 	return 0;

@@ -202,6 +202,7 @@ static void mailbox_detach(struct tfd_worker *worker, struct tfd_mailbox *mailbo
 	tfd_list_remove(&mailbox->ready_link);
 	(void)tfd_table_remove(&worker->mailboxes, mailbox->handle);
 	mailbox->region->jobs--;
+	tfd_counter_fault(mailbox->session, mailbox->counter, 0, 0, 0); /* whoever waits for a message */
 	tfd_counter_return(mailbox->session, mailbox->counter);
 }
 

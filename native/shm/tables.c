@@ -14,11 +14,16 @@ static bool has_pages(const struct tfd_entry *entry)
 	return entry->op == TFD_OP_WRITE_PAGES;
 }
 
+static uint64_t table_each(const struct tfd_entry *entry)
+{
+	if (entry->op == TFD_OP_SEND)
+		return 1;
+	return has_pages(entry) ? sizeof(struct tfd_page) : sizeof(struct tfd_target);
+}
+
 static uint64_t table_size(const struct tfd_entry *entry)
 {
-	uint64_t each = has_pages(entry) ? sizeof(struct tfd_page) : sizeof(struct tfd_target);
-
-	return tfd_arena_size(entry->table_count * each);
+	return tfd_arena_size(entry->table_count * table_each(entry));
 }
 
 /* ---- checking ---- */
@@ -186,7 +191,8 @@ static void fill_all(struct tfd_client *client, const struct tfd_entry *entries,
 		if (has_pages(&entries[i]))
 			fill_pages(to, &entries[i], &tables[i]);
 		else
-			memcpy(to, tables[i].targets, entries[i].table_count * sizeof(struct tfd_target));
+			memcpy(to, entries[i].op == TFD_OP_SEND ? tables[i].bytes : tables[i].targets,
+			       entries[i].table_count * table_each(&entries[i]));
 	}
 }
 

@@ -292,7 +292,9 @@ static void test_counters(struct world *w)
 		open = open_box(&w->from, &box, w->out, 1);
 		expect(user_run(&w->from, send_entry(open, i * 8, 8)), TFD_JOB_OK, 0);
 		CHECK(memcmp(box_await(&box, &letter), arena_of(&w->from) + i * 8, 8) == 0);
+		CHECK(w->to.counters[counter].faults == w->to.counters[counter].acknowledged);
 		box_close(&box);
+		CHECK(w->to.counters[counter].faults == i + 1 && w->to.counters[counter].acknowledged == i);
 		expect(user_run(&w->from, send_entry(open, 0, 8)), TFD_JOB_REMOTE_ACCESS, TFD_DETAIL_REVOKED);
 		CHECK_OK(tfd_open_revoke(w->a->core, w->from.session, open, 0));
 		CHECK_OK(tfd_open_remove(w->a->core, w->from.session, open));

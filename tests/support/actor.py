@@ -28,9 +28,9 @@ class Actor:
         """Starts it.
 
         Args:
-            role: "send" or "receive".
+            role: "send", "receive", "send messages" or "mailbox".
             socket: Of its daemon.
-            length: Bytes of its region and of each write.
+            length: Bytes of its region and of each write; of a message, of a slot.
             imm: Immediate.
             descriptor: Where a sender writes to.
         """

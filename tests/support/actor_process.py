@@ -33,12 +33,37 @@ def receive(client: transferd.Client, length: int, imm: int) -> None:
     signal.pause()
 
 
+def send_messages(client: transferd.Client, length: int, descriptor: bytes) -> None:
+    """Sends numbered messages without end; says "sending" while some are under way."""
+    number = 0
+    while True:
+        jobs = []
+        for _ in range(BATCH):
+            data = number.to_bytes(8, "little").ljust(length, b"m")
+            jobs.append(client.send(descriptor, data))
+            number += 1
+        print("sending", flush=True)
+        for job in jobs:
+            job.wait()
+
+
+def keep_mailbox(client: transferd.Client, length: int) -> None:
+    """Has a mailbox of two slots, from which it receives nothing."""
+    mailbox = client.mailbox(slots=2, slot_bytes=length)
+    print(mailbox.descriptor.hex(), flush=True)
+    signal.pause()
+
+
 def main() -> None:
     """Runs one role: ROLE SOCKET LENGTH IMM [DESCRIPTOR]."""
     role, socket, length, imm = sys.argv[1:5]
     with transferd.Client(socket, name=role) as client:
         if role == "send":
             send(client, int(length), int(imm), bytes.fromhex(sys.argv[5]))
+        elif role == "send messages":
+            send_messages(client, int(length), bytes.fromhex(sys.argv[5]))
+        elif role == "mailbox":
+            keep_mailbox(client, int(length))
         else:
             receive(client, int(length), int(imm))
 

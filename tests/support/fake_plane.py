@@ -19,6 +19,7 @@ from transferd.daemon.plane import (
     GroupOptions,
     JobEnd,
     JobInfo,
+    MailboxInfo,
     OpenOptions,
     OpenPath,
     PlaneError,
@@ -63,6 +64,7 @@ class FakeSession:
     regions: set[int] = field(default_factory=set)
     counters: dict[int, list[int]] = field(default_factory=dict)  # imm: value, faults, lost, seen
     ends: dict[int, JobEnd] = field(default_factory=dict)
+    mailboxes: dict[int, list[bytes]] = field(default_factory=dict)
 
 
 class FakePlane:
@@ -302,6 +304,29 @@ class FakePlane:
 
     def open_remove(self, session: int, open_handle: int) -> None:
         del self._session(session).opens[open_handle]
+
+    # ---- mailboxes ----
+
+    def mailbox_add(self, session: int, region: int, slots: int, slot_bytes: int) -> MailboxInfo:
+        if region not in self._session(session).regions:
+            raise PlaneError(errno.ENOENT, "no such region")
+        number = next(self._handles)
+        self._session(session).mailboxes[number] = []
+        return MailboxInfo(number, 0, 0)
+
+    def mailbox_remove(self, session: int, mailbox: int) -> None:
+        if self._session(session).mailboxes.pop(mailbox, None) is None:
+            raise PlaneError(errno.ENOENT, "no such mailbox")
+        os.eventfd_write(self._session(session).watch_fd, 1)
+
+    def mailbox_take(self, session: int, mailbox: int) -> bytes | None:
+        messages = self._session(session).mailboxes[mailbox]
+        return messages.pop(0) if messages else None
+
+    def arrive(self, session: int, mailbox: int, message: bytes) -> None:
+        """A message has come."""
+        self._session(session).mailboxes[mailbox].append(message)
+        os.eventfd_write(self._session(session).watch_fd, 1)
 
     # ---- jobs ----
 

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from transferd.v1 import (
     admin_pb2_grpc,
+    mailbox_pb2_grpc,
     region_pb2,
     region_pb2_grpc,
     session_pb2,
@@ -87,6 +88,7 @@ class GrpcSession:
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
         self.regions = region_pb2_grpc.RegionServiceStub(channel)
         self.transfers = transfer_pb2_grpc.TransferServiceStub(channel)
+        self.mailboxes = mailbox_pb2_grpc.MailboxServiceStub(channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(channel)
         self.token = (
             token or self.call("sessions.OpenSession", session_pb2.OpenSessionRequest()).token

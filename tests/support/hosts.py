@@ -18,6 +18,7 @@ from transferd.daemon.config import LimitsConfig, QuotaConfig, TenantConfig, Tim
 from transferd.daemon.descriptor import PeerKey, Sealer
 from transferd.daemon.errors import PeerLost, TimedOut
 from transferd.daemon.lanes import Lanes
+from transferd.daemon.mailboxes import Mailboxes
 from transferd.daemon.opens import Opener
 from transferd.daemon.owner import Owner
 from transferd.daemon.peers import Peers
@@ -215,6 +216,7 @@ class Host:
             timeouts=TIMEOUTS,
         )
         self.transfers = Transfers(self.plane)
+        self.mailboxes = Mailboxes(self.plane, self.sessions, self.owner, self.transfers)
         self.sessions.on_ending.append(self.transfers.session_ending)
         self.plane.set_handler(self._on_event)
         self.tenant = Tenant(TenantConfig(name="tests", quotas=QuotaConfig()))

@@ -66,7 +66,7 @@ int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t 
                               uint64_t dst_offset, uint64_t length, uint64_t deadline_ns, uint64_t argument,
                               int64_t timeout_ns);
 
-/* ---- jobs with tables: pages, scatter, barrier ---- */
+/* ---- jobs with tables: pages, scatter, barrier, send ---- */
 
 /* What an array of indices holds. */
 #define TFD_INDEX_I32 0u
@@ -79,6 +79,7 @@ struct tfd_client_table {
 	const void *src; /* pages: indices; borrowed for the call, as are the next two */
 	const void *dst;
 	const struct tfd_target *targets; /* scatter, barrier */
+	const void *bytes; /* send: the message */
 	uint64_t src_end; /* pages: bytes into the region that no page may pass */
 	uint64_t dst_end; /* bytes of the grant; UINT64_MAX: not known here */
 	uint32_t src_form; /* TFD_INDEX_* */

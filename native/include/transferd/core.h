@@ -314,7 +314,10 @@ struct tfd_mailbox_info {
 /* -ENOENT: no such session or region; -EINVAL: sizes, a region that is read-only; -ENOSPC: no counter is left. */
 int tfd_mailbox_add(struct tfd_core *core, uint64_t session, const struct tfd_mailbox_options *options,
                     struct tfd_mailbox_info *out, struct tfd_error *error);
-/* Messages for it are refused from now on. Its grants have ended before: who waits for a slot is not told. */
+/*
+ * Messages for it are refused from now on, and its counter is faulted, so that waits for a message end. Its grants have ended
+ * before: a sender that waits for a slot is not told.
+ */
 int tfd_mailbox_remove(struct tfd_core *core, uint64_t session, uint64_t mailbox);
 /*
  * Takes the oldest message that was not taken by this call and releases its slot; *bytes: room in `buffer`, then the message's
