@@ -407,9 +407,9 @@ class DataPlane:
         _check(lib.tfd_open_add(self._core, session, native, out), "opening a grant")
         return int(out[0])
 
-    def conn_probe(self, conn: int, key: int, address: int) -> None:
+    def conn_probe(self, conn: int) -> None:
         """Has the far side answer by a new connection; CONN_PROVEN or CONN_LOST follows."""
-        _check(lib.tfd_conn_probe(self._core, conn, key, address), "probing a connection")
+        _check(lib.tfd_conn_probe(self._core, conn), "probing a connection")
 
     def open_path_set(self, session: int, open_handle: int, slot: int, path: OpenPath) -> None:
         """Gives an open a path: in place of one whose connection is closed, or one more."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from transferd.daemon.peer import Lane, LanePath, Peer
-    from transferd.daemon.plane import Plane, RegionKey
+    from transferd.daemon.plane import Plane
     from transferd.daemon.wire import GrantKeys
 
 log = structlog.get_logger("transferd.paths")
@@ -229,11 +229,10 @@ class Paths:
         Raises:
             PeerLost: It broke, or nothing came.
         """
-        key = _some_key(path)
         assert path.proof is not None
-        if key is None:
+        if not _wanted(path.lane):
             raise PeerLost("nobody uses the path any more")
-        self._plane.conn_probe(path.conn, key.key, key.address)
+        self._plane.conn_probe(path.conn)
         await asyncio.wait([path.proof], timeout=PROVE_S)
         if not path.proof.done():
             raise PeerLost(f"no answer by it in {PROVE_S} s")
@@ -255,12 +254,3 @@ def native_path(path: LanePath, keys: GrantKeys) -> OpenPath:
 
 def _wanted(lane: Lane) -> bool:
     return lane.state is LaneState.UP and any(opened.live for opened in lane.opens)
-
-
-def _some_key(path: LanePath) -> RegionKey | None:
-    """Finds memory of the peer that a probe may name; it moves no byte."""
-    for opened in path.lane.opens:
-        keys = opened.grant.keys
-        if opened.live and keys is not None and path.remote_rail < len(keys.rails):
-            return keys.rails[path.remote_rail]
-    return None

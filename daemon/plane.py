@@ -377,14 +377,8 @@ class Plane(Protocol):
     def open_add(self, session: int, options: OpenOptions) -> int:
         """Lets a session use a grant; returns the handle for its jobs."""
 
-    def conn_probe(self, conn: int, key: int, address: int) -> None:
-        """Has the far side answer by a new outgoing connection; CONN_PROVEN or CONN_LOST follows.
-
-        Args:
-            conn: Which.
-            key: Of memory at the far side; nothing of it is moved.
-            address: Where that begins.
-        """
+    def conn_probe(self, conn: int) -> None:
+        """Has the far side answer by a new connection; CONN_PROVEN or CONN_LOST follows."""
 
     def open_path_set(self, session: int, open_handle: int, slot: int, path: OpenPath) -> None:
         """Gives an open a path: in place of one whose connection is closed, or one more.

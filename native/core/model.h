@@ -160,8 +160,6 @@ struct tfd_conn {
 	struct tfd_list busy_link; /* on worker->conns_busy: a queue is not empty, or a probe waits */
 	struct tfd_list link; /* on worker->conns while it has a half */
 	struct tfd_wr *probe; /* its piece, while it is under way */
-	uint64_t probe_key;
-	uint64_t probe_address;
 	uint8_t probe_state; /* enum tfd_probe_state */
 };
 

@@ -9,8 +9,9 @@
 
 int tfd_probe_post(struct tfd_worker *worker, struct tfd_conn *conn)
 {
-	struct tfd_post post = { .remote_key = conn->probe_key,
-	                         .remote_address = conn->probe_address,
+	/* Of the far half's frames for messages: memory that every half has, whatever is open. */
+	struct tfd_post post = { .remote_key = conn->channel->far_key.key,
+	                         .remote_address = conn->channel->far_key.address,
 	                         .read = 1 };
 	struct tfd_wr *wr = worker->wr_free;
 	int rc;
@@ -59,16 +60,9 @@ void tfd_probe_drop(struct tfd_conn *conn)
 
 /* ---- control's call ---- */
 
-struct probe_call {
-	struct tfd_conn *conn;
-	uint64_t key;
-	uint64_t address;
-};
-
 static int probe_command(struct tfd_worker *worker, void *argument)
 {
-	struct probe_call *call = argument;
-	struct tfd_conn *conn = call->conn;
+	struct tfd_conn *conn = argument;
 
 	if (!conn->half)
 		return -ENOENT;
@@ -76,23 +70,20 @@ static int probe_command(struct tfd_worker *worker, void *argument)
 		return -EINVAL;
 	if (conn->probe_state != TFD_PROBE_NONE)
 		return -EBUSY;
-	conn->probe_key = call->key;
-	conn->probe_address = call->address;
 	conn->probe_state = TFD_PROBE_WAITS;
 	if (tfd_list_empty(&conn->busy_link))
 		tfd_list_push(&worker->conns_busy, &conn->busy_link);
 	return 0;
 }
 
-int tfd_conn_probe(struct tfd_core *core, uint64_t handle, uint64_t key, uint64_t address)
+int tfd_conn_probe(struct tfd_core *core, uint64_t handle)
 {
-	struct probe_call call = { .key = key, .address = address };
+	struct tfd_conn *conn = tfd_conn_get(core, handle);
 	int rc;
 
-	call.conn = tfd_conn_get(core, handle);
-	if (!call.conn)
+	if (!conn)
 		return -ENOENT;
-	rc = tfd_command_run(call.conn->group->worker, probe_command, &call);
-	tfd_conn_put(call.conn);
+	rc = tfd_command_run(conn->group->worker, probe_command, conn);
+	tfd_conn_put(conn);
 	return rc;
 }

@@ -142,7 +142,7 @@ static void path_give(struct world *w, uint32_t i, uint64_t old)
 		if (index < TFD_MAX_PATHS)
 			CHECK_OK(tfd_open_path_set(w->a.core, session->handle, open->handle, index, &path));
 	}
-	CHECK_OK(tfd_conn_probe(w->a.core, w->paths[i].out, 0, 0));
+	CHECK_OK(tfd_conn_probe(w->a.core, w->paths[i].out));
 }
 
 static void path_repair(struct world *w, uint32_t i)

@@ -327,16 +327,16 @@ static void test_path_restored(uint32_t paths)
 	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[1], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
 	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[1], TFD_DETAIL_CONNECTION, landed, NULL));
 	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, 1, &path) == -ENOTCONN);
-	CHECK(tfd_conn_probe(pair.a.core, pair.out[1], path.key, path.address) == -ENOENT);
+	CHECK(tfd_conn_probe(pair.a.core, pair.out[1]) == -ENOENT);
 	before = sent_by(&pair.a, 1);
 	write_some(&pair, &count);
 	CHECK(sent_by(&pair.a, 1) == before);
 
 	connect_rails(&pair.a, 1, &pair.b, 1, &pair.out[1], &pair.in[1]);
-	CHECK(tfd_conn_probe(pair.b.core, pair.in[1], path.key, path.address) == -EINVAL);
-	CHECK_OK(tfd_conn_probe(pair.a.core, pair.out[1], path.key, path.address));
+	CHECK(tfd_conn_probe(pair.b.core, pair.in[1]) == -EINVAL);
+	CHECK_OK(tfd_conn_probe(pair.a.core, pair.out[1]));
 	(void)wait_event(&pair.a, TFD_EVENT_CONN_PROVEN, pair.out[1]);
-	CHECK(tfd_conn_probe(pair.a.core, pair.out[1], path.key, path.address) == -EBUSY);
+	CHECK(tfd_conn_probe(pair.a.core, pair.out[1]) == -EBUSY);
 	path.conn = pair.out[1];
 	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant + 1, 1, &path) == -ENOENT);
 	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, paths + 1, &path) == -EINVAL);
@@ -360,7 +360,7 @@ static void test_probe_unanswered(void)
 	pair_open(&pair, 1);
 	connect_rails(&pair.a, 0, &pair.b, 0, &out, &in);
 	CHECK_OK(tfd_conn_close(pair.b.core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
-	CHECK_OK(tfd_conn_probe(pair.a.core, out, 1, 0));
+	CHECK_OK(tfd_conn_probe(pair.a.core, out));
 	(void)usleep(100000);
 	CHECK_OK(tfd_conn_close(pair.a.core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
 	while (tfd_core_events(pair.a.core, &event, 1))

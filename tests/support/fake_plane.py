@@ -255,7 +255,7 @@ class FakePlane:
         self._session(session).opens[handle] = FakeOpen(options)
         return handle
 
-    def conn_probe(self, conn: int, key: int, address: int) -> None:
+    def conn_probe(self, conn: int) -> None:
         if not self.conns.get(conn):
             raise PlaneError(errno.ENOENT, "no such outgoing connection")
         if self.rail_of[conn] not in self.mute:

@@ -240,11 +240,11 @@ int tfd_conn_start(struct tfd_core *core, uint64_t conn, const void *address, si
 int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail, uint64_t far_landed,
                    uint64_t *landed);
 /*
- * Has the far side answer by a started, outgoing connection that no open has yet: TFD_EVENT_CONN_PROVEN follows, or
- * TFD_EVENT_CONN_LOST, or within the caller's patience neither. `key`, `address`: of memory there; nothing of it is moved.
+ * Has the far side answer by a started, outgoing connection that no open has yet, by a read of no bytes: TFD_EVENT_CONN_PROVEN
+ * follows, or TFD_EVENT_CONN_LOST, or within the caller's patience neither.
  * -ENOENT: closed; -EINVAL: not started, or not outgoing; -EBUSY: probed before.
  */
-int tfd_conn_probe(struct tfd_core *core, uint64_t conn, uint64_t key, uint64_t address);
+int tfd_conn_probe(struct tfd_core *core, uint64_t conn);
 
 /* ---- opens: a grant of another session, as one session may use it ---- */
 
