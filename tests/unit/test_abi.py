@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from transferd.client import ring, session
+from transferd.daemon import plane
 from transferd.native import client_half, daemon_half, names
 from transferd.v1 import types_pb2
 
@@ -186,3 +188,37 @@ def test_unknown_numbers_can_be_printed() -> None:
         assert names.job_status_name(number) == "UNKNOWN"
         assert names.detail_name(number) == "UNKNOWN"
         assert "unknown" in names.detail_text(number)
+
+
+@pytest.mark.parametrize(
+    ("enumeration", "prefix"), [(plane.Op, "TFD_OP_"), (plane.Flag, "TFD_FLAG_")]
+)
+def test_what_entries_hold_is_the_abis(enumeration: type[enum.IntEnum], prefix: str) -> None:
+    lib = daemon_half.lib
+    mine = {member.name: member.value for member in enumeration}
+    assert mine == {name: getattr(lib, prefix + name) for name in mine}
+
+
+def test_the_sdk_has_the_abis_numbers() -> None:
+    lib = client_half.lib
+    mine = {
+        name: value for name, value in vars(session).items() if name.startswith(("OP_", "FLAG_"))
+    }
+    assert mine
+    assert mine == {name: getattr(lib, f"TFD_{name}") for name in mine}
+    assert lib.TFD_MAX_TARGETS == session.TARGETS_MAX == plane.MAX_TARGETS
+    assert lib.TFD_MAX_LENGTH == session.LENGTH_MAX == plane.MAX_LENGTH
+
+
+def test_paths_name_every_provider() -> None:
+    lib = daemon_half.lib
+    numbers = {
+        getattr(lib, name): name.removeprefix("TFD_PATH_").lower()
+        for name in dir(lib)
+        if name.startswith("TFD_PATH_") and not name.endswith(("_MASK", "_SHIFT"))
+    }
+    assert numbers == plane.PROVIDERS
+    for number, name in numbers.items():
+        word = number | 3 << lib.TFD_PATH_RAILS_SHIFT
+        assert ring.decode_path(word) == session.JobPath(name, 3)
+    assert ring.decode_path(0) == session.JobPath("", 0)
