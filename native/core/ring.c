@@ -234,9 +234,10 @@ static uint32_t take_single(struct taking *taking, struct tfd_job **out)
 		return detail;
 	if (!reads && !imm_granted(open, entry->imm))
 		return TFD_DETAIL_IMM_RANGE;
-	if (!pages && !within(entry->dst_offset, entry->length, open->length))
+	/* Of pages each is checked when it is copied; but what counts them goes to where they begin, even if there are none. */
+	if (!within(entry->dst_offset, pages ? 0 : entry->length, open->length))
 		return TFD_DETAIL_DESTINATION_BOUNDS;
-	if (taking->region && !pages && !within(entry->src_offset, entry->length, taking->region->length))
+	if (taking->region && !within(entry->src_offset, pages ? 0 : entry->length, taking->region->length))
 		return TFD_DETAIL_SOURCE_BOUNDS;
 	if (pages && entry->table_count &&
 	    !find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page)))

@@ -61,7 +61,6 @@ mutant never-acknowledged core/counter.c "session->counts[slot].acknowledged = s
 mutant ends-before-quiet core/job.c "if (job->inflight || (job->status" "if ((job->inflight && job->status == TFD_JOB_PENDING) || (job->status"
 mutant fence-at-once core/fence.c "if (fence->left)" "if (0)"
 mutant fence-forgets-the-ring core/fence.c "tfd_session_take_published(worker, call->session);" "(void)worker;"
-mutant revoked-goes-on core/open.c "tfd_open_cancel(open, NULL, call->detail);" "(void)0;"
 mutant quiet-at-once core/open.c "if (open->refused && tfd_list_empty(&open->shards))" "if (open->refused)"
 mutant published-forgotten core/session.c "if (session->state >= TFD_STATE_ENDING)
 		return 0;

@@ -58,7 +58,15 @@ static void test_strides(struct sim_pair *pair)
 	entry.src_stride = 1; /* the sum wraps to 0 */
 	entry.dst_stride = 0;
 	expect(sim_run(pair, &pair->from, entry), TFD_JOB_INVALID, TFD_DETAIL_SOURCE_BOUNDS);
+	entry.table_count =
+		0; /* no page: its count alone would leave the grant, and break a NIC's connection */
+	entry.flags = TFD_FLAG_COUNT_JOB;
+	entry.src_offset = 0;
+	entry.dst_offset = REGION_BYTES + 1;
+	expect(sim_run(pair, &pair->from, entry), TFD_JOB_INVALID, TFD_DETAIL_DESTINATION_BOUNDS);
 	CHECK(pair->to.counters[2].value == 0);
+	entry.dst_offset = REGION_BYTES;
+	expect(sim_run(pair, &pair->from, entry), TFD_JOB_OK, 0);
 }
 
 /* One target of three is wrong: nothing of the job is sent. */
