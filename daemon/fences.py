@@ -24,18 +24,19 @@ class OpenFences:
     """The fences that owners have asked for and that are not quiet yet."""
 
     def __init__(
-        self, plane: Plane, quiet_s: float, flush_losses: Callable[[Peer], Awaitable[None]]
+        self, plane: Plane, quiet_s: float, settled: Callable[[Peer], Awaitable[None]]
     ) -> None:
         """Takes what it works with.
 
         Args:
             plane: The data plane.
             quiet_s: Longest wait for a fence.
-            flush_losses: Returns when an owner knows all losses so far.
+            settled: Returns when nothing of what has ended lands at an owner, and he knows its
+                losses so far.
         """
         self._plane = plane
         self._quiet_s = quiet_s
-        self._flush_losses = flush_losses
+        self._settled = settled
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
@@ -55,7 +56,7 @@ class OpenFences:
             _, late = await asyncio.wait(waits, timeout=self._quiet_s)
             if late:
                 raise TimedOut(f"{len(late)} opens did not become quiet in {self._quiet_s} s")
-        await self._flush_losses(peer)
+        await self._settled(peer)
 
     def _start(self, opened: Open, imms: Sequence[range]) -> asyncio.Future[None]:
         number = next(self._numbers)

@@ -101,7 +101,7 @@ class Opener:
         self._ensure_peer = ensure_peer
         self._quiet_s = quiet_s
         self._by_handle: dict[tuple[int, int], Open] = {}
-        self.fences = OpenFences(plane, quiet_s, self.flush_losses)
+        self.fences = OpenFences(plane, quiet_s, self.settled)
         lanes.on_hide = self._hide
         lanes.on_dead = self._die
 
@@ -436,10 +436,10 @@ class Opener:
 
     async def _release(self, peer: Peer, grants: list[RemoteGrant], *, abandoned: bool) -> None:
         """Tells the owner until it has heard it: it must not take us for openers for ever."""
-        await self.flush_losses(peer)
         ids = [grant.grant_id for grant in grants]
         while not peer.is_lost:
             try:
+                await self.settled(peer)
                 for start in range(0, len(ids), BATCH_MAX):
                     await peer.link.release_grants(
                         ids[start : start + BATCH_MAX], abandoned=abandoned
@@ -524,8 +524,7 @@ class Opener:
             _, late = await asyncio.wait(pending, timeout=self._quiet_s)
             if late:
                 raise TimedOut(f"{len(late)} opens did not become quiet in {self._quiet_s} s")
-        await self._lanes.paths.heard(peer, self._quiet_s)
-        await self.flush_losses(peer)
+        await self.settled(peer)
 
     def on_lost(self, event: Event) -> None:
         """TFD_EVENT_LOST: tells the owner."""
@@ -566,6 +565,11 @@ class Opener:
                 await asyncio.sleep(RETRY_S)
             else:
                 return
+
+    async def settled(self, peer: Peer) -> None:
+        """What ended lands nothing any more, and the owner knows its losses; TimedOut."""
+        await self._lanes.paths.heard(peer, self._quiet_s)
+        await self.flush_losses(peer)
 
     async def flush_losses(self, peer: Peer) -> None:
         """Waits, within the bound, until the owner knows all losses so far.

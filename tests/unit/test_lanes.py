@@ -11,6 +11,7 @@ import pytest
 from transferd.daemon import errors, paths
 from transferd.daemon.peer import LaneState, PathState
 from transferd.daemon.plane import Detail, EventType
+from transferd.daemon.wire import GrantFence
 
 from support.fake_plane import rail
 from support.hosts import Host, Network, eventually
@@ -184,21 +185,51 @@ async def test_far_daemon_does_not_answer(network: Network, near: Host, far: Hos
     await eventually(lambda: conn not in peer.untold)
 
 
-async def test_fence_waits_for_the_far_half(network: Network, near: Host, far: Host) -> None:
-    """Bytes that were sent before the connection broke may land until the owner has closed it."""
+async def unheard(network: Network, near: Host, far: Host) -> tuple[Any, Any]:
+    """Breaks a path of which the far daemon cannot be told; gives an open and its grant there."""
     grant, descriptor = await far.grant(await far.session())
     (one,) = await near.open(await near.session(), descriptor)
     near.plane.mute.add(1)
     network.hold("disconnect")
     conn = lose(near, one.lane.paths[1])
     await eventually(lambda: conn in near.plane.closed)
-    revoking = asyncio.ensure_future(near.opener.revoked(near.peer(far), [grant.grant_id]))
+    return one, grant
+
+
+def let_hear(network: Network) -> None:
+    network.held.pop("disconnect").set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fence", ["revoke", "fence"])
+async def test_fence_waits_for_the_far_half(
+    network: Network, near: Host, far: Host, fence: str
+) -> None:
+    """Bytes that were sent before the connection broke may land until the owner has closed it."""
+    _, grant = await unheard(network, near, far)
+    peer = near.peer(far)
+
+    async def asked() -> None:
+        if fence == "revoke":
+            await near.opener.revoked(peer, [grant.grant_id])
+        else:
+            await near.opener.fences.fenced(peer, [GrantFence(grant.grant_id, (range(4),))])
+
     with pytest.raises(errors.TimedOut):
-        await revoking
-    network.held["disconnect"].set()
-    network.held.clear()
-    await eventually(lambda: not near.peer(far).untold)
-    await near.opener.revoked(near.peer(far), [grant.grant_id])
+        await asked()
+    let_hear(network)
+    await asked()
+
+
+async def test_grant_is_not_given_back_before(network: Network, near: Host, far: Host) -> None:
+    """The owner may give its immediates and memory to others once it has no opener."""
+    one, grant = await unheard(network, near, far)
+    await near.opener.close(one.session, one.handle)
+    await asyncio.sleep(0.02)
+    assert grant.openers
+    assert not network.calls["release_grants"]
+    let_hear(network)
+    await eventually(lambda: not grant.openers)
 
 
 async def test_own_break_while_it_is_made_anew(near: Host, far: Host) -> None:
