@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -57,21 +58,33 @@ class Endpoint:
         self._client.write(self._source[0:8], self._far, imm=IMMS - 1).wait(WAIT_S)
         return {}
 
-    def flood(self, size: int, window: int, count: int, imm: int) -> dict[str, Any]:
-        """Writes count times, ``window`` jobs in flight; tells when it began."""
-        sources = [self._source[slot * size : (slot + 1) * size] for slot in range(window)]
+    def flood(self, size: int, window: int, count: int, imm: int, page: int = 0) -> dict[str, Any]:
+        """Writes count times, ``window`` jobs in flight; tells when it began.
+
+        With ``page`` each job writes pages of so many bytes, in reverse, and counts once.
+        """
+        write = self._writer(size, window, imm, page)
         flying: deque[Job] = deque()
-        write, far = self._client.write, self._far
         begin_ns = time.monotonic_ns()
         for index in range(count):
-            slot = index % window
             if len(flying) == window:
                 flying.popleft().wait(WAIT_S)
-            flying.append(write(sources[slot], far, slot * size, imm=imm))
+            flying.append(write(index % window))
         path = flying[-1]
         for job in flying:
             job.wait(WAIT_S)
         return {"begin_ns": begin_ns, "path": str(path.path)}
+
+    def _writer(self, size: int, window: int, imm: int, page: int) -> Callable[[int], Job]:
+        client, far = self._client, self._far
+        sources = [self._source[slot * size : (slot + 1) * size] for slot in range(window)]
+        if not page:
+            return lambda slot: client.write(sources[slot], far, slot * size, imm=imm)
+        here = array("i", range(size // page))
+        there = array("i", reversed(here))  # no two are adjacent on both sides
+        return lambda slot: client.write_pages(
+            sources[slot], here, far, there, page, dst_offset=slot * size, imm=imm, count="job"
+        )
 
     def landed(self, count: int, imm: int) -> dict[str, Any]:
         """Waits for so many more writes; tells when the last was seen."""

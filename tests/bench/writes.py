@@ -43,11 +43,23 @@ class Rate:
 
 
 def flood_gbps(
-    sender: Endpoint, receiver: Endpoint, size: int, window: int, count: int
+    sender: Endpoint, receiver: Endpoint, size: int, window: int, count: int, *, page: int = 0
 ) -> tuple[float, str]:
-    """Measures once; from the first call until the receiver saw the last count."""
+    """Measures once; from the first call until the receiver saw the last count.
+
+    Args:
+        sender: Writes.
+        receiver: Counts.
+        size: Bytes of each job.
+        window: Jobs in flight.
+        count: Jobs in all.
+        page: Bytes of each page, where a job writes pages.
+
+    Returns:
+        The rate, and what the last job used.
+    """
     receiver.tell("landed", count=count, imm=FLOOD_IMM)
-    sent = sender.ask("flood", size=size, window=window, count=count, imm=FLOOD_IMM)
+    sent = sender.ask("flood", size=size, window=window, count=count, imm=FLOOD_IMM, page=page)
     seconds = (receiver.answer()["seen_ns"] - sent["begin_ns"]) / 1e9
     return count * size * 8 / seconds / 1e9, sent["path"]
 

@@ -24,6 +24,7 @@ WHY_NOT = netns.missing()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 LENGTH = 8 << 20
+PAGE = 4096
 # 16,385 bytes do not divide over two rails, 1 byte not over any; from 128 KiB on writes are cut.
 SIZES = [0, 1, 7, 16_385, (128 << 10) - 1, 128 << 10, (1 << 20) + 3, LENGTH]
 
@@ -64,8 +65,31 @@ def write_all_sizes(sender: transferd.Client, receiver: transferd.Client, conten
         assert job.path is not None
         rails = max(rails, job.path.rails)
     assert hashlib.sha256(target.view).digest() == hashlib.sha256(content).digest()
+    write_pages(sender, source, descriptor, target, counter)
     assert (counter.faults, counter.lost) == (0, 0)
     return rails
+
+
+def write_pages(
+    sender: transferd.Client,
+    source: transferd.Region,
+    descriptor: bytes,
+    target: transferd.Region,
+    counter: transferd.Counter,
+) -> None:
+    """Writes everything in pages, the last first, counted one by one and as one."""
+    here = range(LENGTH // PAGE)
+    there = here[::-1]
+    for count, counted in (("page", len(here)), ("job", 1)):
+        before = counter.value
+        target.view[:] = bytes(LENGTH)
+        job = sender.write_pages(source, here, descriptor, there, PAGE, imm=1, count=count)
+        job.wait(20)
+        counter.wait(before + counted, 20)
+        assert counter.value == before + counted
+        for i, j in zip(here, there, strict=True):
+            wanted = source.view[i * PAGE : (i + 1) * PAGE]
+            assert target.view[j * PAGE : (j + 1) * PAGE] == wanted, f"page {i}"
 
 
 @pytest.mark.parametrize(("here", "there"), [(1, 2), (2, 2), (2, 3), (4, 1)])
