@@ -40,7 +40,7 @@ static uint64_t some_length(struct world *w, uint64_t most)
 
 static void shape_pages(struct world *w, struct job *job)
 {
-	uint32_t most = chance(w, 3) ? 64 : 8; /* small ones, or some longer than a segment */
+	uint32_t most = chance(w, 3) && !w->calm ? 64 : 8; /* small ones, or some longer than a segment */
 	uint32_t count = chance(w, most + 1);
 	uint32_t bytes = chance(w, 8) ? 1 + chance(w, SLOT_BYTES / most) : 0;
 	uint32_t shift = chance(w, 3);

@@ -137,7 +137,7 @@ static void world_host(struct world *w, struct host *host, uint32_t rails)
 	for (uint32_t i = 0; i < rails; i++)
 		(void)snprintf(group.rails[i], sizeof(group.rails[i]), "sim%u", i);
 	(void)strcpy(group.fabric, w->fabric);
-	group.segment_bytes = 512u << chance(w, 5);
+	group.segment_bytes = 512u << chance(w, w->calm ? 2 : 5);
 	group.window_bytes = 2048u << chance(w, 6);
 	group.cut_bytes = 1 + chance(w, 3000);
 	CHECK_OK(tfd_group_open(host->core, &group, &host->group, &error));
