@@ -87,6 +87,59 @@ static void test_truncated_source(struct user *a, struct user *b)
 	(void)close(fd);
 }
 
+struct registering {
+	struct user *user;
+	uint32_t stop;
+};
+
+/* Other regions of its session come and go. */
+static void *register_thread(void *argument)
+{
+	struct registering *registering = argument;
+	struct user *user = registering->user;
+	struct tfd_region_options options = { .writable = 1, .length = 1u << 20 };
+	struct tfd_region_key key;
+	uint64_t region;
+
+	options.fd = memfd_create("coming", MFD_CLOEXEC);
+	CHECK(options.fd >= 0 && ftruncate(options.fd, 1 << 20) == 0);
+	while (!tfd_load_seq(&registering->stop)) {
+		CHECK_OK(tfd_region_add(user->host->core, user->session, &options, &region, &error));
+		CHECK_OK(tfd_region_keys(user->host->core, user->session, region, &key, 1));
+		CHECK_OK(tfd_region_remove(user->host->core, user->session, region));
+	}
+	(void)close(options.fd);
+	return NULL;
+}
+
+/* At both ends, while writes go from one to the other. */
+static void test_registering(struct user *a, struct user *b)
+{
+	struct registering registering[2] = { { .user = a }, { .user = b } };
+	struct tfd_entry entry = { .op = TFD_OP_WRITE, .length = 300000, .imm = 7 };
+	uint64_t out, in, before;
+	pthread_t threads[2];
+
+	connect_hosts(a->host, b->host, &out, &in);
+	entry.dst_grant = open_grant(a, b, out);
+	entry.src_region = a->region;
+	before = tfd_load_acquire(&b->counters[7].value);
+	for (int i = 0; i < 2; i++)
+		CHECK(pthread_create(&threads[i], NULL, register_thread, &registering[i]) == 0);
+	for (uint32_t i = 0; i < 100; i++) {
+		memset(a->memory, (int)i + 1, entry.length);
+		CHECK(user_run(a, entry)->status == TFD_JOB_OK);
+		CHECK(memcmp(a->memory, b->memory, entry.length) == 0);
+	}
+	for (int i = 0; i < 2; i++) {
+		tfd_store_seq(&registering[i].stop, 1);
+		CHECK(pthread_join(threads[i], NULL) == 0);
+	}
+	for (int i = 0; i < 5000 && tfd_load_acquire(&b->counters[7].value) != before + 100; i++)
+		(void)usleep(1000);
+	CHECK(tfd_load_acquire(&b->counters[7].value) == before + 100);
+}
+
 int main(void)
 {
 	struct host host_a, host_b;
@@ -97,6 +150,7 @@ int main(void)
 	user_open(&host_a, &a);
 	user_open(&host_b, &b);
 	test_bounds(&a);
+	test_registering(&a, &b);
 	test_guard(&a);
 	test_truncated_source(&a, &b);
 	user_close(&a);
