@@ -109,8 +109,12 @@ static void test_length(uint32_t paths, const char *fabric, bool moves, uint64_t
 int main(void)
 {
 	test_length(1, "move=0", false, GIB - 1, 1);
-	test_length(1, "", true, GIB + 1, 2);
-	test_length(2, "ordered=0", true, GIB + 1, 2);
+#ifdef __SANITIZE_THREAD__ /* which finds nothing in one thread, and is slow with so many bytes */
+	test_length(2, "move=0", false, GIB + 1, 2);
+#else
+	test_length(2, "", true, GIB + 1, 2);
+#endif
+	test_length(1, "move=0", false, GIB + 1, 2);
 	test_length(1, "move=0", false, GIB, 1);
 	test_length(1, "move=0,ordered=0", false, GIB + 1, 3); /* the count trails */
 	test_length(1, "move=0", false, 9 * GIB, 9);
