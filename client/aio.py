@@ -357,6 +357,7 @@ class Client(AsyncCalls[Job]):
         *,
         imm: int,
         exact: bool = False,
+        checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -368,6 +369,7 @@ class Client(AsyncCalls[Job]):
             imm=imm,
             dst_offset=dst_offset,
             exact=exact,
+            checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
         )

@@ -53,6 +53,7 @@ class AsyncCalls(Generic[J]):
         dst_offset: int = 0,
         count: str = "page",
         exact: bool = False,
+        checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -71,6 +72,7 @@ class AsyncCalls(Generic[J]):
             dst_offset=dst_offset,
             count=count,
             exact=exact,
+            checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
         )
@@ -89,13 +91,20 @@ class AsyncCalls(Generic[J]):
         *,
         imm: int,
         group: PeerGroup | None = None,
+        checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
     ) -> J:
         """Writes parts of a region into several grants. As :meth:`transferd.Client.scatter`."""
         spec = Scatter(
-            src=src, targets=targets, imm=imm, group=group, priority=priority, deadline_s=deadline_s
+            src=src,
+            targets=targets,
+            imm=imm,
+            group=group,
+            checksum=checksum,
+            priority=priority,
+            deadline_s=deadline_s,
         )
         return await self._submit_one(spec.request(), timeout_s)
 

@@ -57,6 +57,7 @@ class Calls:
         dst_offset: int = 0,
         count: str = "page",
         exact: bool = False,
+        checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -81,6 +82,7 @@ class Calls:
             dst_offset: Where page 0 begins, in the grant.
             count: "page": 1 for each page, nothing without pages; "job": 1 in all.
             exact: As for :meth:`write`.
+            checksum: As for :meth:`write`.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
             timeout_s: How long to wait for room; None: as long as it takes.
@@ -102,6 +104,7 @@ class Calls:
             dst_offset=dst_offset,
             count=count,
             exact=exact,
+            checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
         )
@@ -125,6 +128,7 @@ class Calls:
         *,
         imm: int,
         group: PeerGroup | None = None,
+        checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -140,12 +144,19 @@ class Calls:
                 length). 0 is a legal length, which counts.
             imm: Immediate, inside every grant.
             group: What indices refer to.
+            checksum: As for :meth:`write`; a target that differs leaves the others alone.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
             timeout_s: How long to wait for room; None: as long as it takes.
         """
         spec = Scatter(
-            src=src, targets=targets, imm=imm, group=group, priority=priority, deadline_s=deadline_s
+            src=src,
+            targets=targets,
+            imm=imm,
+            group=group,
+            checksum=checksum,
+            priority=priority,
+            deadline_s=deadline_s,
         )
         return self._submit_one(spec.request(), timeout_s)
 

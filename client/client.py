@@ -169,6 +169,7 @@ class Client(Calls):
         *,
         imm: int,
         exact: bool = False,
+        checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -185,6 +186,9 @@ class Client(Calls):
             imm: Immediate, inside the grant.
             exact: The count follows the acknowledgement of all bytes on all rails, so that a
                 target need not include the other writes in flight on the immediate.
+            checksum: The receiver's daemon compares what it finds there (CRC-32C) before it counts;
+                if it differs, the job ends with REMOTE_ACCESS (CHECKSUM). Costs both daemons a
+                reading of the bytes, and a round trip.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
             timeout_s: How long to wait for room when too many jobs are in flight; None: as long as
@@ -205,13 +209,14 @@ class Client(Calls):
             to_offset("dst_offset", dst_offset)
         if type(dst) is not bytes:
             dst = to_descriptor(dst)
-        if exact:
+        if exact or checksum:
             spec = Write(
                 src=src,
                 dst=dst,
                 imm=imm,
                 dst_offset=dst_offset,
-                exact=True,
+                exact=exact,
+                checksum=checksum,
                 priority=priority,
                 deadline_s=deadline_s,
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from transferd.client import errors
 from transferd.client.events import run_callback
 from transferd.client.session import (
+    FLAG_CHECKSUM,
     FLAG_EXACT,
     IMM_COUNT,
     NS_PER_S,
@@ -56,6 +57,7 @@ class Write:
     imm: int
     dst_offset: int = 0
     exact: bool = False
+    checksum: bool = False
     priority: str = "bulk"
     deadline_s: float | None = None
 
@@ -72,7 +74,7 @@ class Write:
             to_offset("dst_offset", self.dst_offset),
             src.length,
             to_deadline_ns(self.deadline_s),
-            FLAG_EXACT if self.exact else 0,
+            (FLAG_EXACT if self.exact else 0) | (FLAG_CHECKSUM if self.checksum else 0),
         )
 
 

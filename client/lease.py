@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors, tables
 from transferd.client.session import (
+    FLAG_CHECKSUM,
     FLAG_COUNT_JOB,
     FLAG_EXACT,
     NS_PER_S,
@@ -306,6 +307,7 @@ def _fill_write(job: transfer_pb2.Job, request: Request) -> None:
     job.write.length_bytes = request.length
     job.write.imm = request.imm
     job.write.exact = bool(request.flags & FLAG_EXACT)
+    job.write.checksum = bool(request.flags & FLAG_CHECKSUM)
 
 
 def _fill_imm(job: transfer_pb2.Job, request: Request) -> None:
@@ -333,11 +335,13 @@ def _fill_pages(job: transfer_pb2.Job, request: Request) -> None:
         else transfer_pb2.PAGE_COUNT_PAGE
     )
     body.exact = bool(request.flags & FLAG_EXACT)
+    body.checksum = bool(request.flags & FLAG_CHECKSUM)
 
 
 def _fill_scatter(job: transfer_pb2.Job, request: Request) -> None:
     job.scatter.src_region = request.region
     job.scatter.imm = request.imm
+    job.scatter.checksum = bool(request.flags & FLAG_CHECKSUM)
     for dst, src_offset, dst_offset, length in request.targets or ():
         job.scatter.targets.add(
             dst=dst, src_offset_bytes=src_offset, dst_offset_bytes=dst_offset, length_bytes=length

@@ -15,6 +15,7 @@ from transferd.client.indices import to_indices
 from transferd.client.job import Imm, Write, to_deadline_ns, to_imm, to_offset, to_priority
 from transferd.client.mailbox import Send
 from transferd.client.session import (
+    FLAG_CHECKSUM,
     FLAG_COUNT_JOB,
     FLAG_EXACT,
     LENGTH_MAX,
@@ -91,6 +92,7 @@ class WritePages:
     dst_offset: int = 0
     count: str = "page"
     exact: bool = False
+    checksum: bool = False
     priority: str = "bulk"
     deadline_s: float | None = None
 
@@ -125,7 +127,9 @@ class WritePages:
             to_offset("dst_offset", self.dst_offset),
             size,
             to_deadline_ns(self.deadline_s),
-            _COUNTS[self.count] | (FLAG_EXACT if self.exact else 0),
+            _COUNTS[self.count]
+            | (FLAG_EXACT if self.exact else 0)
+            | (FLAG_CHECKSUM if self.checksum else 0),
             Pages(
                 src_pages,
                 dst_pages,
@@ -144,6 +148,7 @@ class Scatter:
     targets: Sequence[tuple[bytes | int, int, int, int]]
     imm: int
     group: PeerGroup | None = None
+    checksum: bool = False
     priority: str = "bulk"
     deadline_s: float | None = None
 
@@ -162,6 +167,7 @@ class Scatter:
             0,
             0,
             to_deadline_ns(self.deadline_s),
+            FLAG_CHECKSUM if self.checksum else 0,
             targets=tuple(self._target(i, target) for i, target in enumerate(targets)),
         )
 

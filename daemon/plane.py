@@ -75,6 +75,7 @@ class Flag(enum.IntFlag):
 
     EXACT = 1
     COUNT_JOB = 2
+    CHECKSUM = 4
 
 
 class Detail(enum.IntEnum):

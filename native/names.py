@@ -54,6 +54,7 @@ class Detail(enum.IntEnum):
     READ_ONLY = 23
     BAD_MAILBOX = 24
     NO_MEMORY = 25
+    CHECKSUM = 26
 
 
 def _text(pointer: object) -> str:

@@ -161,7 +161,7 @@ class Entries:
             dst_grant=self._handles[write.dst],
             dst_offset=write.dst_offset_bytes,
             length=_length(f"{where}.length_bytes", write.length_bytes),
-            flags=Flag.EXACT if write.exact else 0,
+            flags=_flags(write),
         )
 
     def _read(self, where: str, read: pb.ReadJob) -> Entry:
@@ -210,7 +210,7 @@ class Entries:
             dst_grant=self._handles[pages.dst],
             dst_offset=pages.dst_offset_bytes,
             length=size,
-            flags=flags | (Flag.EXACT if pages.exact else 0),
+            flags=flags | _flags(pages),
             src_stride=src_stride,
             dst_stride=dst_stride,
             table_offset=self._add(table.tobytes()),
@@ -231,7 +231,7 @@ class Entries:
                 )
                 for target in scatter.targets
             ],
-        )._replace(src_region=scatter.src_region)
+        )._replace(src_region=scatter.src_region, flags=Flag.CHECKSUM if scatter.checksum else 0)
 
     def _barrier(self, where: str, barrier: pb.BarrierJob) -> Entry:
         return self._targets(
@@ -261,6 +261,10 @@ class Entries:
         offset = len(self.tables)
         self.tables += table
         return offset
+
+
+def _flags(body: pb.WriteJob | pb.WritePagesJob) -> int:
+    return (Flag.EXACT if body.exact else 0) | (Flag.CHECKSUM if body.checksum else 0)
 
 
 def _length(where: str, length: int) -> int:

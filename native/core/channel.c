@@ -156,7 +156,10 @@ void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_lande
 		if (!shard)
 			continue;
 		call_end(conn, call);
-		tfd_send_lost(shard, detail, call->imm_number <= far_landed);
+		if (shard->job->op == TFD_OP_SEND)
+			tfd_send_lost(shard, detail, call->imm_number <= far_landed);
+		else
+			tfd_verify_lost(shard, detail);
 	}
 	while (!tfd_list_empty(&channel->waiters))
 		tfd_waiter_drop(tfd_container(channel->waiters.next, struct tfd_waiter, conn_link));
@@ -172,7 +175,7 @@ bool tfd_channel_has_work(const struct tfd_conn *conn)
 	const struct tfd_channel *channel = conn->channel;
 
 	return channel &&
-	       (!tfd_list_empty(&conn->queue[TFD_QUEUE_MESSAGES]) ||
+	       (!tfd_list_empty(&conn->queue[TFD_QUEUE_MESSAGES]) || channel->checks_due ||
 	        (channel->answers_due & ~channel->answers_writing) || !tfd_list_empty(&channel->readies));
 }
 
@@ -258,15 +261,20 @@ static struct tfd_call *call_free(struct tfd_channel *channel)
 	return NULL;
 }
 
-static int post_request(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_call *call,
-                        struct tfd_shard *shard)
+struct tfd_frame *tfd_channel_frame(struct tfd_conn *conn, const struct tfd_call *call)
+{
+	return (void *)(conn->channel->memory + request_at((uint32_t)(call - conn->channel->calls)));
+}
+
+/* The frame is filled. */
+int tfd_channel_call(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_call *call,
+                     struct tfd_shard *shard)
 {
 	struct tfd_channel *channel = conn->channel;
 	uint32_t number = (uint32_t)(call - channel->calls);
-	struct tfd_frame *frame = (void *)(channel->memory + request_at(number));
+	struct tfd_frame *frame = tfd_channel_frame(conn, call);
 	int rc;
 
-	tfd_send_fill(shard, frame);
 	frame->token = channel->far_token;
 	rc = post_frame(worker, conn, request_at(number), sizeof(*frame) + frame->bytes,
 	                wire(WIRE_REQUEST, channel->far_number * TFD_CALLS + number));
@@ -279,8 +287,21 @@ static int post_request(struct tfd_worker *worker, struct tfd_conn *conn, struct
 	                           .imm_number = conn->imms_posted,
 	                           .readies = shard->open->readies,
 	                           .writing = true };
-	tfd_send_posted(shard, conn);
 	return 0;
+}
+
+static int post_request(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_call *call,
+                        struct tfd_shard *shard)
+{
+	int rc;
+
+	if (shard->job->op != TFD_OP_SEND)
+		return tfd_verify_post(worker, conn, call, shard);
+	tfd_send_fill(shard, tfd_channel_frame(conn, call));
+	rc = tfd_channel_call(worker, conn, call, shard);
+	if (!rc)
+		tfd_send_posted(shard, conn);
+	return rc;
 }
 
 static int post_requests(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
@@ -292,7 +313,7 @@ static int post_requests(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 		struct tfd_call *call;
 		int rc;
 
-		if (!tfd_send_may_go(shard->open)) {
+		if (shard->job->op == TFD_OP_SEND && !tfd_send_may_go(shard->open)) {
 			tfd_send_park(shard);
 			continue;
 		}
@@ -300,6 +321,8 @@ static int post_requests(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 		if (!call) /* an answer comes */
 			return 0;
 		rc = post_request(worker, conn, call, shard);
+		if (rc == -EBUSY) /* its turn comes in the next pass */
+			return 0;
 		if (rc)
 			return rc;
 		++*count;
@@ -307,11 +330,31 @@ static int post_requests(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 	return 0;
 }
 
+/* Reading memory takes its time, so that it is not done where the request arrives. */
+static void answer_checks(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
+{
+	struct tfd_channel *channel = conn->channel;
+
+	while (channel->checks_due && worker->check_left) {
+		uint32_t number = (uint32_t)__builtin_ctz(channel->checks_due);
+		const uint8_t *request = channel->memory + request_at(number);
+		struct tfd_frame frame;
+
+		memcpy(&frame, request, sizeof(frame));
+		tfd_verify_answer(worker, conn, &frame, request + sizeof(frame), &channel->answers[number]);
+		channel->checks_due &= ~(1u << number);
+		channel->answers_due |= 1u << number;
+		++*count;
+	}
+}
+
 /* Adds to *count. -EAGAIN: after a poll; anything else: the connection is broken. */
 int tfd_channel_post(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
 {
-	int rc = post_answers(worker, conn, count);
+	int rc;
 
+	answer_checks(worker, conn, count);
+	rc = post_answers(worker, conn, count);
 	if (!rc)
 		rc = post_readies(worker, conn, count);
 	return rc ? rc : post_requests(worker, conn, count);
@@ -350,11 +393,16 @@ static void take_request(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 	struct tfd_frame *answer = &channel->answers[number];
 	const uint8_t *payload = channel->memory + request_at(number) + sizeof(*frame);
 
-	if (channel->answers_due & 1u << number) {
+	if ((channel->answers_due | channel->checks_due) & 1u << number) {
 		worker->dropped_imms++; /* the one before was not answered yet: no peer of ours does that */
 		return;
 	}
 	*answer = (struct tfd_frame){ .token = channel->far_token, .kind = TFD_ANSWER_REFUSED };
+	if (frame->kind == TFD_MESSAGE_VERIFY && frame->bytes <= TFD_MESSAGE_BYTES_MAX) {
+		channel->checks_due |= 1u << number;
+		tfd_channel_wake(conn);
+		return;
+	}
 	if (frame->bytes > TFD_MESSAGE_BYTES_MAX)
 		answer->argument = TFD_DETAIL_LENGTH;
 	else if (frame->kind == TFD_MESSAGE_SEND)
@@ -376,7 +424,10 @@ static void take_answer(struct tfd_worker *worker, struct tfd_conn *conn, uint32
 		return;
 	}
 	call_end(conn, call);
-	tfd_send_answered(shard, frame, call->readies);
+	if (shard->job->op == TFD_OP_SEND)
+		tfd_send_answered(shard, frame, call->readies);
+	else
+		tfd_verify_answered(shard, frame);
 }
 
 void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc)

@@ -22,6 +22,7 @@ int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out,
 	core = calloc(1, sizeof(*core));
 	if (!core)
 		return tfd_fail(error, -ENOMEM, "no memory for the core");
+	tfd_crc32c_init();
 	core->options = *options;
 	(void)pthread_mutex_init(&core->lock, NULL);
 	(void)pthread_cond_init(&core->refs_changed, NULL);

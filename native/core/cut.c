@@ -50,7 +50,7 @@ static bool shard_trails(const struct tfd_job *job, const struct tfd_shard *shar
 
 	if (!shard->length || !shard->units)
 		return false;
-	if (job->flags & TFD_FLAG_EXACT)
+	if (job->flags & (TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM))
 		return true;
 	if (rail->info.ordered)
 		return false;

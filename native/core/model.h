@@ -57,6 +57,7 @@ struct tfd_region {
 enum tfd_message_kind {
 	TFD_MESSAGE_SEND =
 		1, /* the payload into a slot of mailbox `target`; `argument`: who asks, for READY */
+	TFD_MESSAGE_VERIFY = 2, /* ranges of the memory with key `target` have checksum `argument` */
 };
 
 enum tfd_answer {
@@ -71,7 +72,8 @@ struct tfd_frame {
 	uint32_t kind; /* request: enum tfd_message_kind; answer: enum tfd_answer */
 	uint32_t bytes; /* of the payload, which follows; answers have none */
 	uint32_t argument;
-	uint32_t _pad[9];
+	uint32_t name_space; /* of the session whose memory is meant */
+	uint32_t _pad[8];
 };
 
 /* A request of ours. Its frame is free once the write is back and the answer is here. */
@@ -99,6 +101,7 @@ struct tfd_channel {
 	/* incoming */
 	uint32_t answers_due; /* bitmaps of frames */
 	uint32_t answers_writing;
+	uint32_t checks_due; /* requests whose answer takes reading memory */
 	struct tfd_frame answers[TFD_CALLS];
 	struct tfd_list waiters; /* tfd_waiter.conn_link: those who wait, and those to be told */
 	struct tfd_list readies; /* tfd_waiter.link: to be told */
@@ -234,6 +237,7 @@ enum tfd_shard_state {
 	TFD_SHARD_DRAIN = 1, /* everything posted, acknowledgements to come */
 	TFD_SHARD_TRAILING = 2, /* data acknowledged, immediates to post */
 	TFD_SHARD_DONE = 3, /* acknowledged, or failed and quiet */
+	TFD_SHARD_VERIFY = 4, /* data acknowledged, its checksums to ask, or asked */
 };
 
 /* The part of a job that travels on one path of one open. Owner: worker. */
@@ -246,7 +250,8 @@ struct tfd_shard {
 	bool queued;
 	bool trails; /* its immediates follow the acknowledgement of its data */
 	bool failed; /* of a scatter: this target alone */
-	bool data_done; /* all of it acknowledged */
+	bool data_done; /* all of it acknowledged, and compared */
+	bool checked; /* all of it compared by the receiver */
 	uint8_t state; /* enum tfd_shard_state */
 	uint8_t path;
 	uint64_t first; /* where it begins in the job: bytes, or pages; targets of a scatter: 0 */
@@ -481,6 +486,7 @@ struct tfd_worker {
 	struct tfd_table mailboxes;
 	struct tfd_list mailboxes_ready;
 	uint64_t next_mailbox_check_ns;
+	uint32_t check_left; /* bytes that may be read for checksums in this pass */
 	struct tfd_numbers channels; /* of struct tfd_conn */
 	struct tfd_numbers senders; /* of struct tfd_open */
 	struct tfd_event events[TFD_PENDING_EVENTS]; /* on their way to the core's queue */

@@ -144,6 +144,28 @@ void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc);
 void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc);
 void tfd_channels_check(struct tfd_worker *worker);
 
+/* For verify.c: where a free call's request goes, and its posting. */
+struct tfd_frame *tfd_channel_frame(struct tfd_conn *conn, const struct tfd_call *call);
+int tfd_channel_call(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_call *call,
+                     struct tfd_shard *shard);
+
+/* verify.c */
+#define TFD_CHECK_BYTES (256u << 10)
+bool tfd_verify_wanted(const struct tfd_shard *shard);
+void tfd_verify_start(struct tfd_shard *shard); /* to be queued */
+/* As tfd_provider_ops.post; -EBUSY: not in this pass. */
+int tfd_verify_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_call *call,
+                    struct tfd_shard *shard);
+void tfd_verify_answered(struct tfd_shard *shard, const struct tfd_frame *answer);
+void tfd_verify_lost(struct tfd_shard *shard, uint32_t detail);
+void tfd_verify_answer(struct tfd_worker *worker, struct tfd_conn *conn, const struct tfd_frame *frame,
+                       const uint8_t *payload, struct tfd_frame *answer);
+
+/* crc32c.c */
+void tfd_crc32c_init(void); /* before the first use; any number of times */
+uint32_t tfd_crc32c(uint32_t crc, const void *bytes, size_t count); /* of none yet: 0 */
+uint32_t tfd_crc32c_by_tables(uint32_t crc, const void *bytes, size_t count);
+
 /* send.c */
 int tfd_sender_take(struct tfd_worker *worker, struct tfd_open *open); /* -ENOSPC, -ENOMEM */
 void tfd_sender_give(struct tfd_worker *worker, struct tfd_open *open);

@@ -322,6 +322,7 @@ uint32_t tfd_conns_post(struct tfd_worker *worker)
 	struct tfd_list *link;
 	struct tfd_list *next;
 
+	worker->check_left = TFD_CHECK_BYTES;
 	if (!tfd_list_empty(
 		    &worker->conns_busy)) { /* another's turn to be first: work requests may run out */
 		link = worker->conns_busy.next;

@@ -65,7 +65,7 @@ struct form {
 };
 
 static const struct form forms[] = {
-	[TFD_OP_WRITE] = { .known = true, .has_region = true, .flags = TFD_FLAG_EXACT },
+	[TFD_OP_WRITE] = { .known = true, .has_region = true, .flags = TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM },
 	[TFD_OP_IMM] = { .known = true },
 	[TFD_OP_ACKNOWLEDGE] = { .known = true },
 	[TFD_OP_CANCEL] = { .known = true },
@@ -73,8 +73,11 @@ static const struct form forms[] = {
 	                         .has_region = true,
 	                         .has_table = true,
 	                         .has_pages = true,
-	                         .flags = TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB },
-	[TFD_OP_SCATTER] = { .known = true, .has_region = true, .has_table = true },
+	                         .flags = TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM },
+	[TFD_OP_SCATTER] = { .known = true,
+	                     .has_region = true,
+	                     .has_table = true,
+	                     .flags = TFD_FLAG_CHECKSUM },
 	[TFD_OP_BARRIER] = { .known = true, .has_table = true },
 	[TFD_OP_READ] = { .known = true, .has_region = true },
 	[TFD_OP_SEND] = { .known = true, .has_table = true },

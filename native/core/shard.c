@@ -16,6 +16,12 @@ void tfd_shard_queue(struct tfd_shard *shard)
 		tfd_send_queue(shard);
 		return;
 	}
+	if (shard->state == TFD_SHARD_VERIFY) {
+		tfd_list_push(&conn->queue[TFD_QUEUE_MESSAGES], &shard->link);
+		shard->queued = true;
+		tfd_channel_wake(conn);
+		return;
+	}
 	tfd_list_push(&conn->queue[shard->job->priority], &shard->link);
 	shard->queued = true;
 	if (tfd_list_empty(&conn->busy_link))
@@ -133,6 +139,8 @@ void tfd_shard_move(struct tfd_shard *shard, uint32_t detail)
 	if (shard->acked < shard->length || !shard->length) {
 		shard->posted = shard->acked;
 		shard->state = TFD_SHARD_DATA;
+	} else if (tfd_verify_wanted(shard)) {
+		tfd_verify_start(shard);
 	} else {
 		shard->state = TFD_SHARD_TRAILING;
 		shard->units_owed = shard->units - shard->units_acked;
@@ -148,6 +156,16 @@ static void trail(struct tfd_shard *shard)
 	}
 	shard->state = TFD_SHARD_TRAILING;
 	shard->units_owed = shard->units - shard->units_posted;
+	tfd_shard_queue(shard);
+}
+
+static void verify(struct tfd_shard *shard)
+{
+	if (!shard->open->paths[shard->path].conn->half && !tfd_shard_path_next(shard)) {
+		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
+		return;
+	}
+	tfd_verify_start(shard);
 	tfd_shard_queue(shard);
 }
 
@@ -173,6 +191,10 @@ void tfd_shard_advance(struct tfd_shard *shard)
 	}
 	if (shard->inflight || shard->state != TFD_SHARD_DRAIN || shard->acked < shard->length)
 		return;
+	if (job->status == TFD_JOB_PENDING && tfd_verify_wanted(shard)) {
+		verify(shard);
+		return;
+	}
 	if (!shard->data_done) {
 		shard->data_done = true;
 		job->data_left--;

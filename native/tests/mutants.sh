@@ -72,5 +72,7 @@ mutant sent-twice core/channel.c "call->imm_number <= far_landed" "call->imm_num
 mutant waiters-forgotten core/mailbox.c "wake_one(mailbox);" "(void)0;" mailbox_property
 mutant ready-overtakes core/send.c "open->readies == readies" "open->readies >= readies" mailbox_property
 mutant slot-taken-twice core/mailbox.c "mailbox->free[--mailbox->free_count]" "mailbox->free[mailbox->free_count - 1]" mailbox_property
+mutant never-compared core/verify.c "crc == frame->argument ?" "crc != frame->argument + 1 ?" core_checksum
+mutant counted-before-compared core/shard.c "if (job->status == TFD_JOB_PENDING && tfd_verify_wanted(shard)) {" "if (job->status == TFD_JOB_STATUS_COUNT) {" core_checksum
 mutant turn-lost core/shard.c "tfd_send_unpark(open);" "(void)0;" mailbox_property
 exit $failed

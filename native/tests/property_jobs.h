@@ -53,7 +53,7 @@ static void shape_pages(struct world *w, struct job *job)
 	else if (!bytes && chance(w, 2)) /* at one place */
 		job->entry.src_stride = job->entry.dst_stride = 0;
 	job->entry.table_count = count;
-	job->entry.flags = (uint8_t)chance(w, 4);
+	job->entry.flags = (uint8_t)chance(w, 8);
 	for (uint32_t i = 0; i < count; i++)
 		job->pages[i] = (struct tfd_page){ .src = i, .dst = shift == 1 ? count - 1 - i : i };
 	job->counts = job->entry.flags & TFD_FLAG_COUNT_JOB ? 1 : count;
@@ -68,6 +68,8 @@ static void shape_targets(struct world *w, uint32_t from, struct job *job, uint3
 	job->entry.dst_grant = 0;
 	if (!bytes)
 		job->entry.src_region = 0;
+	else if (chance(w, 3) == 0)
+		job->entry.flags = TFD_FLAG_CHECKSUM;
 	for (uint32_t i = chance(w, TARGETS + 1); i > 0; i--) {
 		uint32_t to = chance(w, USERS);
 		uint32_t slot = slot_take(w, to, index);
@@ -110,6 +112,8 @@ static bool shape_single(struct world *w, uint32_t from, struct job *job, uint32
 	} else {
 		job->entry.length = some_length(w, SLOT_BYTES);
 		job->entry.flags = op == TFD_OP_WRITE && chance(w, 3) == 0;
+		if (op == TFD_OP_WRITE && chance(w, 3) == 0)
+			job->entry.flags |= TFD_FLAG_CHECKSUM;
 	}
 	if (job->entry.imm < IMM_EXACT && (op == TFD_OP_WRITE || op == TFD_OP_WRITE_PAGES))
 		job->entry.flags |= TFD_FLAG_EXACT;

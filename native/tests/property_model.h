@@ -44,7 +44,7 @@ static uint64_t counts_in_place(const struct world *w, uint32_t from, const stru
 		                             w->from[from].memory + entry->src_offset, entry->length) == 0;
 	for (uint32_t i = 0; i < entry->table_count; i++)
 		done += page_in_place(w, from, job, i);
-	if (entry->flags)
+	if (entry->flags & (TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB))
 		return done == entry->table_count ? job->counts : 0;
 	return done;
 }

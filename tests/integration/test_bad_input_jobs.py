@@ -46,7 +46,7 @@ def ring(shared_pair: Pair) -> Iterator[RawSender]:
         ({"op": 0}, Detail.BAD_OP),
         ({"op": NO_OP}, Detail.BAD_OP),
         ({"op": 255}, Detail.BAD_OP),
-        ({"flags": 4}, Detail.BAD_FLAGS),
+        ({"flags": 8}, Detail.BAD_FLAGS),
         ({"priority": 2}, Detail.BAD_FLAGS),
         ({"_resv0": 1}, Detail.BAD_FLAGS),
         ({"_resv1": 1}, Detail.BAD_FLAGS),

@@ -49,6 +49,7 @@
 /* struct tfd_entry.flags */
 #define TFD_FLAG_EXACT 1u /* write, pages: the count follows the acknowledgement of all bytes on all rails */
 #define TFD_FLAG_COUNT_JOB 2u /* pages: one count in all */
+#define TFD_FLAG_CHECKSUM 4u /* write, pages, scatter: the receiver's worker compares before it counts */
 
 /* struct tfd_entry.priority */
 #define TFD_PRIORITY_BULK 0u
@@ -105,7 +106,8 @@
 	X(22, FENCED, "the owner fenced the immediate")                                \
 	X(23, READ_ONLY, "the region to read into was registered read-only")           \
 	X(24, BAD_MAILBOX, "no such mailbox here, or not the message in that slot")    \
-	X(25, NO_MEMORY, "the far daemon has no memory left")
+	X(25, NO_MEMORY, "the far daemon has no memory left")                          \
+	X(26, CHECKSUM, "the bytes at the destination are not those of the source")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };
