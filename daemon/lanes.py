@@ -72,39 +72,42 @@ class Lanes:
     async def _connect(self, lane: Lane) -> None:
         """Makes the connections of a new lane, or removes it."""
         peer = lane.peer
-        paths: list[LanePath] = []
         try:
             local = [rail.protocol for rail in self._plane.rails]
-            paths += [LanePath(lane, *pair) for pair in pair_rails(local, peer.protocols)]
-            await self.paths.make(peer, paths)
+            pairs = pair_rails(local, peer.protocols)
+            lane.paths = tuple(LanePath(lane, *pair) for pair in pairs)
+            await self.paths.make(peer, lane.paths)
+            proven = await self.paths.prove(lane.paths)
             peer.check()
             if lane.state is LaneState.CLOSED:  # closed by a session's end while it was on its way
                 raise PeerLost(f"the connection to {peer.address} was given up; try again")
-            broken = [path for path in paths if path.proof is not None and path.proof.done()]
-            if len(broken) == len(paths):
-                raise PeerLost(f"the connection to {peer.address} broke; try again")
+            if not proven:
+                raise PeerLost(f"{peer.address} does not answer by any rail; try again")
         except PlaneError as error:
-            await self._undo(lane, paths)
+            await self._undo(lane)
             raise PeerLost(f"connecting to {peer.address}: {error.text}") from error
         except BaseException:
-            await self._undo(lane, paths)
+            await self._undo(lane)
             raise
-        for path in paths:
+        for path in lane.paths:
             path.state = PathState.UP
-        lane.paths = tuple(paths)
         lane.state = LaneState.UP
-        log.debug("connected", peer=peer.address, paths=len(paths))
-        for path in broken:
-            self._take_out(path)
+        log.debug("connected", peer=peer.address, paths=len(proven))
+        for path in lane.paths:
+            if path not in proven:
+                log.warning("no answer by a rail", peer=peer.address, rail=path.rail)
+                self._take_out(path)
 
-    async def _undo(self, lane: Lane, paths: list[LanePath]) -> None:
+    async def _undo(self, lane: Lane) -> None:
         self._end(lane)
-        await self.paths.undo(lane.peer, paths)
+        await self.paths.undo(lane.peer, lane.paths)
 
     @staticmethod
     def _end(lane: Lane) -> None:
         lane.state = LaneState.CLOSED
         lane.over.set()
+        for path in lane.paths:  # whoever waits for one need not wait longer
+            path.answer(proven=False)
         if lane.peer.lanes.get(lane.key) is lane:
             del lane.peer.lanes[lane.key]
 
@@ -165,8 +168,7 @@ class Lanes:
             return False
         peer = path.lane.peer
         if path.state is PathState.CONNECTING:  # whoever makes it finds out
-            if path.proof is not None and not path.proof.done():
-                path.proof.set_result(False)
+            path.answer(proven=False)
             return True
         log.warning("connection broke", peer=peer.address, rail=path.rail)
         self._take_out(path)

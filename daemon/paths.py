@@ -192,7 +192,8 @@ class Paths:
         path.state = PathState.CONNECTING
         try:
             await self.make(peer, [path])
-            await self._prove(path)
+            if not await self.prove([path]):
+                raise PeerLost("no answer by it")
             peer.check()
             if path.lane.state is not LaneState.UP:
                 raise PeerLost("its lane was closed")
@@ -223,27 +224,23 @@ class Paths:
                 continue
             opened.slots[path] = slot
 
-    async def _prove(self, path: LanePath) -> None:
-        """Waits until the peer has answered by a new connection.
+    async def prove(self, paths: Sequence[LanePath]) -> list[LanePath]:
+        """Waits, within a bound, until the peer has answered by new connections.
 
-        Raises:
-            PeerLost: It broke, or nothing came.
+        Returns:
+            Those by which it has.
         """
-        assert path.proof is not None
-        if not _wanted(path.lane):
-            raise PeerLost("nobody uses the path any more")
-        self._plane.conn_probe(path.conn)
-        await asyncio.wait([path.proof], timeout=PROVE_S)
-        if not path.proof.done():
-            raise PeerLost(f"no answer by it in {PROVE_S} s")
-        if not path.proof.result():
-            raise PeerLost("it broke")
+        proofs = {path: path.proof for path in paths if path.proof is not None}
+        for path in paths:
+            self._plane.conn_probe(path.conn)
+        await asyncio.wait(proofs.values(), timeout=PROVE_S)
+        return [path for path, proof in proofs.items() if proof.done() and proof.result()]
 
     def proven(self, conn: int) -> None:
         """TFD_EVENT_CONN_PROVEN."""
         path = self._by_conn.get(conn)
-        if path is not None and path.proof is not None and not path.proof.done():
-            path.proof.set_result(True)
+        if path is not None:
+            path.answer(proven=True)
 
 
 def native_path(path: LanePath, keys: GrantKeys) -> OpenPath:

@@ -88,6 +88,11 @@ class LanePath:
     closing: asyncio.Task[None] | None = None
     restoring: bool = False
 
+    def answer(self, *, proven: bool) -> None:
+        """Tells who makes its connection what came of it; only the first answer counts."""
+        if self.proof is not None and not self.proof.done():
+            self.proof.set_result(proven)
+
 
 @dataclass(slots=True, eq=False)
 class Lane:

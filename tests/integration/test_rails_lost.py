@@ -120,7 +120,10 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(directory: Path, *rails: int, content: bytes) -> Iterator[Pair]:
+def pair(
+    directory: Path, *rails: int, content: bytes, dead: tuple[int, ...] = ()
+) -> Iterator[Pair]:
+    """Runs two hosts with so many rails, some of the far one's dead from the start."""
     with netns.network() as network, contextlib.ExitStack() as stack:
         hosts, daemons = [], []
         for number, count in enumerate(rails):
@@ -129,6 +132,8 @@ def pair(directory: Path, *rails: int, content: bytes) -> Iterator[Pair]:
             host = network.host(count, RATE)
             hosts.append(host)
             daemons.append(stack.enter_context(host.daemon(place, directory / "tls")))
+        for rail in dead:
+            network.silence(hosts[FAR], rail)
         made = Pair(network, hosts, daemons)
         stack.callback(made.close)
         made.fill(content)
@@ -207,6 +212,18 @@ def test_far_rail_dies_where_numbers_differ(short_tmp: Path, seeded: random.Rand
         odd.network.mend(odd.hosts[FAR], 1)
         eventually(lambda: odd.paths() == [(2, 0)], "both paths are used again", END_S)
         odd.check(odd.start(1))
+
+
+def test_rail_is_dead_from_the_start(short_tmp: Path, seeded: random.Random) -> None:
+    """No job meets it; it is used once it carries."""
+    with pair(short_tmp, 2, 2, content=seeded.randbytes(LENGTH), dead=(1,)) as two:
+        assert two.paths() == [(1, 0), (0, 1)]
+        assert two.sent(1) == 0
+        two.network.mend(two.hosts[FAR], 1)
+        eventually(lambda: two.paths() == [(1, 0), (1, 0)], "the rail is used", END_S)
+        two.check(two.start(1))
+        assert two.sent(1) > 0
+        assert "connection broke" not in two.near.log()
 
 
 @pytest.mark.parametrize("side", [NEAR, FAR])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -335,6 +336,39 @@ async def test_one_rail_breaks_while_a_lane_is_made(
     await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
     assert conn in near.plane.closed
     assert sorted(conns_of(near, one)) == sorted(path.conn for path in one.lane.paths)
+
+
+async def test_dead_rail_is_left_out_from_the_start(near: Host, far: Host) -> None:
+    near.plane.mute.add(1)
+    one = await opened(near, far)
+    assert len(conns_of(near, one)) == RAILS - 1
+    await eventually(lambda: one.lane.paths[1].failures > 0)
+    near.plane.mute.clear()
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+    assert conns_of(near, one)[-1] == one.lane.paths[1].conn
+
+
+async def test_no_rail_answers(near: Host, far: Host) -> None:
+    near.plane.mute.update(range(RAILS))
+    _, descriptor = await far.grant(await far.session())
+    with pytest.raises(errors.PeerLost):
+        await near.open(await near.session(), descriptor)
+    assert near.peer(far).state == "CONNECTED"
+    assert not near.plane.conns
+    await eventually(lambda: not far.plane.conns)
+    near.plane.mute.clear()
+    assert (await opened(near, far)).live
+
+
+async def test_peer_is_lost_while_a_lane_is_proven(near: Host, far: Host) -> None:
+    near.plane.mute.add(1)
+    opening = asyncio.ensure_future(opened(near, far))
+    await eventually(lambda: len(near.plane.conns) == RAILS)
+    await asyncio.sleep(0.01)
+    await near.peers.lose(near.peer(far), "no heartbeat", Detail.HEARTBEAT)
+    assert not near.plane.conns
+    with contextlib.suppress(errors.TransferdError):  # unless by a new relation
+        await opening
 
 
 async def test_incoming_half_that_breaks_goes_alone(near: Host, far: Host) -> None:
