@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from transferd.client.ctl.main import paths_text
 from transferd.daemon import errors, paths
-from transferd.daemon.peer import LaneState, PathState
+from transferd.daemon.metrics import Snapshot
+from transferd.daemon.peer import LaneState, PathCount, PathState, count_paths
 from transferd.daemon.plane import Detail, EventType
 from transferd.daemon.wire import GrantFence
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from transferd.daemon.peer import Lane, LanePath
+    from transferd.daemon.services.admin import Facts
     from transferd.daemon.session import Session
 
 RAILS = 3
@@ -127,6 +131,32 @@ async def test_path_comes_back_and_opens_get_it(near: Host, far: Host) -> None:
     await eventually(lambda: one.lane.paths[2].conn not in (new, 0))
     await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
     assert conns_of(near, later)[2] == conns_of(near, one)[2] == one.lane.paths[2].conn
+
+
+async def test_paths_that_are_down_are_shown(near: Host, far: Host) -> None:
+    one = await opened(near, far)
+    near.plane.mute.add(2)
+    lose(near, one.lane.paths[2])
+    await eventually(lambda: one.lane.paths[2].failures > 0)
+    counts = count_paths(near.peers.all())
+    assert counts == {0: PathCount(1, 0), 1: PathCount(1, 0), 2: PathCount(0, 1)}
+    facts = cast("Facts", SimpleNamespace(provider="memory", tls=False))
+    snapshot = Snapshot(
+        "1", facts, near.plane, near.sessions, near.owner, near.opener, near.peers, near.lanes
+    )
+    samples = {
+        (sample.labels["rail"], sample.labels["state"]): sample.value
+        for metric in snapshot.take()
+        if metric.name == "transferd_rail_paths"
+        for sample in metric.samples
+    }
+    assert samples == {
+        ("m0", "up"): 1, ("m0", "down"): 0,
+        ("m1", "up"): 1, ("m1", "down"): 0,
+        ("m2", "up"): 0, ("m2", "down"): 1,
+    }  # fmt: skip
+    assert paths_text({"paths_up": 3, "paths_down": 1}) == "3 up, 1 down"
+    assert paths_text({"paths_up": 3, "paths_down": 0}) == "3 up"
 
 
 async def test_last_path_ends_the_lane(near: Host, far: Host) -> None:
