@@ -21,6 +21,7 @@
 #define ANSWERS_AT (TFD_CALLS * REQUEST_BYTES)
 #define MEMORY_BYTES (ANSWERS_AT + TFD_CALLS * sizeof(struct tfd_frame))
 #define ANSWER_BOUND_NS 5000000000u /* a worker that lives answers at once */
+#define READIES_MAX 64u             /* in flight of a connection, with all else: as its pieces */
 #define MAGIC 0x316d6674u           /* "tfm1" */
 
 enum wire_kind {
@@ -223,6 +224,8 @@ static int post_answers(struct tfd_worker *worker, struct tfd_conn *conn, uint32
 		uint32_t frame = (uint32_t)__builtin_ctz(due);
 		int rc;
 
+		/* Only now: a request may come before its half is told where the far one is. */
+		channel->answers[frame].token = channel->far_token;
 		memcpy(channel->memory + answer_at(frame), &channel->answers[frame],
 		       sizeof(struct tfd_frame));
 		rc = post_frame(worker, conn, answer_at(frame), sizeof(struct tfd_frame),
@@ -240,7 +243,7 @@ static int post_readies(struct tfd_worker *worker, struct tfd_conn *conn, uint32
 {
 	struct tfd_channel *channel = conn->channel;
 
-	while (!tfd_list_empty(&channel->readies)) {
+	while (!tfd_list_empty(&channel->readies) && conn->inflight_wrs < READIES_MAX) {
 		struct tfd_waiter *waiter = tfd_container(channel->readies.next, struct tfd_waiter, link);
 		int rc = post_frame(worker, conn, 0, 0, wire(WIRE_READY, waiter->sender));
 
@@ -397,7 +400,7 @@ static void take_request(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 		worker->dropped_imms++; /* the one before was not answered yet: no peer of ours does that */
 		return;
 	}
-	*answer = (struct tfd_frame){ .token = channel->far_token, .kind = TFD_ANSWER_REFUSED };
+	*answer = (struct tfd_frame){ .kind = TFD_ANSWER_REFUSED };
 	if (frame->kind == TFD_MESSAGE_VERIFY && frame->bytes <= TFD_MESSAGE_BYTES_MAX) {
 		channel->checks_due |= 1u << number;
 		tfd_channel_wake(conn);
@@ -430,6 +433,21 @@ static void take_answer(struct tfd_worker *worker, struct tfd_conn *conn, uint32
 		tfd_verify_answered(shard, frame);
 }
 
+/*
+ * A frame is taken out once: an immediate that was meant for an earlier half of this number, and comes late, must not find there what
+ * was read before. False: nothing for this half is there.
+ */
+static bool take_frame(struct tfd_channel *channel, size_t at, struct tfd_frame *frame)
+{
+	const uint64_t taken = 0;
+
+	memcpy(frame, channel->memory + at, sizeof(*frame));
+	if (frame->token != channel->token)
+		return false;
+	memcpy(channel->memory + at + offsetof(struct tfd_frame, token), &taken, sizeof(taken));
+	return true;
+}
+
 void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc)
 {
 	uint32_t low = wc->imm & (TFD_IMM_COUNT - 1);
@@ -450,8 +468,7 @@ void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc)
 		return;
 	}
 	low %= TFD_CALLS;
-	memcpy(&frame, conn->channel->memory + (request ? request_at(low) : answer_at(low)), sizeof(frame));
-	if (frame.token != conn->channel->token) { /* meant for a half that had this number before */
+	if (!take_frame(conn->channel, request ? request_at(low) : answer_at(low), &frame)) {
 		worker->dropped_imms++;
 		return;
 	}

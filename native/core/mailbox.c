@@ -41,18 +41,30 @@ void tfd_waiter_drop(struct tfd_waiter *waiter)
 
 	tfd_list_remove(&waiter->link);
 	tfd_list_remove(&waiter->conn_link);
+	tfd_list_remove(&waiter->hash_link);
 	waiter->next_free = worker->waiter_free;
 	worker->waiter_free = waiter;
 	if (mailbox)
 		mailbox_note(mailbox);
 }
 
-static bool waits(const struct tfd_mailbox *mailbox, const struct tfd_conn *conn, uint32_t sender)
+static struct tfd_list *bucket_of(const struct tfd_mailbox *mailbox, const struct tfd_conn *conn,
+                                  uint32_t sender)
 {
-	for (struct tfd_list *link = mailbox->waiters.next; link != &mailbox->waiters; link = link->next) {
-		const struct tfd_waiter *waiter = tfd_container(link, struct tfd_waiter, link);
+	uint64_t mixed = mailbox->handle ^ (uint64_t)conn->channel->number << 32 ^ sender;
 
-		if (waiter->conn == conn && waiter->sender == sender)
+	mixed *= 0x9e3779b97f4a7c15ull; /* the upper bits depend on all */
+	return &conn->group->worker->waiters[(mixed >> 40) % TFD_WAITER_BUCKETS];
+}
+
+/* Not by the mailbox's list: thousands may wait for one, and each asks again. */
+static bool waits(const struct tfd_list *bucket, const struct tfd_mailbox *mailbox,
+                  const struct tfd_conn *conn, uint32_t sender)
+{
+	for (struct tfd_list *link = bucket->next; link != bucket; link = link->next) {
+		const struct tfd_waiter *waiter = tfd_container(link, struct tfd_waiter, hash_link);
+
+		if (waiter->mailbox == mailbox && waiter->conn == conn && waiter->sender == sender)
 			return true;
 	}
 	return false;
@@ -62,9 +74,10 @@ static bool waits(const struct tfd_mailbox *mailbox, const struct tfd_conn *conn
 static bool waiter_add(struct tfd_mailbox *mailbox, struct tfd_conn *conn, uint32_t sender)
 {
 	struct tfd_worker *worker = conn->group->worker;
+	struct tfd_list *bucket = bucket_of(mailbox, conn, sender);
 	struct tfd_waiter *waiter = worker->waiter_free;
 
-	if (waits(mailbox, conn, sender))
+	if (waits(bucket, mailbox, conn, sender))
 		return true;
 	if (waiter)
 		worker->waiter_free = waiter->next_free;
@@ -75,6 +88,7 @@ static bool waiter_add(struct tfd_mailbox *mailbox, struct tfd_conn *conn, uint3
 	*waiter = (struct tfd_waiter){ .mailbox = mailbox, .conn = conn, .sender = sender };
 	tfd_list_push(&mailbox->waiters, &waiter->link);
 	tfd_list_push(&conn->channel->waiters, &waiter->conn_link);
+	tfd_list_push(bucket, &waiter->hash_link);
 	return true;
 }
 
@@ -86,6 +100,7 @@ static void wake_one(struct tfd_mailbox *mailbox)
 		return;
 	waiter = tfd_container(mailbox->waiters.next, struct tfd_waiter, link);
 	tfd_list_remove(&waiter->link);
+	tfd_list_remove(&waiter->hash_link);
 	waiter->mailbox = NULL;
 	tfd_list_push(&waiter->conn->channel->readies, &waiter->link);
 	tfd_channel_wake(waiter->conn);
@@ -101,7 +116,7 @@ void tfd_mailboxes_check(struct tfd_worker *worker)
 		struct tfd_mailbox *mailbox = tfd_container(link, struct tfd_mailbox, ready_link);
 
 		next = link->next;
-		for (uint32_t i = 0; i < mailbox->free_count; i++)
+		for (uint32_t i = 0; i < mailbox->free_count && !tfd_list_empty(&mailbox->waiters); i++)
 			wake_one(mailbox);
 		mailbox_note(mailbox);
 	}

@@ -107,10 +107,13 @@ struct tfd_channel {
 	struct tfd_list readies; /* tfd_waiter.link: to be told */
 };
 
+#define TFD_WAITER_BUCKETS 1024u /* a power of two */
+
 /* A far open that waits for a slot of a mailbox. Owner: worker. */
 struct tfd_waiter {
 	struct tfd_list link; /* mailbox->waiters, or channel->readies */
 	struct tfd_list conn_link;
+	struct tfd_list hash_link; /* worker->waiters, while it has a mailbox */
 	struct tfd_waiter *next_free;
 	struct tfd_mailbox *mailbox; /* NULL: is to be told */
 	struct tfd_conn *conn;
@@ -200,6 +203,9 @@ struct tfd_open {
 	uint8_t sends_inflight;
 	uint8_t send_window;
 	bool full; /* no message goes out before READY */
+	uint8_t full_path; /* by which it was told so last */
+	uint64_t wait_ns; /* when that was, or it was looked at last */
+	struct tfd_list wait_link; /* on worker->senders_waiting while it is full, or has parked ones */
 	uint64_t next_shard; /* number of the next shard: tells which were there before a fence */
 	struct tfd_list fences;
 };
@@ -483,12 +489,14 @@ struct tfd_worker {
 	struct tfd_batch *batch_free;
 	struct tfd_fraction *fraction_free;
 	struct tfd_waiter *waiter_free;
+	struct tfd_list waiters[TFD_WAITER_BUCKETS]; /* of all mailboxes, by mailbox, connection and sender */
 	struct tfd_table mailboxes;
 	struct tfd_list mailboxes_ready;
 	uint64_t next_mailbox_check_ns;
 	uint32_t check_left; /* bytes that may be read for checksums in this pass */
 	struct tfd_numbers channels; /* of struct tfd_conn */
 	struct tfd_numbers senders; /* of struct tfd_open */
+	struct tfd_list senders_waiting; /* tfd_open.wait_link, by wait_ns */
 	struct tfd_event events[TFD_PENDING_EVENTS]; /* on their way to the core's queue */
 	uint32_t event_count;
 	uint64_t now_ns;

@@ -170,6 +170,7 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	open->sender = TFD_NO_SLOT;
 	tfd_list_init(&open->shards);
 	tfd_list_init(&open->parked);
+	tfd_list_init(&open->wait_link);
 	tfd_list_init(&open->fences);
 	call.open = open;
 	call.session = open->session = tfd_session_get(core, session);

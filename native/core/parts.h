@@ -179,6 +179,7 @@ void tfd_send_answered(struct tfd_shard *shard, const struct tfd_frame *answer, 
 void tfd_send_lost(struct tfd_shard *shard, uint32_t detail, bool landed);
 void tfd_send_ready(struct tfd_open *open);
 void tfd_senders_conn_closed(struct tfd_worker *worker, const struct tfd_conn *conn);
+void tfd_senders_check(struct tfd_worker *worker);
 
 /* mailbox.c */
 void tfd_mailbox_deliver(struct tfd_worker *worker, struct tfd_conn *conn, const struct tfd_frame *frame,

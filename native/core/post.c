@@ -273,6 +273,7 @@ void tfd_conns_check_progress(struct tfd_worker *worker)
 			tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 	}
 	tfd_channels_check(worker);
+	tfd_senders_check(worker);
 }
 
 static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)
@@ -286,8 +287,10 @@ static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)
 			tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
 		return count + (rc == 0);
 	}
-	if (rc && rc != -EAGAIN) {
-		tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
+	if (count)
+		conn->stalled_ns = 0;
+	if (rc && rc != -EAGAIN) { /* of an incoming half PROVIDER would say that it has lost counts */
+		tfd_conn_break(conn, conn->outgoing ? TFD_DETAIL_PROVIDER : TFD_DETAIL_CONNECTION);
 		return count + 1;
 	}
 	if (rc) {

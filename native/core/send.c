@@ -12,6 +12,9 @@
 #include "parts.h"
 
 #define SENDERS_MAX TFD_IMM_COUNT
+#define ASK_AGAIN_NS                                                                                      \
+	1000000000u /* READY may have been lost with the far half alone, which nothing here would tell */
+#define ASK_CHECKS 4096u         /* of those who wait, in one pass */
 
 int tfd_sender_take(struct tfd_worker *worker, struct tfd_open *open)
 {
@@ -23,6 +26,7 @@ void tfd_sender_give(struct tfd_worker *worker, struct tfd_open *open)
 {
 	if (open->sender != TFD_NO_SLOT)
 		tfd_numbers_give(&worker->senders, open->sender);
+	tfd_list_remove(&open->wait_link);
 	open->sender = TFD_NO_SLOT;
 }
 
@@ -38,8 +42,19 @@ static void push(struct tfd_shard *shard, struct tfd_list *list)
 	shard->queued = true;
 }
 
+static void wait_from_now(struct tfd_open *open)
+{
+	struct tfd_worker *worker = open->session->group->worker;
+
+	open->wait_ns = worker->now_ns;
+	tfd_list_remove(&open->wait_link);
+	tfd_list_push(&worker->senders_waiting, &open->wait_link);
+}
+
 void tfd_send_park(struct tfd_shard *shard)
 {
+	if (tfd_list_empty(&shard->open->wait_link))
+		wait_from_now(shard->open);
 	push(shard, &shard->open->parked);
 }
 
@@ -134,6 +149,8 @@ static void refused_full(struct tfd_shard *shard, uint32_t readies)
 	open->send_window = 1;
 	if (open->readies == readies) /* else READY has overtaken this answer */
 		open->full = true;
+	open->full_path = shard->path;
+	wait_from_now(open);
 	if (shard->job->status != TFD_JOB_PENDING)
 		return;
 	shard->state = TFD_SHARD_DATA;
@@ -190,24 +207,72 @@ static void fail_parked(struct tfd_open *open)
 	}
 }
 
+static bool uses(const struct tfd_open *open, const struct tfd_conn *conn, bool *lives)
+{
+	bool used = false;
+
+	*lives = false;
+	for (uint32_t i = 0; i < open->path_count; i++) {
+		used = used || open->paths[i].conn == conn;
+		*lives = *lives || open->paths[i].conn->half;
+	}
+	return used;
+}
+
 /* READY may have been lost with it: whoever waits asks again, by another path. */
 void tfd_senders_conn_closed(struct tfd_worker *worker, const struct tfd_conn *conn)
 {
-	for (uint32_t i = 0; i < worker->senders.capacity; i++) {
-		struct tfd_open *open = worker->senders.items[i];
-		bool uses = false;
-		bool lives = false;
+	struct tfd_list *link;
+	struct tfd_list *next;
 
-		for (uint32_t k = 0; open && k < open->path_count; k++) {
-			uses = uses || open->paths[k].conn == conn;
-			lives = lives || open->paths[k].conn->half;
-		}
-		if (!uses)
+	for (link = worker->senders_waiting.next; link != &worker->senders_waiting; link = next) {
+		struct tfd_open *open = tfd_container(link, struct tfd_open, wait_link);
+		bool lives;
+
+		next = link->next;
+		if (!uses(open, conn, &lives))
 			continue;
 		open->full = false;
 		if (lives)
 			tfd_send_unpark(open);
 		else
 			fail_parked(open);
+	}
+}
+
+/* Whether nothing shows that the far half which is to tell it READY is still there, nor will soon. */
+static bool is_doubtful(const struct tfd_conn *conn, uint64_t now_ns)
+{
+	return conn->half && !conn->broken && !conn->channel->calls_open &&
+	       tfd_list_empty(&conn->queue[TFD_QUEUE_MESSAGES]) &&
+	       now_ns >= conn->channel->progress_ns + ASK_AGAIN_NS;
+}
+
+/* By the path that is in doubt: its connection turns out to be gone, or else to live, for all that wait there. */
+static void ask_again(struct tfd_open *open)
+{
+	struct tfd_shard *shard = tfd_container(open->parked.next, struct tfd_shard, link);
+
+	shard->path = open->full_path;
+	open->full = false;
+	tfd_send_unpark(open);
+}
+
+void tfd_senders_check(struct tfd_worker *worker)
+{
+	for (uint32_t i = 0; i < ASK_CHECKS && !tfd_list_empty(&worker->senders_waiting); i++) {
+		struct tfd_open *open =
+			tfd_container(worker->senders_waiting.next, struct tfd_open, wait_link);
+
+		if (worker->now_ns < open->wait_ns + ASK_AGAIN_NS)
+			return;
+		if (!open->full && tfd_list_empty(&open->parked)) {
+			tfd_list_remove(&open->wait_link);
+			continue;
+		}
+		wait_from_now(open);
+		if (open->full && !tfd_list_empty(&open->parked) &&
+		    is_doubtful(open->paths[open->full_path].conn, worker->now_ns))
+			ask_again(open);
 	}
 }

@@ -345,6 +345,9 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	tfd_list_init(&worker->conns_busy);
 	tfd_list_init(&worker->conns_inflight);
 	tfd_list_init(&worker->mailboxes_ready);
+	tfd_list_init(&worker->senders_waiting);
+	for (uint32_t i = 0; i < TFD_WAITER_BUCKETS; i++)
+		tfd_list_init(&worker->waiters[i]);
 	tfd_list_init(&worker->deadlines);
 	worker->spin_ns = spin_least_ns(worker);
 	rc = pools_open(worker);

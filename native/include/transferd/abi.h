@@ -212,8 +212,8 @@ struct tfd_target {
 
 /*
  * The memory of a mailbox, in a region of its owner: a ring of letters, then the slots. Message number n is told by
- * letter n modulo slots, written before the mailbox's counter passes n, and left alone until slots messages
- * later, so at least until message n was released. Writer: worker.
+ * letter n modulo slots, written before the mailbox's counter passes n, and left alone until message n + slots comes: to be
+ * read before that one or any later one is released. Writer: worker.
  */
 struct tfd_letter {
 	uint32_t slot;
