@@ -60,7 +60,7 @@ def test_canary_on_a_slow_simulated_fabric(
         Canary(kind, sender, receiver) as canary,
     ):
         canary.run(ROUNDS)
-        assert canary.caught == ROUNDS
+        assert canary.caught, "no fence met a job in flight"
 
 
 def test_several_requests_at_once(shared_pair: Pair) -> None:
