@@ -209,6 +209,7 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 		tfd_list_init(&conn->queue[i]);
 	tfd_list_init(&conn->busy_link);
 	tfd_list_init(&conn->inflight_link);
+	tfd_window_open(conn);
 	call.conn = conn;
 	call.far_landed = TFD_LANDED_UNKNOWN;
 	rc = tfd_channel_open(conn, error);

@@ -157,6 +157,11 @@ struct tfd_conn {
 	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
 	uint32_t inflight_wrs;
+	uint64_t window_bytes; /* that may be in flight; window.c */
+	uint64_t least_ns; /* that a piece took */
+	uint64_t shrunk_ns; /* when the window became smaller last */
+	bool window_rises; /* no piece has taken too long yet */
+	bool window_tight; /* the last piece to be posted did not fit */
 	uint64_t stalled_ns; /* since when nothing can be posted though nothing is in flight; 0: not so */
 	struct tfd_list queue[TFD_QUEUES]; /* shards with something to post, by priority; messages */
 	struct tfd_channel *channel; /* owned; NULL once closed */

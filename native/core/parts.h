@@ -88,6 +88,12 @@ void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc);
 /* A piece that surely has not landed: its shard goes out again. */
 void tfd_wr_return(struct tfd_wr *wr);
 
+/* window.c */
+void tfd_window_open(struct tfd_conn *conn);
+uint64_t tfd_window_segment(const struct tfd_conn *conn);
+bool tfd_window_takes(struct tfd_conn *conn, uint64_t length);
+void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr);
+
 /* loss.c */
 void tfd_loss_tell(const struct tfd_shard *shard, uint32_t status, uint32_t detail);
 

@@ -11,7 +11,6 @@
 #define CONNECT_BOUND_NS 5000000000u /* from the first refused post to giving up */
 #define PROGRESS_BOUND_NS 5000000000u /* without any piece coming back, to taking the connection out */
 #define CHECK_PAUSE_NS 500000000u
-#define WINDOW_WRS 64u               /* pieces in flight per connection */
 #define OWED_MAX (8u * 4096u)        /* counts of pages that may wait for a page to ride on */
 
 /* What goes out next for a shard. */
@@ -46,7 +45,7 @@ static uint32_t plan_units(struct tfd_shard *shard, const struct tfd_rail *rail,
 	return last || shard->units_owed >= OWED_MAX || !rail->info.ordered ? units_of(shard->units_owed) : 0;
 }
 
-static int plan_page(struct tfd_shard *shard, const struct tfd_rail *rail, struct plan *plan)
+static int plan_page(struct tfd_shard *shard, uint64_t segment, struct plan *plan)
 {
 	const struct tfd_piece *piece;
 
@@ -60,20 +59,20 @@ static int plan_page(struct tfd_shard *shard, const struct tfd_rail *rail, struc
 	plan->src_offset = piece->src_offset + shard->piece_posted;
 	plan->dst_offset = piece->dst_offset + shard->piece_posted;
 	plan->length = piece->length - shard->piece_posted;
-	if (plan->length > rail->segment_bytes)
-		plan->length = rail->segment_bytes;
+	if (plan->length > segment)
+		plan->length = segment;
 	else
 		plan->extent = piece->pages;
 	return 0;
 }
 
-static void plan_bytes(const struct tfd_shard *shard, const struct tfd_rail *rail, struct plan *plan)
+static void plan_bytes(const struct tfd_shard *shard, uint64_t segment, struct plan *plan)
 {
 	uint64_t offset = shard->first + shard->posted;
 
 	plan->length = shard->length - shard->posted;
-	if (plan->length > rail->segment_bytes)
-		plan->length = rail->segment_bytes;
+	if (plan->length > segment)
+		plan->length = segment;
 	plan->extent = plan->length;
 	plan->src_offset = shard->src_offset + offset;
 	plan->dst_offset = shard->dst_offset + offset;
@@ -85,16 +84,18 @@ static bool pays(const struct tfd_shard *shard)
 	       (shard->units_owed && shard->posted == shard->length);
 }
 
-static int plan_next(struct tfd_shard *shard, const struct tfd_rail *rail, struct plan *plan)
+static int plan_next(struct tfd_shard *shard, const struct tfd_conn *conn, struct plan *plan)
 {
+	uint64_t segment = tfd_window_segment(conn);
+
 	*plan = (struct plan){ .dst_offset = shard->dst_offset };
 	if (pays(shard)) {
 		plan->units = units_of(shard->units_owed);
 		return 0;
 	}
 	if (shard->job->op == TFD_OP_WRITE_PAGES && shard->length)
-		return plan_page(shard, rail, plan);
-	plan_bytes(shard, rail, plan);
+		return plan_page(shard, segment, plan);
+	plan_bytes(shard, segment, plan);
 	return 0;
 }
 
@@ -151,6 +152,8 @@ void tfd_wr_enter(struct tfd_conn *conn, struct tfd_wr *wr, uint64_t length)
 	conn->inflight_bytes += wr->length;
 	conn->inflight_wrs++;
 	conn->group->worker->inflight_wrs++;
+	wr->posted_ns = conn->group->worker->now_ns;
+	wr->ahead = conn->inflight_bytes;
 }
 
 void tfd_wr_leave(struct tfd_wr *wr)
@@ -218,7 +221,7 @@ static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd
 
 	if (!wr)
 		return -EAGAIN;
-	rc = plan_next(shard, conn->rail, &plan);
+	rc = plan_next(shard, conn, &plan);
 	if (rc) {
 		uint32_t detail = shard->job->detail;
 
@@ -226,8 +229,7 @@ static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd
 		tfd_job_finish_if_quiet(shard->job);
 		return 0;
 	}
-	if (conn->inflight_wrs && (conn->inflight_bytes + plan.length > worker->group->window_bytes ||
-	                           conn->inflight_wrs >= WINDOW_WRS))
+	if (!tfd_window_takes(conn, plan.length))
 		return -EAGAIN;
 	if (!pays(shard) && (plan.extent || !shard->length))
 		plan.units = plan_units(shard, conn->rail, plan.extent);
@@ -361,6 +363,7 @@ static void wr_acked(struct tfd_wr *wr)
 	struct tfd_session *session = job->session;
 	struct tfd_rail *rail = conn->rail;
 
+	tfd_window_acked(conn, wr);
 	wr_detach(wr);
 	job->acked += wr->length;
 	shard->acked += wr->extent;

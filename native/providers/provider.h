@@ -34,6 +34,8 @@ struct tfd_wr {
 	uint32_t units; /* eighths of a write that its immediate counts */
 	uint64_t extent; /* of its shard: bytes, or pages */
 	uint64_t length;
+	uint64_t posted_ns;
+	uint64_t ahead; /* in flight on the connection when it was posted, with it */
 	uint64_t imm_number; /* its immediate's on the connection, or the next one's */
 };
 

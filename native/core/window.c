@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How much may be in flight on a connection: as much as drains within a few milliseconds. A fence waits for what is in flight, and a
+ * small write behind it; on a slow rail a window that fits a fast one would be tens of milliseconds. Owner: worker.
+ */
+#include "parts.h"
+
+#define DRAIN_NS 5000000u         /* what a piece may take, on a path that is not longer by itself */
+#define LEAST_MAX_NS 1000000000u
+#define WINDOW_START (512u << 10) /* doubles in each round trip until a piece takes too long */
+#define WINDOW_LEAST (64u << 10)
+#define WINDOW_WRS 64u
+#define SEGMENTS 4u               /* of a window */
+#define SEGMENT_LEAST (16u << 10)
+
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+void tfd_window_open(struct tfd_conn *conn)
+{
+	conn->window_bytes = smaller(conn->group->window_bytes, WINDOW_START);
+	conn->window_rises = true;
+	conn->least_ns = LEAST_MAX_NS;
+}
+
+uint64_t tfd_window_segment(const struct tfd_conn *conn)
+{
+	uint64_t most = conn->rail->segment_bytes;
+	uint64_t segment = conn->window_bytes / SEGMENTS;
+
+	if (!conn->rail->info.ordered) /* the pieces of a shard were planned when it was cut */
+		return most;
+	return smaller(segment > SEGMENT_LEAST ? segment : SEGMENT_LEAST, most);
+}
+
+bool tfd_window_takes(struct tfd_conn *conn, uint64_t length)
+{
+	bool fits = conn->inflight_bytes + length <= conn->window_bytes;
+
+	conn->window_tight = !fits;
+	return !conn->inflight_wrs || (fits && conn->inflight_wrs < WINDOW_WRS);
+}
+
+/* At most to half in a round trip: a worker that had no processor for a while looks like a rail that has become slow. */
+static void shrink(struct tfd_conn *conn, uint64_t fits)
+{
+	uint64_t least = smaller(conn->group->window_bytes, WINDOW_LEAST);
+
+	conn->window_rises = false;
+	conn->shrunk_ns = conn->group->worker->now_ns;
+	if (fits < conn->window_bytes / 2)
+		fits = conn->window_bytes / 2;
+	conn->window_bytes = smaller(conn->window_bytes, fits > least ? fits : least);
+}
+
+/* What it took tells the rate, if the window was in use when it was posted: a lone piece that took long was held up by others. */
+void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr)
+{
+	uint64_t took = conn->group->worker->now_ns - wr->posted_ns;
+	uint64_t bound;
+
+	if (!wr->length)
+		return;
+	conn->least_ns = smaller(conn->least_ns, took);
+	bound = 2 * conn->least_ns > DRAIN_NS ? 2 * conn->least_ns : DRAIN_NS;
+	if (took <= bound) {
+		if (conn->window_tight)
+			conn->window_bytes += conn->window_rises ? wr->length : wr->length / 8;
+		conn->window_bytes = smaller(conn->window_bytes, conn->group->window_bytes);
+	} else if (wr->posted_ns > conn->shrunk_ns && 2 * wr->ahead >= conn->window_bytes) {
+		shrink(conn, wr->ahead * bound / took);
+	}
+}
