@@ -9,11 +9,11 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import scale
+from bench import fences, scale
+from bench.limited import limited_daemons
 from bench.pair import endpoints
 from bench.report import Report, Row
 from bench.stats import median, spread
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from bench.pair import Endpoint
 
 MIB = 1 << 20
-RATE = "1gbit"
 SIZE, WINDOW, WRITES = 32 * MIB, 4, 8
 TWO_RAILS = 1.9
 PAGE = 64 << 10
@@ -60,6 +59,16 @@ def measure(options: Options) -> Report:
     with options.step("unequal rails") as wanted:
         if wanted:
             unequal_rails(report)
+    for name, run in (
+        ("canaries in the core", fences.native_canaries),
+        ("canaries through daemons", fences.daemon_canaries),
+        ("canaries, opener stopped", fences.stopped_canaries),
+        ("fences answered, idle", fences.idle_answers),
+        ("fences answered, loaded", fences.loaded_answers),
+    ):
+        with options.step(name) as wanted:
+            if wanted:
+                run(options, report)
     return report
 
 
@@ -98,17 +107,8 @@ def simulated(options: Options, report: Report) -> None:
 @contextlib.contextmanager
 def limited_pair(rails: int) -> Iterator[tuple[Endpoint, Endpoint]]:
     """Runs two hosts with so many rails of 1 Gbit/s, and a client process at each."""
-    with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfd-")))
-        network = stack.enter_context(netns.network())
-        daemons = []
-        for number in range(2):
-            directory = place / str(number)
-            directory.mkdir()
-            host = network.host(rails, RATE)
-            daemon = host.daemon(directory, place / "tls", log_level="warning")
-            daemons.append(stack.enter_context(daemon))
-        yield stack.enter_context(endpoints(daemons, SIZE * WINDOW))
+    with limited_daemons(rails) as hosts, endpoints(hosts, SIZE * WINDOW) as pair:
+        yield pair
 
 
 def two_rails(options: Options, report: Report) -> None:
