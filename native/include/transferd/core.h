@@ -104,7 +104,7 @@ struct tfd_group_options {
 	uint32_t rail_count;
 	uint32_t segment_bytes; /* largest piece posted at once; 0: default */
 	uint32_t cut_bytes; /* least part of a write that goes by a rail of its own; 0: default */
-	uint32_t window_bytes; /* bytes in flight per connection; 0: default */
+	uint32_t window_bytes; /* most bytes in flight per connection; 0: default */
 	char library[256]; /* path of libfabric; "" lets dlopen find it */
 };
 
