@@ -282,7 +282,8 @@ class Job(BaseJob):
             timeout_s: Bound; None: as long as it takes.
 
         Returns:
-            How the job ended: CANCELLED, or OK if it was quicker.
+            How the job ended: CANCELLED, or OK if it was quicker. PEER_LOST: the far daemon does
+            not answer; what was on its way may land as long as that daemon has not noticed.
 
         Raises:
             WaitTimeout: It is not quiet yet.

@@ -149,6 +149,7 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 	group->core = core;
 	group->index = core->group_count;
 	group->cut_bytes = options->cut_bytes ? options->cut_bytes : CUT_BYTES_DEFAULT;
+	group->segment_given = options->segment_bytes != 0;
 	group->window_bytes = options->window_bytes ? options->window_bytes : WINDOW_BYTES_DEFAULT;
 	rc = rails_open(group, ops, options, error);
 	if (!rc) {

@@ -445,7 +445,8 @@ struct tfd_group {
 	struct tfd_rail rails[TFD_MAX_RAILS];
 	uint32_t rail_count;
 	uint32_t index;
-	uint64_t window_bytes;
+	uint64_t window_bytes; /* at most, of each connection */
+	bool segment_given; /* pieces are as long as configured, whatever the window */
 	uint64_t cut_bytes; /* writes below twice this are not cut */
 	struct tfd_worker *worker;
 };

@@ -30,7 +30,8 @@ uint64_t tfd_window_segment(const struct tfd_conn *conn)
 	uint64_t most = conn->rail->segment_bytes;
 	uint64_t segment = conn->window_bytes / SEGMENTS;
 
-	if (!conn->rail->info.ordered) /* the pieces of a shard were planned when it was cut */
+	/* As configured; or the pieces of a shard were planned when it was cut. */
+	if (conn->group->segment_given || !conn->rail->info.ordered)
 		return most;
 	return smaller(segment > SEGMENT_LEAST ? segment : SEGMENT_LEAST, most);
 }

@@ -93,7 +93,8 @@ def test_fence_while_the_opener_stands_still(
         sender.warm(grant.descriptor)
         source.view[:] = b"\x02" * LENGTH
         jobs = [sender.write(source, grant.descriptor, imm=1) for _ in range(20)]
-        jobs[0].wait(WAIT_S)
+        # Bulk jobs share the path, so that all of them are in flight when this one is back.
+        sender.imm(grant.descriptor, 2, priority="latency").wait(WAIT_S)
         with stopped(near):
             grant.fence([1])
             region.view[:] = b"\x03" * LENGTH
