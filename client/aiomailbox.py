@@ -31,12 +31,18 @@ class Mailbox(BaseMailbox):
         if not self._runtime.session.shared_memory:
             return await self._ask(timeout_s)
         message = await self._watch(timeout_s)
-        await self._settle()
+        if getattr(self._inbox, "due", None):
+            try:
+                await self._runtime.run(self._inbox.settle)
+            except BaseException:
+                self._put_back(message)
+                raise
         return message
 
-    async def _settle(self) -> None:
-        if getattr(self._inbox, "due", None):
-            await self._runtime.run(self._inbox.settle)
+    def _put_back(self, message: bytes) -> None:
+        """It came when nobody waited for it any more: others who wait have it instead."""
+        self._inbox.put_back(message)
+        self._runtime.driver.kick()
 
     async def _watch(self, timeout_s: float | None) -> bytes:
         """Waits in the event loop, by the events of the session."""
@@ -58,8 +64,8 @@ class Mailbox(BaseMailbox):
             if not found:
                 raise errors.WaitTimeout(f"no message came within {timeout_s:g} s") from None
         except BaseException:
-            if found:  # it came when nobody waited for it any more
-                inbox.put_back(found[0])
+            if found:
+                self._put_back(found[0])
             raise
         return found[0]
 
@@ -67,14 +73,16 @@ class Mailbox(BaseMailbox):
         """Waits by calls, in a thread; what comes after a cancel is kept for the next."""
         inbox = self._inbox
         end = None if timeout_s is None else time.monotonic() + timeout_s
+        asked = False
         while True:
-            message: bytes | None = await self._runtime.run(inbox.take)
+            message: bytes | None = inbox.kept()
             if message is not None:
                 return message
             left = SLICE_S if end is None else end - time.monotonic()
-            if left <= 0:
+            if left <= 0 and asked:
                 raise errors.WaitTimeout(f"no message came within {timeout_s:g} s")
-            await self._runtime.run(inbox.wait, left)
+            await self._runtime.run(inbox.wait, max(left, 0.0))
+            asked = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Receives until the mailbox is closed."""

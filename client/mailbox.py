@@ -94,6 +94,9 @@ class Inbox(Protocol):
     def take(self) -> bytes | None:
         """Takes the oldest message; None: none is there. Raises once the mailbox is closed."""
 
+    def kept(self) -> bytes | None:
+        """Takes the oldest message of those that are in this process already."""
+
     def put_back(self, message: bytes) -> None:
         """Has :meth:`take` return this next."""
 
@@ -152,6 +155,11 @@ class RingInbox:
             message = self._read()
             self._give_back(0.0)
             return message
+
+    def kept(self) -> bytes | None:
+        """As :meth:`Inbox.kept`."""
+        with self._lock:
+            return self._back.popleft() if self._back else None
 
     def _read(self) -> bytes:
         """Copies message number ``_next``, which the counter has told of."""
@@ -213,9 +221,13 @@ class LeaseInbox:
         """As :meth:`Inbox.take`."""
         if not self._came:
             self._ask(0.0)
+        return self.kept()
+
+    def kept(self) -> bytes | None:
+        """As :meth:`Inbox.kept`."""
         try:
             return self._came.popleft()
-        except IndexError:  # another thread was quicker
+        except IndexError:  # none, or another thread was quicker
             return None
 
     def _ask(self, timeout_s: float) -> None:

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from transferd.daemon.errors import InvalidRequest, NotFound, QuotaExceeded, Unavailable
+from transferd.daemon.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded, Unavailable
 from transferd.daemon.plane import (
     MAILBOX_SLOTS_MAX,
     MESSAGE_BYTES_MAX,
@@ -73,6 +73,7 @@ class Mailboxes:
 
         Raises:
             InvalidRequest: Names the field.
+            Conflict: REGION_IN_USE, REGION_ENDING.
             QuotaExceeded: GRANTS, COUNTERS, REGIONS or REGISTERED_BYTES.
         """
         session.check_open()
@@ -106,6 +107,7 @@ class Mailboxes:
         """Awaits nothing, so that its region cannot begin to end in between."""
         session = region.session
         region.check_active()
+        _check_free(region)
         try:
             info = self._plane.mailbox_add(session.handle, region.handle, slots, slot_bytes)
         except PlaneError as error:
@@ -157,6 +159,17 @@ class Mailboxes:
 
         await self._transfers.wait(session, some_came, timeout_s)
         return messages
+
+
+def _check_free(region: Region) -> None:
+    """Refuses a second mailbox in one region: their messages would lie on each other."""
+    for mailbox in region.session.mailboxes.values():
+        if mailbox.grant.region is region:
+            raise Conflict(
+                f"region: region {region.handle} holds mailbox {mailbox.number}; give each mailbox "
+                "a region of its own",
+                reason="REGION_IN_USE",
+            )
 
 
 def _find(session: Session, number: int) -> Mailbox:

@@ -257,3 +257,52 @@ def test_asyncio(shared_pair: Pair, receiver: Client, shared_memory: bool) -> No
                 await closing
 
     asyncio.run(run())
+
+
+def test_cancelled_receives_take_no_message(shared_pair: Pair, shared_memory: bool) -> None:
+    async def run() -> None:
+        async with (
+            transferd.aio.Client(shared_pair[0].socket, shared_memory=shared_memory) as near,
+            transferd.aio.Client(shared_pair[1].socket, shared_memory=shared_memory) as far,
+        ):
+            mailbox = await far.mailbox(slots=40, slot_bytes=16)
+            for i in range(40):
+                await (await near.send(mailbox.descriptor, b"%d" % i)).wait(WAIT_S)
+            received: list[bytes] = []
+            for turns in range(20):
+                waiting = asyncio.create_task(mailbox.receive(WAIT_S))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                received += [
+                    one
+                    for one in await asyncio.gather(waiting, return_exceptions=True)
+                    if isinstance(one, bytes)
+                ]
+            while len(received) < 40:
+                received.append(await mailbox.receive(WAIT_S))
+            assert sorted(received, key=int) == [b"%d" % i for i in range(40)]
+
+    asyncio.run(run())
+
+
+def test_a_message_of_a_cancelled_receive_goes_to_another(shared_pair: Pair) -> None:
+    async def run() -> None:
+        async with (
+            transferd.aio.Client(shared_pair[0].socket) as near,
+            transferd.aio.Client(shared_pair[1].socket) as far,
+        ):
+            mailbox = await far.mailbox()
+            driver = mailbox._runtime.driver
+            first = asyncio.create_task(mailbox.receive(WAIT_S))
+            second = asyncio.create_task(mailbox.receive(WAIT_S))
+            while len(driver._watches) < 2:
+                await asyncio.sleep(0)
+            await near.send(mailbox.descriptor, b"one")
+            while len(driver._watches) == 2:
+                await asyncio.sleep(0)
+            first.cancel()  # it has the message, and has not run since
+            assert await second == b"one"
+            assert first.cancelled()
+
+    asyncio.run(run())

@@ -115,6 +115,23 @@ def test_a_wait_ends_with_the_mailbox(owner: GrpcSession) -> None:
     assert [(error.code, error.reason) for error in refused] == [(NOT_FOUND, "MAILBOX_NOT_FOUND")]
 
 
+def test_a_region_holds_one_mailbox(owner: GrpcSession, sender: GrpcSession) -> None:
+    with shm_file(LENGTH) as (name, _):
+        region = owner.register(name)
+        box = create(owner, region)
+        again = mailbox_pb2.CreateMailboxRequest(slots=1, slot_bytes=1, region=region)
+        refused = owner.refused("mailboxes.CreateMailbox", again)
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "REGION_IN_USE",
+        )
+        assert f"region {region} holds mailbox {box.mailbox}" in refused.message
+        sender.wait(send(sender, box.descriptor, b"whole"))
+        assert receive(owner, box.mailbox) == [b"whole"]
+        owner.call("mailboxes.CloseMailbox", mailbox_pb2.CloseMailboxRequest(mailbox=box.mailbox))
+        create(owner, region)
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [
