@@ -74,7 +74,7 @@ class Mailboxes:
         Raises:
             InvalidRequest: Names the field.
             Conflict: REGION_IN_USE, REGION_ENDING.
-            QuotaExceeded: GRANTS, COUNTERS, REGIONS or REGISTERED_BYTES.
+            QuotaExceeded: GRANTS, COUNTERS, REGIONS, REGISTERED_BYTES or SHARED_FILES.
         """
         session.check_open()
         if not 1 <= slots <= MAILBOX_SLOTS_MAX:
@@ -99,9 +99,13 @@ class Mailboxes:
         except BaseException:
             os.close(fd)
             raise
-        return await self._sessions.register(
-            session, memory.memory_id, offset=0, length=size, name="mailbox"
-        )
+        try:
+            return await self._sessions.register(
+                session, memory.memory_id, offset=0, length=size, name="mailbox"
+            )
+        except BaseException:
+            self._sessions.drop_memory(session, memory)
+            raise
 
     def _create(self, region: Region, slots: int, slot_bytes: int, *, own: bool) -> Mailbox:
         """Awaits nothing, so that its region cannot begin to end in between."""

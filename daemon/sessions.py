@@ -185,7 +185,7 @@ class Sessions:
             length = regions.check_range(source, offset, length)
             region = await self._register(session, source, offset, length, name)
         except BaseException:
-            self._drop_memory(session, source, only_own=isinstance(memory, str))
+            self.drop_memory(session, source, only_own=isinstance(memory, str))
             raise
         if not source.sealed:
             self._opener.isolate(session)
@@ -235,7 +235,7 @@ class Sessions:
         return found
 
     @staticmethod
-    def _drop_memory(session: Session, memory: Memory, *, only_own: bool = True) -> None:
+    def drop_memory(session: Session, memory: Memory, *, only_own: bool = True) -> None:
         """Lets go of a file that no region is made from any more."""
         if only_own and not memory.regions:
             session.memories.pop(memory.memory_id, None)
@@ -269,7 +269,7 @@ class Sessions:
                     reason="REGION_BUSY",
                 ) from error
         self._forget_region(region)
-        self._drop_memory(session, region.memory)
+        self.drop_memory(session, region.memory)
 
     def _forget_region(self, region: Region) -> None:
         session = region.session

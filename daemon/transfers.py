@@ -64,8 +64,8 @@ class Transfers:
         except PlaneError as error:
             if error.errno in (errno.EAGAIN, errno.E2BIG):
                 raise QuotaExceeded(
-                    f"no room for {len(entries)} more jobs in flight; wait for some to end, then "
-                    "submit again",
+                    f"no room for {len(entries)} more jobs in flight, or for their pages, targets "
+                    "and messages; wait for some to end, then submit again",
                     reason="RING_FULL",
                 ) from None
             raise Internal(f"submitting jobs: {error.text}") from error

@@ -346,6 +346,7 @@ struct tfd_source {
 	uint64_t arena_bytes;
 	struct tfd_tables **tables; /* control's, by entry; NULL: none */
 	struct tfd_tables *tables_done; /* shared: stack of those to be freed */
+	size_t tables_bytes; /* control's, not freed yet; core->lock */
 };
 
 /* What the worker knows of a counter; the segment holds copies. Owner: worker. */

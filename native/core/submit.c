@@ -71,6 +71,7 @@ void tfd_tables_free(struct tfd_source *source)
 	while (tables) {
 		struct tfd_tables *next = tables->next;
 
+		source->tables_bytes -= tables->bytes;
 		free(tables);
 		tables = next;
 	}
@@ -98,6 +99,9 @@ static int publish_locked(struct tfd_session *session, struct tfd_entry *entries
 	if (count > source->entry_mask + 1 - (tail - head) ||
 	    !records_free(source, session->next_control_job + 1, count))
 		return -EAGAIN;
+	if (tables && source->tables_bytes && source->tables_bytes + tables->bytes > TFD_CONTROL_TABLES)
+		return -EAGAIN;
+	source->tables_bytes += tables ? tables->bytes : 0;
 	for (uint32_t i = 0; i < count; i++) {
 		uint64_t id = session->next_control_job + 1 + i;
 

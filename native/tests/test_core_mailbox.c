@@ -331,6 +331,43 @@ static uint32_t ended(struct tfd_record *const *records, uint64_t first, uint32_
 	return done;
 }
 
+static void await_end(struct world *w, uint64_t job)
+{
+	struct tfd_job_end end;
+	int rc;
+
+	while ((rc = tfd_job_result(w->a->core, w->from.session, job, &end)) == -EAGAIN)
+		(void)usleep(100);
+	CHECK_OK(rc);
+	CHECK(end.status == TFD_JOB_OK);
+}
+
+/* What jobs of control refer to is the daemon's memory while they wait: a session has a bounded share of it. */
+static void test_control_tables(struct world *w)
+{
+	enum { ROOM = TFD_CONTROL_TABLES / (1 << 20) };
+	uint8_t *tables = calloc(ROOM + 1, 1 << 20);
+	struct tfd_entry entry = send_entry(w->open, 0, 8);
+	uint64_t jobs[ROOM + 1];
+
+	CHECK(tables);
+	fill(w);
+	for (uint32_t i = 0; i < ROOM; i++) {
+		CHECK_OK(tfd_jobs_submit(w->a->core, w->from.session, &entry, 1, tables, 1 << 20));
+		jobs[i] = entry.job_id;
+	}
+	CHECK(tfd_jobs_submit(w->a->core, w->from.session, &entry, 1, tables, 8) == -EAGAIN);
+	CHECK_OK(tfd_jobs_submit(w->a->core, w->other.session, &entry, 1, tables, 8));
+	drain(w, SLOTS + ROOM);
+	for (uint32_t i = 0; i < ROOM; i++)
+		await_end(w, jobs[i]);
+	/* However long its tables, one submit has room when nothing else is in flight. */
+	CHECK_OK(tfd_jobs_submit(w->a->core, w->from.session, &entry, 1, tables, (ROOM + 1) << 20));
+	drain(w, 1);
+	await_end(w, entry.job_id);
+	free(tables);
+}
+
 static void path_close(struct world *w, uint32_t path)
 {
 	uint64_t landed;
@@ -461,6 +498,7 @@ int main(void)
 		test_bad_releases(&w);
 		test_bad_options(&w);
 		test_counters(&w);
+		test_control_tables(&w);
 		test_paths_lost(&w);
 		test_sender_ends(&w);
 		test_bad_address(&w);

@@ -11,11 +11,14 @@ import pytest
 
 from transferd.v1 import mailbox_pb2, region_pb2, session_pb2, transfer_pb2, types_pb2
 
-from support.grpc_session import GrpcSession, grpc_session, shm_file
+from support.grpc_session import GrpcSession, grpc_session, shm_file, tenants
+from support.levels import back_to, level
 from support.waiting import WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from conftest import MakeDaemon
 
     from support.daemon import DaemonProcess
 
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.slow
 LENGTH = 1 << 16
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.fixture
@@ -146,6 +150,33 @@ def test_sizes_are_refused(owner: GrpcSession, values: dict[str, int], field: st
     request = mailbox_pb2.CreateMailboxRequest(**values)
     refused = owner.refused("mailboxes.CreateMailbox", request)
     assert (refused.code, refused.reason, refused.field) == (INVALID, "INVALID_REQUEST", field)
+
+
+@pytest.mark.parametrize(
+    ("quotas", "reason"),
+    [
+        ({"registered_bytes": 4096}, "REGISTERED_BYTES"),
+        ({"regions": 0}, "REGIONS"),
+        ({"grants": 0}, "GRANTS"),
+        ({"per_session_shared_files": 1}, "SHARED_FILES"),
+        ({"per_session_counters": 16}, "COUNTERS"),
+    ],
+)
+def test_quotas_bound_mailboxes_and_refusals_leave_nothing(
+    make_daemon: MakeDaemon, quotas: dict[str, int], reason: str
+) -> None:
+    tenant = {**tenants()[0], "quotas": quotas}
+    daemon = make_daemon(tenants=[tenant])
+    big = mailbox_pb2.CreateMailboxRequest(slots=64, slot_bytes=100)
+    with grpc_session(daemon) as session:
+        room = {"SHARED_FILES": 1, "COUNTERS": 16}.get(reason, 0)
+        for _ in range(room):
+            session.call("mailboxes.CreateMailbox", big)
+        before = level(daemon)
+        for _ in range(30):
+            refused = session.refused("mailboxes.CreateMailbox", big)
+            assert (refused.code, refused.reason) == (EXHAUSTED, reason)
+        back_to(daemon, before)
 
 
 def test_what_is_not_there_is_refused(owner: GrpcSession, sender: GrpcSession) -> None:

@@ -327,10 +327,13 @@ int tfd_mailbox_take(struct tfd_core *core, uint64_t session, uint64_t mailbox, 
 
 /* ---- submitting for clients that only speak gRPC ---- */
 
+#define TFD_CONTROL_TABLES                                                                                  \
+	(16u << 20) /* bytes of tables of a session's jobs in flight; more only for one submit at a time */
+
 /*
  * The same entries, through a ring of the daemon's own in front of the same validation. Fills job_id of each.
  * `tables`, copied: what the entries' table_offset count from; NULL for none.
- * -EAGAIN: full; -E2BIG: more than 4,096; -ESHUTDOWN: the session ends. Ends are read with tfd_job_result.
+ * -EAGAIN: full, or no room for the tables; -E2BIG: more than 4,096; -ESHUTDOWN: the session ends. Ends are read with tfd_job_result.
  */
 int tfd_jobs_submit(struct tfd_core *core, uint64_t session, struct tfd_entry *entries, uint32_t count,
                     const void *tables, size_t table_bytes);
