@@ -296,10 +296,10 @@ def test_a_message_of_a_cancelled_receive_goes_to_another(shared_pair: Pair) -> 
             driver = mailbox._runtime.driver
             first = asyncio.create_task(mailbox.receive(WAIT_S))
             second = asyncio.create_task(mailbox.receive(WAIT_S))
-            while len(driver._watches) < 2:
+            while len(driver._watches) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await near.send(mailbox.descriptor, b"one")
-            while len(driver._watches) == 2:
+            while len(driver._watches) == 2:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             first.cancel()  # it has the message, and has not run since
             assert await second == b"one"
