@@ -197,6 +197,7 @@ _FD_REASONS: dict[str, type[TransferdError]] = {
     "SESSIONS": QuotaExceeded,
     "MEMLOCK": QuotaExceeded,
     "COUNTERS": QuotaExceeded,
+    "MAILBOX_SLOTS": QuotaExceeded,
     "SHARED_FILES": QuotaExceeded,
     "UID_NOT_ALLOWED": AccessDenied,
     "ALREADY_ATTACHED": Conflict,

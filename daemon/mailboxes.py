@@ -74,7 +74,8 @@ class Mailboxes:
         Raises:
             InvalidRequest: Names the field.
             Conflict: REGION_IN_USE, REGION_ENDING.
-            QuotaExceeded: GRANTS, COUNTERS, REGIONS, REGISTERED_BYTES or SHARED_FILES.
+            QuotaExceeded: GRANTS, COUNTERS, MAILBOX_SLOTS, REGIONS,
+                REGISTERED_BYTES or SHARED_FILES.
         """
         session.check_open()
         if not 1 <= slots <= MAILBOX_SLOTS_MAX:
@@ -118,6 +119,10 @@ class Mailboxes:
             if error.errno == errno.ENOSPC:
                 raise QuotaExceeded(
                     f"slots: {error.text}; attach with a larger counter_count", reason="COUNTERS"
+                ) from error
+            if error.errno == errno.EDQUOT:
+                raise QuotaExceeded(
+                    f"slots: {error.text}; close some, or make smaller ones", reason="MAILBOX_SLOTS"
                 ) from error
             if error.errno == errno.EINVAL:
                 raise InvalidRequest("region", error.text) from error

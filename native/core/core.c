@@ -113,6 +113,8 @@ static int rails_open(struct tfd_group *group, const struct tfd_provider_ops *op
 		int rc;
 
 		rail->index = i;
+		for (uint32_t k = 0; k < TFD_KEY_BUCKETS; k++)
+			tfd_list_init(&rail->regions[k]);
 		rail->wait_fd = -1;
 		rail->ops = ops;
 		rc = ops->domain_open(options, options->rails[i], &rail->info, &rail->domain, error);

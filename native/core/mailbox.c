@@ -217,6 +217,7 @@ static void mailbox_detach(struct tfd_worker *worker, struct tfd_mailbox *mailbo
 	tfd_list_remove(&mailbox->ready_link);
 	(void)tfd_table_remove(&worker->mailboxes, mailbox->handle);
 	mailbox->region->jobs--;
+	mailbox->session->mailbox_slots -= mailbox->slots;
 	tfd_counter_fault(mailbox->session, mailbox->counter, 0, 0, 0); /* whoever waits for a message */
 	tfd_counter_return(mailbox->session, mailbox->counter);
 }
@@ -285,6 +286,10 @@ static int add_command(struct tfd_worker *worker, void *argument)
 
 	if (rc)
 		return rc;
+	if (mailbox->slots > TFD_SESSION_SLOTS - session->mailbox_slots)
+		return tfd_fail(call->error, -EDQUOT,
+		                "the session's mailboxes have %u slots; they may have %u in all",
+		                session->mailbox_slots, TFD_SESSION_SLOTS);
 	if (tfd_counter_give_unnamed(session, &mailbox->counter) != 0)
 		return tfd_fail(call->error, -ENOSPC, "the session has all its %u counters",
 		                session->counter_count);
@@ -295,6 +300,7 @@ static int add_command(struct tfd_worker *worker, void *argument)
 	}
 	mailbox->next = mailbox->next_taken = session->counts[mailbox->counter].value;
 	mailbox->region->jobs++;
+	session->mailbox_slots += mailbox->slots;
 	tfd_list_push(&session->mailboxes, &mailbox->link);
 	*call->info = (struct tfd_mailbox_info){ .mailbox = mailbox->handle,
 	                                         .counter = mailbox->counter,

@@ -20,6 +20,7 @@
 #define TFD_CONTROL_ENDS 4096u /* ends of control jobs that are kept */
 #define TFD_IMM_PAGE 1024u     /* immediates per page of the imm map */
 #define TFD_NO_SLOT UINT32_MAX
+#define TFD_KEY_BUCKETS 4096u /* a power of two */
 
 struct tfd_list {
 	struct tfd_list *next;
@@ -43,6 +44,7 @@ struct tfd_region {
 	uint32_t rail_count;
 	struct tfd_mr *mrs[TFD_MAX_RAILS];
 	struct tfd_region_key keys[TFD_MAX_RAILS];
+	struct tfd_list key_links[TFD_MAX_RAILS]; /* worker; in its rails' `regions` */
 };
 
 #define TFD_QUEUES 3u
@@ -290,6 +292,7 @@ struct tfd_tables {
 	uint8_t data[];
 };
 
+#define TFD_SESSION_SLOTS 262144u /* of a session's mailboxes: some 6 MiB */
 #define TFD_SESSION_SHARDS 65536u /* of a session's jobs in flight: some 11 MiB */
 #define TFD_JOB_CLASSES 5u /* 1, 8, 64, 512 or 4096 shards */
 
@@ -412,6 +415,7 @@ struct tfd_session {
 	struct tfd_table regions;
 	struct tfd_table opens;
 	struct tfd_list mailboxes;
+	uint32_t mailbox_slots; /* of all of them */
 	uint32_t counter_free; /* a mailbox's before; next in counts[].imm; TFD_NO_SLOT: none */
 	struct tfd_list jobs;
 	uint32_t job_count;
@@ -438,6 +442,7 @@ struct tfd_rail {
 	uint32_t index;
 	int wait_fd;
 	uint64_t segment_bytes; /* largest piece posted at once */
+	struct tfd_list regions[TFD_KEY_BUCKETS]; /* worker; tfd_region.key_links, by key */
 };
 
 /* A domain group: the rails of one worker. Constant after opening. */

@@ -207,6 +207,9 @@ void tfd_open_destroy(struct tfd_open *open);
 
 /* region.c */
 void tfd_region_destroy(struct tfd_region *region);
+void tfd_region_unlink(struct tfd_region *region); /* worker: not to be found by its keys any more */
+/* Worker. NULL: the session with that name space has none with that key. */
+const struct tfd_region *tfd_region_find(const struct tfd_rail *rail, uint32_t name_space, uint64_t key);
 bool tfd_region_probe(struct tfd_region *region); /* worker, after an error: whether its pages are gone */
 
 /* guard.c */

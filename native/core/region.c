@@ -50,14 +50,44 @@ struct region_call {
 	uint32_t max;
 };
 
+static uint32_t bucket_of(uint64_t key)
+{
+	return (uint32_t)(key * 0x9e3779b97f4a7c15ull >> 40) % TFD_KEY_BUCKETS;
+}
+
+void tfd_region_unlink(struct tfd_region *region)
+{
+	for (uint32_t i = 0; i < region->rail_count; i++)
+		tfd_list_remove(&region->key_links[i]);
+}
+
+const struct tfd_region *tfd_region_find(const struct tfd_rail *rail, uint32_t name_space, uint64_t key)
+{
+	const struct tfd_list *bucket = &rail->regions[bucket_of(key)];
+
+	for (const struct tfd_list *link = bucket->next; link != bucket; link = link->next) {
+		const struct tfd_region *region =
+			tfd_container(link, struct tfd_region, key_links[rail->index]);
+
+		if (region->keys[rail->index].key == key && region->session->name_space == name_space)
+			return region;
+	}
+	return NULL;
+}
+
 static int add_command(struct tfd_worker *worker, void *argument)
 {
 	struct region_call *call = argument;
+	struct tfd_region *region = call->region;
+	int rc;
 
-	(void)worker;
 	if (call->session->state >= TFD_STATE_ENDING)
 		return -ESHUTDOWN;
-	return tfd_table_add(&call->session->regions, call->region, &call->region->handle);
+	rc = tfd_table_add(&call->session->regions, region, &region->handle);
+	for (uint32_t i = 0; !rc && i < region->rail_count; i++)
+		tfd_list_push(&worker->group->rails[i].regions[bucket_of(region->keys[i].key)],
+		              &region->key_links[i]);
+	return rc;
 }
 
 static int remove_command(struct tfd_worker *worker, void *argument)
@@ -71,6 +101,7 @@ static int remove_command(struct tfd_worker *worker, void *argument)
 	if (region->jobs)
 		return -EBUSY;
 	call->region = tfd_table_remove(&call->session->regions, call->handle);
+	tfd_region_unlink(region);
 	return 0;
 }
 

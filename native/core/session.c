@@ -442,6 +442,10 @@ static int detach_command(struct tfd_worker *worker, void *argument)
 	tfd_list_remove(&session->link);
 	tfd_worker_unwatch(worker, session->doorbell[0]);
 	tfd_mailboxes_free(session, worker);
+	for (uint32_t i = 0; i < session->regions.capacity; i++) {
+		if (session->regions.items[i])
+			tfd_region_unlink(session->regions.items[i]);
+	}
 	for (uint32_t i = 0; i < session->opens.capacity; i++) {
 		if (!session->opens.items[i])
 			continue;

@@ -192,17 +192,6 @@ void tfd_verify_lost(struct tfd_shard *shard, uint32_t detail)
 
 /* ---- answering ---- */
 
-static const struct tfd_region *region_of(const struct tfd_session *session, uint32_t rail, uint64_t key)
-{
-	for (uint32_t i = 0; session && i < session->regions.capacity; i++) {
-		const struct tfd_region *region = session->regions.items[i];
-
-		if (region && rail < region->rail_count && region->keys[rail].key == key)
-			return region;
-	}
-	return NULL;
-}
-
 /* Its memory against its checksum. */
 static uint32_t compare(const struct tfd_region *region, uint64_t begin, const struct tfd_frame *frame,
                         const uint8_t *payload)
@@ -228,10 +217,8 @@ static uint32_t compare(const struct tfd_region *region, uint64_t begin, const s
 void tfd_verify_answer(struct tfd_worker *worker, struct tfd_conn *conn, const struct tfd_frame *frame,
                        const uint8_t *payload, struct tfd_frame *answer)
 {
-	const struct tfd_session *session =
-		frame->name_space < TFD_NAME_SPACES ? worker->name_spaces[frame->name_space] : NULL;
 	uint32_t rail = conn->rail->index;
-	const struct tfd_region *region = region_of(session, rail, frame->target);
+	const struct tfd_region *region = tfd_region_find(conn->rail, frame->name_space, frame->target);
 
 	worker->check_left -= worker->check_left < SLICE_BYTES ? worker->check_left : SLICE_BYTES;
 	answer->argument =

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Mailboxes between two cores on loopback, and within one over the local provider: delivered, full, refused, cut off, hostile. */
+#include "core/parts.h"
 #include "mailbox_fixture.h"
 
 #include <time.h>
@@ -275,6 +276,27 @@ static void test_bad_options(struct world *w)
 	CHECK(tfd_mailbox_remove(w->a->core, w->other.session, w->box.info.mailbox) == -ENOENT);
 }
 
+/* What a session's mailboxes take of the daemon's own memory has a bound, whatever little of its own they lie in. */
+static void test_slots(struct world *w)
+{
+	struct tfd_mailbox_options options = { .region = w->to.region,
+	                                       .slots = TFD_MAILBOX_SLOTS_MAX,
+	                                       .slot_bytes = 1 };
+	struct tfd_mailbox_info boxes[16];
+	uint32_t count = 0;
+	int rc = 0;
+
+	while (!rc && count < 16) {
+		rc = tfd_mailbox_add(w->b->core, w->to.session, &options, &boxes[count], &error);
+		count += !rc;
+	}
+	CHECK(rc == -EDQUOT && count * TFD_MAILBOX_SLOTS_MAX + SLOTS <= TFD_SESSION_SLOTS);
+	CHECK_OK(tfd_mailbox_remove(w->b->core, w->to.session, boxes[0].mailbox));
+	CHECK_OK(tfd_mailbox_add(w->b->core, w->to.session, &options, &boxes[0], &error));
+	while (count--)
+		CHECK_OK(tfd_mailbox_remove(w->b->core, w->to.session, boxes[count].mailbox));
+}
+
 /* Counters of closed mailboxes are used again, and go on from where they stood. */
 static void test_counters(struct world *w)
 {
@@ -499,6 +521,7 @@ int main(void)
 		test_bad_options(&w);
 		test_counters(&w);
 		test_control_tables(&w);
+		test_slots(&w);
 		test_paths_lost(&w);
 		test_sender_ends(&w);
 		test_bad_address(&w);

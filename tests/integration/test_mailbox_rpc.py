@@ -179,6 +179,19 @@ def test_quotas_bound_mailboxes_and_refusals_leave_nothing(
         back_to(daemon, before)
 
 
+def test_slots_of_a_session_have_a_bound(owner: GrpcSession) -> None:
+    most = mailbox_pb2.CreateMailboxRequest(slots=65_536, slot_bytes=1)
+    boxes = [owner.call("mailboxes.CreateMailbox", most).mailbox for _ in range(4)]
+    refused = owner.refused("mailboxes.CreateMailbox", most)
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "MAILBOX_SLOTS",
+    )
+    closing = mailbox_pb2.CloseMailboxRequest(mailbox=boxes[0])
+    owner.call("mailboxes.CloseMailbox", closing)
+    owner.call("mailboxes.CreateMailbox", most)
+
+
 def test_what_is_not_there_is_refused(owner: GrpcSession, sender: GrpcSession) -> None:
     box = create(owner)
     for session, number in ((owner, box.mailbox + 1), (owner, 0), (sender, box.mailbox)):

@@ -311,7 +311,10 @@ struct tfd_mailbox_info {
 	uint64_t first; /* its value now: number of the first message */
 };
 
-/* -ENOENT: no such session or region; -EINVAL: sizes, a region that is read-only; -ENOSPC: no counter is left. */
+/*
+ * -ENOENT: no such session or region; -EINVAL: sizes, a region that is read-only; -ENOSPC: no counter is left; -EDQUOT: the session's
+ * mailboxes would have more than 262,144 slots.
+ */
 int tfd_mailbox_add(struct tfd_core *core, uint64_t session, const struct tfd_mailbox_options *options,
                     struct tfd_mailbox_info *out, struct tfd_error *error);
 /*
