@@ -186,6 +186,7 @@ class DataPlane:
         for i, rail in enumerate(options.rails):
             _fill(native.rails[i], rail, "rail")
         native.rail_count = len(options.rails)
+        native.with_local = options.with_local
         native.segment_bytes = options.segment_bytes
         native.window_bytes = options.window_bytes
         group = ffi.new("uint32_t *")

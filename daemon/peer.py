@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transferd.daemon.opens import Open
     from transferd.daemon.wire import GrantKeys, Link
 
+LOCAL_PROTOCOL = "local/"  # of the rail that copies within a domain group; then its random name
 TOKEN_BYTES = 16
 
 
@@ -320,7 +321,9 @@ def count_paths(peers: Iterable[Peer]) -> dict[int, PathCount]:
 def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:
     """Chooses the connections of a lane.
 
-    Every rail of either side is used, as far as both speak the same fabric protocol.
+    Within one daemon the rail that copies is all that is needed: its protocol is that of one domain
+    group alone. Else every rail of either side is used, as far as both speak the same fabric
+    protocol.
 
     Args:
         local: Protocol of each rail here.
@@ -332,18 +335,24 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
     Raises:
         Conflict: PROTOCOL_MISMATCH: no rail of the two speaks the same protocol.
     """
-    count = min(max(len(local), len(remote)), MAX_PATHS) if local and remote else 0
+    for here, name in enumerate(local):
+        if name.startswith(LOCAL_PROTOCOL) and name in remote:
+            return [(here, remote.index(name))]
+    nics = [i for i, name in enumerate(local) if not name.startswith(LOCAL_PROTOCOL)]
+    far_nics = [i for i, name in enumerate(remote) if not name.startswith(LOCAL_PROTOCOL)]
+    count = min(max(len(nics), len(far_nics)), MAX_PATHS) if nics and far_nics else 0
     pairs = []
     for i in range(count):
-        here, there = i % len(local), i % len(remote)
+        here, there = nics[i % len(nics)], far_nics[i % len(far_nics)]
         if local[here] != remote[there]:
             # Not side by side: any partner that speaks it will do.
-            there = next((j for j, name in enumerate(remote) if name == local[here]), -1)
+            there = next((j for j in far_nics if remote[j] == local[here]), -1)
         if there >= 0 and (here, there) not in pairs:
             pairs.append((here, there))
     if not pairs:
         raise Conflict(
-            f"no common fabric protocol: here {sorted(set(local))}, there {sorted(set(remote))}; "
+            f"no common fabric protocol: here {sorted({local[i] for i in nics})}, there "
+            f"{sorted({remote[i] for i in far_nics})}; "
             "use the same "
             "provider and version of libfabric on both hosts",
             reason="PROTOCOL_MISMATCH",

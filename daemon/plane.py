@@ -140,6 +140,7 @@ class GroupOptions:
     provider: str
     fabric: str = ""
     rails: tuple[str, ...] = ()
+    with_local: bool = False
     segment_bytes: int = 0
     window_bytes: int = 0
     library: str = ""

@@ -175,6 +175,8 @@ class Server:
                 provider="libfabric" if config.provider == "auto" else config.provider,
                 fabric=config.fabric.name,
                 rails=choice.names,
+                # The simulated fabric is for tests, which want all traffic on it.
+                with_local=config.provider != "sim",
                 segment_bytes=config.fabric.segment,
                 window_bytes=config.fabric.window,
                 library=config.fabric.library,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 ID_BYTES = 16
-PROTOCOLS_MAX = 32
+PROTOCOLS_MAX = 33  # TFD_MAX_RAILS
 CONNECTIONS_MAX = 64
 
 

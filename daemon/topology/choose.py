@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transferd.daemon.topology.groups import Group
     from transferd.daemon.topology.model import Topology
 
-MAX_RAILS = 32  # TFD_MAX_RAILS
+MAX_RAILS = 32  # TFD_MAX_NICS
 TOLD_GPUS = 2  # a reason that names more is not read
 
 

@@ -105,28 +105,38 @@ const struct tfd_provider_ops *tfd_provider_find(const char *name)
 	return NULL;
 }
 
+static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops,
+                     const struct tfd_group_options *options, const char *name, struct tfd_error *error)
+{
+	struct tfd_rail *rail = &group->rails[group->rail_count];
+	int rc;
+
+	rail->index = group->rail_count;
+	for (uint32_t i = 0; i < TFD_KEY_BUCKETS; i++)
+		tfd_list_init(&rail->regions[i]);
+	rail->wait_fd = -1;
+	rail->ops = ops;
+	rc = ops->domain_open(options, name, &rail->info, &rail->domain, error);
+	if (rc)
+		return rc;
+	rail->info.state = 1;
+	rail->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
+	if (rail->info.max_message_bytes < rail->segment_bytes)
+		rail->segment_bytes = rail->info.max_message_bytes;
+	group->rail_count++;
+	return 0;
+}
+
 static int rails_open(struct tfd_group *group, const struct tfd_provider_ops *ops,
                       const struct tfd_group_options *options, struct tfd_error *error)
 {
-	for (uint32_t i = 0; i < options->rail_count; i++) {
-		struct tfd_rail *rail = &group->rails[i];
-		int rc;
+	int rc = 0;
 
-		rail->index = i;
-		for (uint32_t k = 0; k < TFD_KEY_BUCKETS; k++)
-			tfd_list_init(&rail->regions[k]);
-		rail->wait_fd = -1;
-		rail->ops = ops;
-		rc = ops->domain_open(options, options->rails[i], &rail->info, &rail->domain, error);
-		if (rc)
-			return rc;
-		rail->info.state = 1;
-		rail->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
-		if (rail->info.max_message_bytes < rail->segment_bytes)
-			rail->segment_bytes = rail->info.max_message_bytes;
-		group->rail_count++;
-	}
-	return 0;
+	for (uint32_t i = 0; !rc && i < options->rail_count; i++)
+		rc = rail_open(group, ops, options, options->rails[i], error);
+	if (!rc && options->with_local)
+		rc = rail_open(group, &tfd_local_ops, options, "local", error);
+	return rc;
 }
 
 int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *options, uint32_t *index,
@@ -140,9 +150,9 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 		return tfd_fail(error, -ENOENT,
 		                "there is no provider \"%s\"; this build has: libfabric, local, sim",
 		                options->provider);
-	if (!options->rail_count || options->rail_count > TFD_MAX_RAILS)
+	if (!options->rail_count || options->rail_count > TFD_MAX_NICS)
 		return tfd_fail(error, -EINVAL, "%u rails; a domain group has 1 to %u", options->rail_count,
-		                TFD_MAX_RAILS);
+		                TFD_MAX_NICS);
 	if (core->group_count == TFD_MAX_RAILS)
 		return tfd_fail(error, -ENOSPC, "the daemon has all its %u domain groups", TFD_MAX_RAILS);
 	group = calloc(1, sizeof(*group));

@@ -135,6 +135,8 @@ def test_daemon_killed(make_daemon: MakeDaemon, victim: str) -> None:
                     assert message not in messages
                 assert job.wait(WAIT_S) is JobStatus.OK
         else:
+            # Its answer may come after the message itself has been seen.
+            eventually(lambda: any(job.done() for job in jobs), "no answer has come")
             far.kill()
             ends = set()
             for job in jobs:

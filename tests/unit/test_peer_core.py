@@ -92,6 +92,17 @@ def test_every_rail_of_both_sides_is_used(local: int, remote: int) -> None:
     assert {there for _, there in pairs} == set(range(min(remote, MAX_PATHS)))
 
 
+def test_within_one_daemon_nothing_but_copies() -> None:
+    rails = ["p", "q", "local/1"]
+    assert pair_rails(rails, rails) == [(2, 2)]
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_the_rail_that_copies_joins_no_other_daemon(local: int, remote: int) -> None:
+    pairs = pair_rails(["p"] * local + ["local/1"], ["p"] * remote + ["local/2"])
+    assert pairs == pair_rails(["p"] * local, ["p"] * remote)
+
+
 @given(st.lists(st.sampled_from("abc"), max_size=6), st.lists(st.sampled_from("abc"), max_size=6))
 def test_only_rails_that_speak_alike_are_joined(local: list[str], remote: list[str]) -> None:
     if not set(local) & set(remote):

@@ -19,7 +19,8 @@
 #define TFD_NAME_MAX 64
 #define TFD_ADDRESS_MAX 256
 #define TFD_ERROR_MAX 256
-#define TFD_MAX_RAILS 32
+#define TFD_MAX_NICS 32 /* of one domain group */
+#define TFD_MAX_RAILS (TFD_MAX_NICS + 1) /* and `local` */
 
 struct tfd_core; /* one per daemon */
 
@@ -100,8 +101,10 @@ struct tfd_rail_info {
 struct tfd_group_options {
 	char provider[TFD_NAME_MAX]; /* "libfabric" */
 	char fabric[TFD_NAME_MAX]; /* libfabric's own provider name; "" lets us choose */
-	char rails[TFD_MAX_RAILS][TFD_NAME_MAX]; /* interface or device names, or addresses */
+	char rails[TFD_MAX_NICS][TFD_NAME_MAX]; /* interface or device names, or addresses */
 	uint32_t rail_count;
+	uint32_t
+		with_local; /* not 0: one rail more, the last, for writes within the group (providers/local) */
 	uint32_t segment_bytes; /* largest piece posted at once; 0: default */
 	uint32_t cut_bytes; /* least part of a write that goes by a rail of its own; 0: default */
 	uint32_t window_bytes; /* most bytes in flight per connection; 0: default */
