@@ -28,9 +28,12 @@ struct tfd_job *tfd_job_alloc(struct tfd_session *session, uint32_t shard_count)
 		return NULL;
 	job = worker->job_free[shard_class];
 	if (!job) {
+		if (tfd_deadlines_reserve(worker, worker->jobs_made + 1) != 0)
+			return NULL;
 		job = malloc(sizeof(*job) + class_shards[shard_class] * sizeof(job->shards[0]));
 		if (!job)
 			return NULL;
+		worker->jobs_made++;
 	} else {
 		worker->job_free[shard_class] =
 			job->link.next ? tfd_container(job->link.next, struct tfd_job, link) : NULL;
@@ -40,7 +43,6 @@ struct tfd_job *tfd_job_alloc(struct tfd_session *session, uint32_t shard_count)
 	job->shard_class = shard_class;
 	job->shard_count = job->shards_left = job->data_left = shard_count;
 	tfd_list_init(&job->link);
-	tfd_list_init(&job->deadline_link);
 	for (uint32_t i = 0; i < shard_count; i++) {
 		job->shards[i].job = job;
 		tfd_list_init(&job->shards[i].link);
@@ -98,13 +100,8 @@ void tfd_job_start(struct tfd_job *job)
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
 	if (job->region)
 		job->region->jobs++;
-	if (job->deadline_ns) {
-		struct tfd_worker *worker = session->group->worker;
-
-		if (tfd_list_empty(&worker->deadlines) || job->deadline_ns < worker->next_deadline_ns)
-			worker->next_deadline_ns = job->deadline_ns;
-		tfd_list_push(&worker->deadlines, &job->deadline_link);
-	}
+	if (job->deadline_ns)
+		tfd_deadline_add(session->group->worker, job);
 	tfd_job_cut(job);
 	for (uint32_t i = 0; i < job->shard_count; i++)
 		tfd_shard_start(&job->shards[i]);
@@ -161,7 +158,7 @@ static void job_unlink(struct tfd_job *job)
 
 	job->source->in_flight[job->record] = NULL;
 	tfd_list_remove(&job->link);
-	tfd_list_remove(&job->deadline_link);
+	tfd_deadline_remove(session->group->worker, job);
 	session->job_count--;
 	session->shard_count -= class_shards[job->shard_class];
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
@@ -208,27 +205,6 @@ void tfd_job_finish_if_quiet(struct tfd_job *job)
 		tfd_shard_settle(&job->shards[i]);
 	job_release(worker, job);
 	tfd_session_quiet_if_idle(session);
-}
-
-void tfd_jobs_check_deadlines(struct tfd_worker *worker)
-{
-	uint64_t earliest = UINT64_MAX;
-	struct tfd_list *link;
-	struct tfd_list *next;
-
-	for (link = worker->deadlines.next; link != &worker->deadlines; link = next) {
-		struct tfd_job *job = tfd_container(link, struct tfd_job, deadline_link);
-
-		next = link->next;
-		if (worker->now_ns < job->deadline_ns) {
-			earliest = job->deadline_ns < earliest ? job->deadline_ns : earliest;
-			continue;
-		}
-		tfd_list_remove(&job->deadline_link); /* it has failed: its deadline matters no more */
-		tfd_job_fail(job, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
-		tfd_job_finish_if_quiet(job);
-	}
-	worker->next_deadline_ns = earliest;
 }
 
 /* ---- control's calls ---- */

@@ -299,7 +299,7 @@ struct tfd_tables {
 /* A job in flight. Owner: worker. */
 struct tfd_job {
 	struct tfd_list link; /* session->jobs, oldest first; free list afterwards */
-	struct tfd_list deadline_link;
+	uint32_t deadline_at; /* in the heap, from 1 on; 0: not there */
 	struct tfd_session *session;
 	struct tfd_source *source;
 	struct tfd_open *open; /* NULL: each shard has its own */
@@ -487,14 +487,16 @@ struct tfd_worker {
 	/* worker */
 	bool stop;
 	uint32_t guard_hits; /* as of the last look */
-	uint64_t next_deadline_ns; /* none of the deadlines is earlier */
 	struct tfd_list sessions;
 	struct tfd_session *name_spaces[TFD_NAME_SPACES];
 	struct tfd_list conns; /* all that are open */
 	struct tfd_list conns_busy;
 	struct tfd_list conns_inflight;
 	uint64_t next_stall_check_ns;
-	struct tfd_list deadlines;
+	struct tfd_job **deadlines; /* owned; heap of deadline.c */
+	uint32_t deadline_count;
+	uint32_t deadline_capacity;
+	uint32_t jobs_made; /* that exist, in flight or in the pools */
 	struct tfd_wr *wr_pool;
 	struct tfd_wr *wr_free;
 	struct tfd_job *job_free[TFD_JOB_CLASSES]; /* by link.next */

@@ -54,7 +54,13 @@ void tfd_job_finish_if_quiet(struct tfd_job *job);
 void tfd_jobs_free(struct tfd_worker *worker); /* the pools */
 void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint32_t record,
                     const struct tfd_record *end);
-void tfd_jobs_check_deadlines(struct tfd_worker *worker);
+
+/* deadline.c */
+int tfd_deadlines_reserve(struct tfd_worker *worker, uint32_t jobs); /* room for so many; -ENOMEM */
+void tfd_deadline_add(struct tfd_worker *worker, struct tfd_job *job);
+void tfd_deadline_remove(struct tfd_worker *worker, struct tfd_job *job); /* idempotent */
+uint64_t tfd_deadline_next(const struct tfd_worker *worker); /* UINT64_MAX: none */
+void tfd_deadlines_check(struct tfd_worker *worker);
 
 /* cut.c */
 uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighths, uint64_t least);

@@ -114,8 +114,8 @@ uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
 	did += tfd_conns_post(worker);
 	for (uint32_t i = 0; i < worker->group->rail_count; i++)
 		did += poll_rail(worker, &worker->group->rails[i]);
-	if (!tfd_list_empty(&worker->deadlines) && worker->now_ns >= worker->next_deadline_ns)
-		tfd_jobs_check_deadlines(worker);
+	if (worker->now_ns >= tfd_deadline_next(worker))
+		tfd_deadlines_check(worker);
 	if (!tfd_list_empty(&worker->mailboxes_ready) && worker->now_ns >= worker->next_mailbox_check_ns)
 		tfd_mailboxes_check(worker);
 	if (worker->now_ns >= worker->next_stall_check_ns)
@@ -184,10 +184,9 @@ static int sleep_bound_ms(struct tfd_worker *worker)
 	}
 	if (!tfd_list_empty(&worker->conns_busy) || !tfd_list_empty(&worker->mailboxes_ready))
 		bound = BUSY_SLEEP_MAX_MS;
-	if (!tfd_list_empty(&worker->deadlines)) {
-		uint64_t left = worker->next_deadline_ns > worker->now_ns ?
-		                        worker->next_deadline_ns - worker->now_ns :
-		                        0;
+	if (worker->deadline_count) {
+		uint64_t next = tfd_deadline_next(worker);
+		uint64_t left = next > worker->now_ns ? next - worker->now_ns : 0;
 
 		if (left / 1000000 < (uint64_t)bound)
 			bound = (int)(left / 1000000) + 1;
@@ -289,6 +288,7 @@ static int pools_open(struct tfd_worker *worker)
 static void pools_close(struct tfd_worker *worker)
 {
 	tfd_jobs_free(worker);
+	free(worker->deadlines);
 	free(worker->wr_pool);
 	while (worker->waiter_free) {
 		struct tfd_waiter *waiter = worker->waiter_free;
@@ -348,7 +348,6 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	tfd_list_init(&worker->senders_waiting);
 	for (uint32_t i = 0; i < TFD_WAITER_BUCKETS; i++)
 		tfd_list_init(&worker->waiters[i]);
-	tfd_list_init(&worker->deadlines);
 	worker->spin_ns = spin_least_ns(worker);
 	rc = pools_open(worker);
 	if (!rc)
