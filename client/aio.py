@@ -23,6 +23,7 @@ from transferd.client.events import LoopDriver, ThreadDriver
 from transferd.client.grant import BaseGrant
 from transferd.client.job import BaseJob, Imm, Write, to_imm
 from transferd.client.memory import BaseRegion, RegionSlice, allocate
+from transferd.client.operations import to_requests
 from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ class Client(AsyncCalls[Job]):
         self, jobs: Iterable[Operation], *, timeout_s: float | None = None
     ) -> list[Job]:
         """Submits a batch. As :meth:`transferd.Client.submit`."""
-        requests = [job.request() for job in jobs]
+        requests = to_requests(jobs)
         end = None if timeout_s is None else time.monotonic() + timeout_s
         made: list[Job] = []
         for part in self._runtime.session.parts(requests):

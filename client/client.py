@@ -21,7 +21,8 @@ from transferd.client.job import (
     to_priority,
 )
 from transferd.client.memory import Region, RegionSlice, allocate
-from transferd.client.session import IMM_COUNT, OP_IMM, OP_WRITE, to_descriptor
+from transferd.client.operations import to_requests
+from transferd.client.session import IMM_COUNT, OP_IMM, OP_WRITE, no_region, to_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -222,11 +223,15 @@ class Client(Calls):
             )
             return self._submit_one(spec.request(), timeout_s)
         session = self._session
+        try:
+            handle = src.open_handle()
+        except AttributeError:
+            raise no_region("src", src) from None
         job_id = session.submit(
             OP_WRITE,
             to_priority(priority),
             imm,
-            src.open_handle(),
+            handle,
             src.start,
             dst,
             dst_offset,
@@ -279,7 +284,7 @@ class Client(Calls):
             InvalidRequest: A value is out of range; nothing was submitted.
             WaitTimeout: No room in time; of the exception, ``jobs`` are those that were submitted.
         """
-        requests = [job.request() for job in jobs]
+        requests = to_requests(jobs)
         end = None if timeout_s is None else time.monotonic() + timeout_s
         made: list[Job] = []
         for part in self._session.parts(requests):

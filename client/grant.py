@@ -33,7 +33,12 @@ def to_rights(rights: Iterable[str]) -> frozenset[str]:
 
 def to_imms(imms: Iterable[int]) -> range:
     """Checks the immediates of a grant: numbers below 2^20 without a gap."""
-    numbers = imms if isinstance(imms, range) else sorted(set(imms))
+    try:
+        numbers = imms if isinstance(imms, range) else sorted(set(imms))
+    except TypeError:
+        raise errors.InvalidRequest(
+            f"imms is a range, as range(0, 64), or a list of numbers, not {imms!r}"
+        ) from None
     if not numbers:
         return range(0)
     chosen = range(numbers[0], numbers[-1] + 1)

@@ -18,6 +18,7 @@ from transferd.client.session import (
     OP_WRITE,
     Request,
     to_descriptor,
+    to_handle,
 )
 from transferd.native.names import Detail, JobStatus, detail_text, job_status_text
 
@@ -68,7 +69,7 @@ class Write:
             OP_WRITE,
             to_priority(self.priority),
             to_imm(self.imm),
-            src.open_handle(),
+            to_handle("src", src),
             src.start,
             to_descriptor(self.dst),
             to_offset("dst_offset", self.dst_offset),

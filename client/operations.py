@@ -28,10 +28,11 @@ from transferd.client.session import (
     Request,
     Target,
     to_descriptor,
+    to_handle,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from transferd.client.memory import BaseRegion, RegionSlice
     from transferd.client.session import Session
@@ -71,6 +72,8 @@ class PeerGroup:
 
 def open_group(session: Session, descriptors: Sequence[bytes]) -> PeerGroup:
     """Makes a group whose members are open."""
+    if isinstance(descriptors, bytes | bytearray | memoryview):
+        raise errors.InvalidRequest("descriptors are a list, as [descriptor], not one descriptor")
     group = PeerGroup(list(descriptors))
     session.open_many(group.descriptors)
     return group
@@ -99,6 +102,7 @@ class WritePages:
     def request(self) -> Request:
         """Checks the values and makes the request."""
         src = self.src
+        handle = to_handle("src", src)
         size = self.page_bytes
         if not isinstance(size, int) or not 1 <= size <= LENGTH_MAX:
             raise errors.InvalidRequest(
@@ -121,7 +125,7 @@ class WritePages:
             OP_WRITE_PAGES,
             to_priority(self.priority),
             to_imm(self.imm),
-            src.open_handle(),
+            handle,
             src.start + src_offset,
             to_descriptor(self.dst),
             to_offset("dst_offset", self.dst_offset),
@@ -161,7 +165,7 @@ class Scatter:
             OP_SCATTER,
             to_priority(self.priority),
             to_imm(self.imm),
-            src.open_handle(),
+            to_handle("src", src),
             0,
             b"",
             0,
@@ -266,7 +270,7 @@ class Read:
             OP_READ,
             to_priority(self.priority),
             0,
-            dst.open_handle(),
+            to_handle("dst", dst),
             dst.start,
             to_descriptor(self.src),
             to_offset("src_offset", self.src_offset),
@@ -276,6 +280,21 @@ class Read:
 
 
 Operation = Write | Imm | WritePages | Scatter | Barrier | Read | Send
+
+
+def to_requests(jobs: Iterable[Operation]) -> list[Request]:
+    """Checks the jobs of a batch and makes their requests."""
+    if isinstance(jobs, Operation):
+        raise errors.InvalidRequest(f"jobs are a list, as [{type(jobs).__name__}(…)], not one job")
+    try:
+        return [job.request() for job in jobs]
+    except AttributeError as error:
+        if error.name != "request":
+            raise
+        raise errors.InvalidRequest(
+            "jobs are Write, Imm, WritePages, Scatter, Barrier, Read or Send, not "
+            f"{type(error.obj).__name__}"
+        ) from None
 
 
 def _stride(name: str, value: int | None, page_bytes: int) -> int:

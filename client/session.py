@@ -200,6 +200,23 @@ def to_ns(timeout_s: float | None) -> int:
     return -1 if timeout_s is None else max(0, int(timeout_s * NS_PER_S))
 
 
+def no_region(name: str, value: object) -> errors.InvalidRequest:
+    """Makes the error for memory that is no region."""
+    return errors.InvalidRequest(
+        f"{name} is a region, or a part of one as region[0:4096], not {type(value).__name__}; "
+        "alloc() and register() make regions"
+    )
+
+
+def to_handle(name: str, value: Any) -> int:
+    """Checks memory of a job's; gives its region's handle."""
+    try:
+        handle: int = value.open_handle()
+    except AttributeError:
+        raise no_region(name, value) from None
+    return handle
+
+
 def to_descriptor(value: object) -> bytes:
     """Checks a destination."""
     if isinstance(value, bytes):

@@ -264,3 +264,34 @@ def test_groups_that_are_none(
             call()
     group = client.peer_group([dst])
     assert (len(group), group[0], list(group)) == (1, dst, [dst])
+
+
+def test_what_is_no_region_batch_or_range_is_named(
+    client: transferd.Client, pair: tuple[transferd.Region, bytes]
+) -> None:
+    region, dst = pair
+    array = np.zeros(4096, np.uint8)
+    one = transferd.Imm(dst=dst, imm=1)
+    calls: list[tuple[Any, str]] = [
+        (lambda: client.write(array, dst, imm=1), "src is a region"),  # type: ignore[arg-type]
+        (
+            lambda: client.write(array, dst, imm=1, exact=True),  # type: ignore[arg-type]
+            "src is a region.*not ndarray",
+        ),
+        (
+            lambda: client.write_pages(array, [0], dst, [0], 8, imm=1),  # type: ignore[arg-type]
+            "src is a region",
+        ),
+        (
+            lambda: client.scatter(array, [(dst, 0, 0, 8)], imm=1),  # type: ignore[arg-type]
+            "src is a region",
+        ),
+        (lambda: client.read(dst, array), "dst is a region"),  # type: ignore[arg-type]
+        (lambda: client.peer_group(dst), "a list"),  # type: ignore[arg-type]
+        (lambda: client.submit(one), r"\[Imm"),  # type: ignore[arg-type]
+        (lambda: client.submit([one, "imm"]), "not str"),  # type: ignore[list-item]
+        (lambda: region.grant(imms=7), "range"),  # type: ignore[arg-type]
+    ]
+    for call, words in calls:
+        with pytest.raises(transferd.InvalidRequest, match=words):
+            call()

@@ -88,7 +88,7 @@
 	X(4, SOURCE_BOUNDS, "offset and length leave the source region")               \
 	X(5, BAD_GRANT, "the destination handle is not open in this session")          \
 	X(6, DESTINATION_BOUNDS, "offset and length leave the grant")                  \
-	X(7, RIGHTS, "the grant does not give this right")                             \
+	X(7, RIGHTS, "the grant lacks this right (a mailbox's is to send only)")       \
 	X(8, IMM_RANGE, "the immediate is outside the grant")                          \
 	X(9, EXPIRED, "the grant has expired")                                         \
 	X(10, REVOKED, "the owner revoked the grant")                                  \
