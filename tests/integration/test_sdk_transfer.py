@@ -76,9 +76,7 @@ def granted(client: Client, length: int, imms: range = range(16)) -> tuple[Regio
     return region, region.grant(imms=imms)
 
 
-def test_sizes_land_whole(
-    request: pytest.FixtureRequest, sender: Client, receiver: Client
-) -> None:
+def test_sizes_land_whole(request: pytest.FixtureRequest, sender: Client, receiver: Client) -> None:
     provider = "local" if "same daemon" in request.node.name else "libfabric"
     total = sum(SIZES) + 64 * len(SIZES)
     source = sender.alloc(total)
