@@ -148,10 +148,9 @@ class AsyncCalls(Generic[J]):
         dst: bytes,
         data: Any,
         *,
-        priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
     ) -> J:
         """Sends a message to a mailbox. As :meth:`transferd.Client.send`."""
-        spec = Send(dst=dst, data=data, priority=priority, deadline_s=deadline_s)
+        spec = Send(dst=dst, data=data, deadline_s=deadline_s)
         return await self._submit_one(spec.request(), timeout_s)

@@ -220,7 +220,6 @@ class Calls:
         dst: bytes,
         data: Any,
         *,
-        priority: str = "bulk",
         deadline_s: float | None = None,
         timeout_s: float | None = None,
     ) -> Job:
@@ -233,12 +232,11 @@ class Calls:
         Args:
             dst: Descriptor of the mailbox.
             data: Bytes, or what has a buffer of them; at most the mailbox's slot_bytes.
-            priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long; it is not delivered then.
             timeout_s: How long to wait for room in the session; None: as long as it takes.
 
         Raises:
             InvalidRequest: It is no bytes, or longer than any message.
         """
-        spec = Send(dst=dst, data=data, priority=priority, deadline_s=deadline_s)
+        spec = Send(dst=dst, data=data, deadline_s=deadline_s)
         return self._submit_one(spec.request(), timeout_s)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from transferd.client import errors
-from transferd.client.job import to_deadline_ns, to_priority
+from transferd.client.job import to_deadline_ns
 from transferd.client.memory import allocate
 from transferd.client.session import MESSAGE_BYTES_MAX, OP_SEND, Request, to_descriptor
 
@@ -41,14 +41,13 @@ class Send:
 
     dst: bytes
     data: Any
-    priority: str = "bulk"
     deadline_s: float | None = None
 
     def request(self) -> Request:
         """Checks the values and makes the request."""
         return Request(
             OP_SEND,
-            to_priority(self.priority),
+            0,
             0,
             0,
             0,

@@ -2,5 +2,6 @@
 """The asyncio face of the SDK: ``async with transferd.aio.Client() as c``."""
 
 from transferd.client.aio import Client, Counter, Grant, Job, Region
+from transferd.client.aiomailbox import Mailbox
 
-__all__ = ["Client", "Counter", "Grant", "Job", "Region"]
+__all__ = ["Client", "Counter", "Grant", "Job", "Mailbox", "Region"]

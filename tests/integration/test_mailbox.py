@@ -202,7 +202,7 @@ def test_in_a_batch(sender: Client, receiver: Client) -> None:
             [
                 transferd.Send(dst=mailbox.descriptor, data=b"a"),
                 transferd.Write(src=source[:5], dst=grant.descriptor, imm=3),
-                transferd.Send(dst=mailbox.descriptor, data=b"b" * 4096, priority="latency"),
+                transferd.Send(dst=mailbox.descriptor, data=b"b" * 4096),
                 transferd.Send(dst=mailbox.descriptor, data=b""),
             ]
         )
