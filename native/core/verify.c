@@ -196,6 +196,7 @@ void tfd_verify_lost(struct tfd_shard *shard, uint32_t detail)
 static uint32_t compare(const struct tfd_region *region, uint64_t begin, const struct tfd_frame *frame,
                         const uint8_t *payload)
 {
+	uint64_t left = SLICE_BYTES;
 	uint32_t crc = 0;
 
 	for (uint32_t at = 0; at + sizeof(struct range) <= frame->bytes; at += sizeof(struct range)) {
@@ -204,9 +205,9 @@ static uint32_t compare(const struct tfd_region *region, uint64_t begin, const s
 
 		memcpy(&range, payload + at, sizeof(range));
 		offset = range.address - begin;
-		if (offset > region->length || range.length > region->length - offset ||
-		    range.length > SLICE_BYTES)
+		if (offset > region->length || range.length > region->length - offset || range.length > left)
 			return TFD_DETAIL_DESTINATION_BOUNDS;
+		left -= range.length;
 		crc = tfd_crc32c(crc, region->base + offset, range.length);
 	}
 	if (tfd_load_relaxed(&region->broken))
