@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transferd.daemon.session import Session
 
 CANCEL_S = 5.0  # bulk work is posted in bounded windows: a cancelled job is quiet long before
+WAITS_MAX = 256  # calls of one session that wait: each of its events wakes them all
 
 
 @dataclass(slots=True)
@@ -174,12 +175,20 @@ class Transfers:
 
         Raises:
             Unauthenticated: The session ended first.
+            QuotaExceeded: WAITS.
         """
         session.check_open()
         if done() or timeout_s <= 0:
             return
         deadline = time.monotonic() + timeout_s
         watch = self._watch(session)
+        if watch.users >= WAITS_MAX:
+            raise QuotaExceeded(
+                f"{watch.users} calls of this session wait already; let some end, or wait for "
+                "several jobs in one call",
+                reason="WAITS",
+                limit=WAITS_MAX,
+            )
         watch.users += 1
         waiter: asyncio.Future[None] | None = None
         try:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from transferd.daemon.transfers import WAITS_MAX
 from transferd.v1 import mailbox_pb2, region_pb2, session_pb2, transfer_pb2, types_pb2
 
-from support.grpc_session import GrpcSession, grpc_session, shm_file, tenants
+from support.grpc_session import GrpcSession, grpc_session, refusal, shm_file, tenants
 from support.levels import back_to, level
-from support.waiting import WAIT_S
+from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +135,30 @@ def test_a_region_holds_one_mailbox(owner: GrpcSession, sender: GrpcSession) -> 
         assert receive(owner, box.mailbox) == [b"whole"]
         owner.call("mailboxes.CloseMailbox", mailbox_pb2.CloseMailboxRequest(mailbox=box.mailbox))
         create(owner, region)
+
+
+def test_waits_of_a_session_are_bounded(owner: GrpcSession) -> None:
+    """Every event of a session wakes all that wait in it, which the whole daemon has to bear."""
+    box = create(owner)
+    request = mailbox_pb2.ReceiveMessagesRequest(mailbox=box.mailbox, timeout_ms=60_000)
+    metadata = [("authorization", f"Bearer {owner.token}")]
+    calls = [
+        owner.mailboxes.ReceiveMessages.future(request, metadata=metadata)
+        for _ in range(WAITS_MAX + 20)
+    ]
+    eventually(lambda: sum(call.done() for call in calls) == 20, "all above the bound refused")
+    refused = [refusal(call.exception()) for call in calls if call.done()]
+    assert {(one.code, one.reason) for one in refused} == {(EXHAUSTED, "WAITS")}
+    for call in calls:
+        call.cancel()
+
+    def answered() -> bool:
+        try:
+            return receive(owner, box.mailbox, timeout_s=0.001) == []
+        except grpc.RpcError:
+            return False
+
+    eventually(answered, "room for another once they have gone")
 
 
 @pytest.mark.parametrize(
