@@ -398,6 +398,27 @@ static void path_close(struct world *w, uint32_t path)
 	CHECK_OK(tfd_conn_close(w->a->core, w->out[path], TFD_DETAIL_CONNECTION, landed, NULL));
 }
 
+static int count_calls(struct tfd_worker *worker, void *argument)
+{
+	uint32_t *count = argument;
+
+	for (struct tfd_list *link = worker->conns.next; link != &worker->conns; link = link->next)
+		*count += tfd_container(link, struct tfd_conn, link)->channel->calls_open;
+	return 0;
+}
+
+/* Until no message is under way: those that have not been delivered wait for a slot. */
+static void await_parked(const struct world *w)
+{
+	uint32_t calls = 1;
+
+	for (int i = 0; i < 50000 && calls; i++) {
+		calls = 0;
+		CHECK_OK(tfd_command_run(w->a->core->groups[0]->worker, count_calls, &calls));
+	}
+	CHECK(!calls);
+}
+
 /* With one path gone, messages go by the other, those that wait as well; with none left they are lost. */
 static void test_paths_lost(struct world *w)
 {
@@ -412,12 +433,14 @@ static void test_paths_lost(struct world *w)
 		records[i] = user_submit(&w->from, send_entry(w->open, 0, 8));
 	while (tfd_load_acquire(&w->from.ring->head) != w->from.ring->tail)
 		(void)usleep(100);
+	await_parked(w); /* what is under way may have landed, and is lost then */
 	CHECK(ended(records, first, JOBS) == 0);
 	path_close(w, 0);
 	drain(w, SLOTS);
 	for (int i = 0; i < 50000 && ended(records, first, JOBS) < SLOTS; i++)
 		(void)usleep(100);
 	CHECK(ended(records, first, JOBS) == SLOTS);
+	await_parked(w);
 	path_close(w, 1);
 	for (uint32_t i = 0; i < JOBS; i++) {
 		wait_done(records[i], first + i);
@@ -478,6 +501,61 @@ static void test_memory_taken(struct world *w)
 	test_lengths(w);
 }
 
+static int count_free_wrs(struct tfd_worker *worker, void *argument)
+{
+	uint32_t *count = argument;
+
+	for (struct tfd_wr *wr = worker->wr_free; wr; wr = wr->next)
+		++*count;
+	return 0;
+}
+
+/* Connections close with messages under way, either end first: each job ends, and all work requests are used again. */
+static void test_closed_in_flight(struct world *w)
+{
+	enum { ROUNDS = 60, JOBS = 20 };
+
+	for (uint32_t i = 0; i < PATHS; i++)
+		path_close(w, i);
+	for (uint32_t round = 0; round < ROUNDS; round++) {
+		struct tfd_record *records[JOBS];
+		uint64_t first = w->from.next_job + 1;
+		uint64_t out, in, open, landed = TFD_LANDED_UNKNOWN;
+		uint8_t buffer[BYTES];
+		size_t bytes = sizeof(buffer);
+
+		connect_hosts(w->a, w->b, &out, &in);
+		open = open_box(&w->from, &w->box, &out, 1);
+		for (uint32_t i = 0; i < JOBS; i++)
+			records[i] = user_submit(&w->from, send_entry(open, 64 * i, BYTES));
+		(void)usleep(50 * (round % 8));
+		if (round % 2)
+			CHECK_OK(tfd_conn_close(w->b->core, in, 0, TFD_LANDED_UNKNOWN, &landed));
+		CHECK_OK(tfd_conn_close(w->a->core, out, TFD_DETAIL_CONNECTION, landed, NULL));
+		if (!(round % 2))
+			CHECK_OK(tfd_conn_close(w->b->core, in, 0, TFD_LANDED_UNKNOWN, NULL));
+		for (uint32_t i = 0; i < JOBS; i++) {
+			wait_done(records[i], first + i);
+			CHECK(records[i]->status == TFD_JOB_OK || records[i]->status == TFD_JOB_PEER_LOST);
+		}
+		CHECK_OK(tfd_open_revoke(w->a->core, w->from.session, open, 0));
+		CHECK_OK(tfd_open_remove(w->a->core, w->from.session, open));
+		while (!tfd_mailbox_take(w->b->core, w->to.session, w->box.info.mailbox, buffer, &bytes))
+			bytes = sizeof(buffer);
+	}
+	for (uint32_t i = 0; i < 2; i++) {
+		struct host *host = i ? w->b : w->a;
+		uint32_t count = 0;
+
+		CHECK_OK(tfd_command_run(host->core->groups[0]->worker, count_free_wrs, &count));
+		CHECK(count == TFD_WRS_PER_WORKER);
+	}
+	for (uint32_t i = 0; i < PATHS; i++)
+		connect_hosts(w->a, w->b, &w->out[i], &w->in[i]);
+	w->open = open_box(&w->from, &w->box, w->out, PATHS);
+	w->box.seen = box_value(&w->box);
+}
+
 /* Its receiver's session ends with messages in it, and senders that wait: their open's revoke is what tells them. */
 static void test_receiver_ends(struct world *w)
 {
@@ -526,6 +604,7 @@ int main(void)
 		test_sender_ends(&w);
 		test_bad_address(&w);
 		test_take(&w);
+		test_closed_in_flight(&w);
 		test_memory_taken(&w);
 		test_receiver_ends(&w);
 		world_close(&w);
