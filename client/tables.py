@@ -7,21 +7,19 @@ pages.
 
 from __future__ import annotations
 
-import struct
 import time
 from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
 from transferd.native.client_half import ffi, lib
+from transferd.native.entry import ENTRY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from transferd.client.session import Request
 
-# struct tfd_entry, field by field; tests/unit/test_client_session.py holds it against the C layout.
-ENTRY = struct.Struct("<4BIQQQQQQIIQQQIIQQ16x")
 TARGET_BYTES = int(ffi.sizeof("struct tfd_target"))
 PAGE_BYTES = int(ffi.sizeof("struct tfd_page"))
 LINE = int(lib.TFD_LINE)

@@ -35,6 +35,7 @@ from transferd.daemon.plane import (
     SessionStat,
 )
 from transferd.native.daemon_half import ffi, lib
+from transferd.native.entry import ENTRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -479,24 +480,15 @@ class DataPlane:
         array = self._entries  # one thread, no await between filling and submitting
         count = len(entries)
         size = ENTRY_BYTES * count
-        ffi.memmove(array, bytes(size), size)
+        buffer = ffi.buffer(array, size)
         for i, entry in enumerate(entries):
-            native = array[i]
-            native.op = entry.op
-            native.priority = entry.priority
-            native.src_region = entry.src_region
-            native.src_offset = entry.src_offset
-            native.dst_grant = entry.dst_grant
-            native.dst_offset = entry.dst_offset
-            native.length = entry.length
-            native.imm = entry.imm
-            native.deadline_ns = entry.deadline_ns
-            native.argument = entry.argument
-            native.flags = entry.flags
-            native.table_offset = entry.table_offset
-            native.table_count = entry.table_count
-            native.src_stride = entry.src_stride
-            native.dst_stride = entry.dst_stride
+            ENTRY.pack_into(
+                buffer, i * ENTRY_BYTES,
+                entry.op, entry.flags, entry.priority, 0, 0, 0,
+                entry.src_region, entry.src_offset, entry.dst_grant, entry.dst_offset,
+                entry.length, entry.imm, 0, entry.deadline_ns, entry.argument,
+                entry.table_offset, entry.table_count, 0, entry.src_stride, entry.dst_stride,
+            )  # fmt: skip
         data = ffi.from_buffer(tables) if tables else ffi.NULL
         rc = lib.tfd_jobs_submit(self._core, session, array, count, data, len(tables))
         _check(rc, "submitting jobs")

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest
 from transferd.daemon.plane import IMM_COUNT, PROVIDERS
-from transferd.daemon.services.jobs import Entries, check_counts, destinations
+from transferd.daemon.services.jobs import (
+    Entries,
+    check_counts,
+    destination_field,
+    destinations,
+)
 from transferd.v1 import transfer_pb2 as pb
 from transferd.v1 import transfer_pb2_grpc, types_pb2
 
@@ -68,14 +73,14 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         missing: dict[bytes, str] = {}
         known = session.by_descriptor
         for i, job in enumerate(jobs):
-            for raw, where in destinations(i, job):
-                if raw in handles:
+            for k, raw in enumerate(destinations(i, job)):
+                if raw in handles or raw in missing:
                     continue
                 opened = known.get(raw)
                 if opened is not None:
                     handles[raw] = opened.handle
                 else:
-                    missing.setdefault(raw, where)
+                    missing[raw] = destination_field(i, job, k)
         for raw, where in missing.items():
             work = self._opener.open(session, [raw], where)
             (opened,) = await session.ops.run(work, "open destination")

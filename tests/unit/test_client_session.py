@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transferd
-from transferd.client import tables
 from transferd.native.client_half import ffi
+from transferd.native.entry import ENTRY
 from transferd.native.names import Detail, JobStatus
 
 from support.fake_daemon import FakeDaemon
@@ -47,10 +47,8 @@ def pair(client: transferd.Client) -> tuple[transferd.Region, transferd.Grant]:
 
 def test_entry_layout_is_the_abis() -> None:
     entry = ffi.new("struct tfd_entry *")
-    tables.ENTRY.pack_into(
-        ffi.buffer(entry), 0, 1, 0, 1, 0, *range(5, 13), 0, *range(13, 17), 0, 17, 18
-    )
-    assert tables.ENTRY.size == ffi.sizeof(entry[0])
+    ENTRY.pack_into(ffi.buffer(entry), 0, 1, 0, 1, 0, *range(5, 13), 0, *range(13, 17), 0, 17, 18)
+    assert ENTRY.size == ffi.sizeof(entry[0])
     assert (entry.table_offset, entry.table_count) == (15, 16)
     assert (entry.src_stride, entry.dst_stride) == (17, 18)
     assert (entry.op, entry.flags, entry.priority, entry.record, entry.job_id) == (1, 0, 1, 5, 6)

@@ -20,7 +20,7 @@ FORBIDDEN = {
     "transferd.v1": ("transferd.client", "transferd.daemon", "transferd.native"),
     "transferd.peer": ("transferd.client", "transferd.daemon", "transferd.native"),
 }
-CLIENT_NATIVE = ("client_half", "names", "errors")
+CLIENT_NATIVE = ("client_half", "entry", "names", "errors")
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""struct tfd_entry for Python: one call packs a whole entry; by cffi each field takes one."""
+
+import struct
+
+# op, flags, priority, 0, record, job_id, src_region, src_offset, dst_grant, dst_offset, length,
+# imm, 0, deadline_ns, argument, table_offset, table_count, 0, src_stride, dst_stride.
+# tests/unit/test_client_session.py holds it against the C layout.
+ENTRY = struct.Struct("<4BIQQQQQQIIQQQIIQQ16x")
