@@ -135,14 +135,15 @@ static void test_connection_loss(struct user *a, struct user *b)
 	struct tfd_entry entry = {
 		.op = TFD_OP_WRITE, .src_region = a->region, .length = REGION_BYTES, .imm = 2
 	};
-	struct tfd_record *records[8];
-	uint64_t jobs[8], out, in, open;
+	enum { JOBS = 32 };
+	struct tfd_record *records[JOBS];
+	uint64_t jobs[JOBS], out, in, open;
 
 	connect_hosts(a->host, b->host, &out, &in);
 	entry.dst_grant = open = open_grant(a, b, out);
 	memset(a->memory, 1, REGION_BYTES);
 	memset(b->memory, 0, REGION_BYTES);
-	for (int i = 0; i < 8; i++) {
+	for (int i = 0; i < JOBS; i++) {
 		records[i] = user_submit(a, entry);
 		jobs[i] = a->next_job;
 	}
@@ -151,11 +152,11 @@ static void test_connection_loss(struct user *a, struct user *b)
 	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
 	(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
 	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
-	for (int i = 0; i < 8; i++) {
+	for (int i = 0; i < JOBS; i++) {
 		wait_done(records[i], jobs[i]);
 		CHECK(records[i]->status == TFD_JOB_PEER_LOST || records[i]->status == TFD_JOB_OK);
 	}
-	CHECK(records[7]->status == TFD_JOB_PEER_LOST);
+	CHECK(records[JOBS - 1]->status == TFD_JOB_PEER_LOST);
 	CHECK(user_run(a, entry)->status == TFD_JOB_PEER_LOST);
 	connect_hosts(a->host, b->host, &out, &in);
 	entry.dst_grant = open_grant(a, b, out);

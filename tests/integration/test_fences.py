@@ -67,8 +67,8 @@ def test_several_requests_at_once(shared_pair: Pair) -> None:
     near, far = shared_pair
     imms = range(1, 9)
     with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
-        source = sender.alloc(8 * MIB)
-        grant = receiver.alloc(8 * MIB).grant(imms=imms)
+        source = sender.alloc(32 * MIB)
+        grant = receiver.alloc(32 * MIB).grant(imms=imms)
         sender.warm(grant.descriptor)
         jobs = {
             imm: [sender.write(source, grant.descriptor, imm=imm) for _ in range(4)] for imm in imms
@@ -78,8 +78,9 @@ def test_several_requests_at_once(shared_pair: Pair) -> None:
             list(pool.map(grant.fence, [[imm] for imm in fenced]))
         for imm in fenced:
             assert {job.status for job in jobs[imm]} <= {JobStatus.OK, JobStatus.CANCELLED}
-        assert jobs[fenced[-1]][-1].status is JobStatus.CANCELLED
-        assert jobs[fenced[-1]][-1].result.detail == "FENCED"  # type: ignore[union-attr]
+        ended = [job.result for imm in fenced for job in jobs[imm]]
+        cut_off = {end.detail for end in ended if end and end.status is not JobStatus.OK}
+        assert cut_off == {"FENCED"}  # a gigabyte had not landed by then
         for imm in kept:
             assert [job.wait(WAIT_S) for job in jobs[imm]] == [JobStatus.OK] * 4
             receiver.counter(imm).wait(4, WAIT_S)

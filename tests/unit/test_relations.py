@@ -487,7 +487,7 @@ async def test_dead_peer_is_found_by_its_broken_connection(
 
 
 async def test_expiry_is_a_fence(near: Host, far: Host) -> None:
-    grant, descriptor = await far.grant(await far.session(), expires_ms=80)
+    grant, descriptor = await far.grant(await far.session(), expires_ms=240)
     sender = await near.session()
     (opened,) = await near.open(sender, descriptor)
     options = near.plane.sessions[sender.handle].opens[opened.handle].options
