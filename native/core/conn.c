@@ -191,7 +191,6 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 {
 	struct conn_call call = { .address = address, .address_bytes = address_bytes, .error = error };
 	struct tfd_conn *conn;
-	uint64_t name;
 	int rc;
 
 	if (group >= core->group_count || rail >= core->groups[group]->rail_count)
@@ -211,27 +210,28 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 	tfd_list_init(&conn->inflight_link);
 	tfd_window_open(conn);
 	call.conn = conn;
-	call.far_landed = TFD_LANDED_UNKNOWN;
+	(void)pthread_mutex_lock(&core->lock);
+	/* Before the worker knows it: it may break at once, and its loss is told by this name. */
+	rc = tfd_table_add(&core->conns, conn, &conn->handle);
+	(void)pthread_mutex_unlock(&core->lock);
+	if (rc) {
+		rc = tfd_fail(error, rc, "no memory for a connection");
+		goto err_put;
+	}
 	rc = tfd_channel_open(conn, error);
 	if (!rc)
 		rc = tfd_command_run(conn->group->worker, open_command, &call);
 	if (rc)
-		goto err_free;
-	(void)pthread_mutex_lock(&core->lock);
-	rc = tfd_table_add(&core->conns, conn, &name);
-	if (!rc)
-		conn->handle = name;
-	(void)pthread_mutex_unlock(&core->lock);
-	if (rc)
-		goto err_close;
-	*handle = name;
+		goto err_forget;
+	*handle = conn->handle;
 	return 0;
 
-err_close:
-	(void)tfd_command_run(conn->group->worker, close_command, &call);
-	rc = tfd_fail(error, rc, "no memory for a connection");
-err_free:
-	tfd_channel_close(conn->rail, conn->channel ? conn->channel : call.channel);
+err_forget:
+	(void)pthread_mutex_lock(&core->lock);
+	(void)tfd_table_remove(&core->conns, conn->handle);
+	(void)pthread_mutex_unlock(&core->lock);
+	tfd_channel_close(conn->rail, conn->channel);
+err_put:
 	tfd_conn_put(conn);
 	return rc;
 }
