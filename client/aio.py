@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 THREADS = 4  # control calls at once; each waits for the daemon, none computes
+WAIT_THREADS = 64  # calls at once that wait for others: none of them keeps a control call waiting
 FULL_SLEEP_S = 0.0005  # how often a full ring is tried again
 
 
@@ -50,6 +51,7 @@ class _Runtime:
         self.session = session
         self.loop = loop
         self.pool = pool
+        self._waits: ThreadPoolExecutor | None = None
         self.driver: Driver
         if session.event_fd is None:
             self.driver = _PostingDriver(session, loop)
@@ -58,12 +60,27 @@ class _Runtime:
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
         """Runs a control call."""
+        return await self._run(self.pool, call, *arguments)
+
+    async def run_wait(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Runs a call that answers when somebody else has done something."""
+        if self._waits is None:
+            self._waits = ThreadPoolExecutor(WAIT_THREADS, thread_name_prefix="transferd-wait")
+        return await self._run(self._waits, call, *arguments)
+
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
         try:
-            return await self.loop.run_in_executor(self.pool, call, *arguments)
+            return await self.loop.run_in_executor(pool, call, *arguments)
         except RuntimeError:
             if self.session.closed:  # the executor is shut
                 raise self.session.over() from None
             raise
+
+    def shut(self) -> None:
+        """Lets the threads go; calls that are under way end by themselves."""
+        self.pool.shutdown(wait=False)
+        if self._waits is not None:
+            self._waits.shutdown(wait=False)
 
     async def until(self, look: Callable[[], bool], timeout_s: float | None) -> None:
         """Waits until ``look()`` is true; it is called in whatever thread watches."""
@@ -458,7 +475,7 @@ class Client(AsyncCalls[Job]):
         await asyncio.get_running_loop().run_in_executor(None, runtime.session.close)
         runtime.driver.close()
         runtime.session.close_events()
-        runtime.pool.shutdown(wait=False)
+        runtime.shut()
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -81,7 +81,7 @@ class Mailbox(BaseMailbox):
             left = SLICE_S if end is None else end - time.monotonic()
             if left <= 0 and asked:
                 raise errors.WaitTimeout(f"no message came within {timeout_s:g} s")
-            await self._runtime.run(inbox.wait, max(left, 0.0))
+            await self._runtime.run_wait(inbox.wait, max(left, 0.0))
             asked = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

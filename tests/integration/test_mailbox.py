@@ -259,6 +259,27 @@ def test_asyncio(shared_pair: Pair, receiver: Client, shared_memory: bool) -> No
     asyncio.run(run())
 
 
+def test_receives_keep_no_control_call_waiting(
+    shared_pair: Pair, shared_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transferd.client.mailbox.SLICE_S", WAIT_S)
+    monkeypatch.setattr("transferd.client.aiomailbox.SLICE_S", WAIT_S)
+
+    async def run() -> None:
+        async with transferd.aio.Client(
+            shared_pair[0].socket, shared_memory=shared_memory
+        ) as client:
+            mailboxes = [await client.mailbox(slots=1, slot_bytes=16) for _ in range(8)]
+            waiting = [asyncio.create_task(mailbox.receive(WAIT_S)) for mailbox in mailboxes]
+            await asyncio.sleep(0)
+            async with asyncio.timeout(WAIT_S / 2):
+                for mailbox in mailboxes:
+                    await (await client.send(mailbox.descriptor, b"x")).wait(WAIT_S)
+                assert await asyncio.gather(*waiting) == [b"x"] * 8
+
+    asyncio.run(run())
+
+
 def test_cancelled_receives_take_no_message(shared_pair: Pair, shared_memory: bool) -> None:
     async def run() -> None:
         async with (
