@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from transferd.daemon.errors import InvalidRequest
+from transferd.daemon.errors import InvalidRequest, TransferdError
 from transferd.daemon.plane import IMM_COUNT, PROVIDERS
 from transferd.daemon.services.jobs import (
     Entries,
@@ -81,6 +82,10 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     handles[raw] = opened.handle
                 else:
                     missing[raw] = destination_field(i, job, k)
+        if len(missing) > 1:  # all at once; a failure is met again below, where its field is known
+            with contextlib.suppress(TransferdError):
+                work = self._opener.open(session, list(missing), "jobs")
+                await session.ops.run(work, "open destinations")
         for raw, where in missing.items():
             work = self._opener.open(session, [raw], where)
             (opened,) = await session.ops.run(work, "open destination")
