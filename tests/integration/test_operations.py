@@ -430,7 +430,7 @@ def test_callbacks_cancel_and_wait(sender: Client, receiver: Client) -> None:
     assert JobStatus.CANCELLED in ends
     assert set(ends) <= {OK, JobStatus.CANCELLED}
     assert jobs[0].cancel(WAIT_S) is jobs[0].status  # one that has ended
-    jobs = [job for _ in range(4) for job in all_of_them(deadline_s=0.02)]
+    jobs = [job for _ in range(4) for job in all_of_them(deadline_s=0.002)]
     for job in jobs:
         with contextlib.suppress(transferd.JobFailed):
             job.wait(WAIT_S)
