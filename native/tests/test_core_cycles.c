@@ -21,6 +21,12 @@ static int count_entries(const char *path)
 	return count;
 }
 
+#ifdef __SANITIZE_ADDRESS__
+#define ASAN 1
+#else
+#define ASAN 0
+#endif
+
 static int count_maps(void)
 {
 	FILE *file = fopen("/proc/self/maps", "r");
@@ -165,7 +171,8 @@ int main(void)
 		cycle(&host_a, &host_b);
 	CHECK(count_entries("/proc/self/fd") == fds);
 	CHECK(count_entries("/proc/self/task") == tasks);
-	CHECK(count_maps() <= maps + 8); /* the allocator's own */
+	if (!ASAN) /* it keeps what was freed, in mappings of its own; without it there are none more */
+		CHECK(count_maps() <= maps + 2);
 	for (int i = 0; i < 20; i++)
 		failed += cycle_in_flight(&host_a, &host_b, i % 2);
 	CHECK(failed > 0);
