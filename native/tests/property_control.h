@@ -129,7 +129,7 @@ static void path_give(struct world *w, uint32_t i, uint64_t old)
 		struct tfd_open_path path;
 
 		tfd_session_put(session);
-		if (!open) { /* opened while no path was alive, or revoked then */
+		if (!open || open->refused) { /* opened while no path was alive, or revoked then */
 			open_grant_of(w, from, to);
 			continue;
 		}
