@@ -39,6 +39,13 @@ struct tfd_wr {
 	uint64_t imm_number; /* its immediate's on the connection, or the next one's */
 };
 
+/* A further part of a post: under its mr and remote_key. */
+struct tfd_post_part {
+	const void *local; /* borrowed until the completion */
+	uint64_t remote_address;
+	uint64_t length; /* not 0 */
+};
+
 struct tfd_post {
 	const void *local; /* borrowed until the completion */
 	struct tfd_mr *mr; /* covers local; NULL when length is 0 */
@@ -48,23 +55,28 @@ struct tfd_post {
 	uint32_t has_imm;
 	uint32_t imm;
 	uint32_t read; /* not 0: from the remote range into `local`; no immediate */
+	uint32_t
+		part_count; /* further parts, less than info.max_parts; the immediate counts after all of them */
+	const struct tfd_post_part
+		*parts; /* borrowed during the call; all that they carry together is at most
+	                                      info.max_message_bytes */
 };
 
 enum tfd_wc_type {
-	TFD_WC_SENT = 1,  /* wr: acknowledged: its bytes are visible at the far side */
+	TFD_WC_SENT = 1, /* wr: acknowledged: its bytes are visible at the far side */
 	/*
 	 * wr, error: it failed. NULL wr: an error of the domain's own, which is counted; if it is EOVERFLOW completions were lost,
 	 * of the half of `owner`, or (NULL) of all.
 	 */
 	TFD_WC_ERROR = 2,
-	TFD_WC_IMM = 3,   /* imm: an immediate arrived, the bytes before it are visible */
+	TFD_WC_IMM = 3, /* imm: an immediate arrived, the bytes before it are visible */
 };
 
 struct tfd_wc {
 	uint32_t type;
 	uint32_t imm;
 	struct tfd_wr *wr;
-	int32_t error;          /* positive errno */
+	int32_t error; /* positive errno */
 	uint32_t remote_access; /* error: the far side refused the key or the range */
 	void *owner; /* TFD_WC_IMM: of the half that it came by; NULL where the provider cannot tell */
 };

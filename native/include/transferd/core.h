@@ -96,6 +96,7 @@ struct tfd_rail_info {
 	uint64_t errors;
 	uint32_t ordered; /* not 0: an immediate on the last segment follows the earlier ones' data */
 	uint32_t state; /* 1: usable */
+	uint32_t max_parts; /* separate ranges that one post may carry (packing); 0 as 1 */
 };
 
 struct tfd_group_options {
