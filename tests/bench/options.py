@@ -46,6 +46,10 @@ class Options:
         """Tells how many repetitions to make of a full run's."""
         return max(1, count // QUICK_DIVISOR) if self.quick else count
 
+    def wants(self, name: str) -> bool:
+        """Tells whether a step is wanted."""
+        return not self.only or any(word in name for word in self.only)
+
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[bool]:
         """Shows a step's name while it runs, and how long it took.
@@ -53,7 +57,7 @@ class Options:
         Yields:
             Whether it is wanted.
         """
-        if self.only and not any(word in name for word in self.only):
+        if not self.wants(name):
             yield False
             return
         begin = time.monotonic()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bars of small things, of many at once, and of memory that triggers, topic by topic."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bench.bars import main
+from bench.quiet import Gate
+from bench.report import Report, Row
+from bench.stats import spread
+from bench.topic import Run
+
+if TYPE_CHECKING:
+    from bench.options import Options
+
+# name of the step: module of bench whose rows(run) measures it
+TOPICS: dict[str, str] = {}
+MAIN = "main-job bars"
+
+
+def measure(options: Options) -> Report:
+    """Measures everything; a topic that fails is a bar that is missed, and the others are measured.
+
+    Args:
+        options: Of the command line.
+
+    Returns:
+        A row for each bar that this machine can tell about.
+    """
+    report = Report("speed")
+    for name, module in TOPICS.items():
+        with options.step(name) as wanted:
+            if wanted:
+                topic(Run(options, report), name, module)
+    if options.wants(MAIN):
+        main_job(options, report)
+    if loads := options.gate.loads:
+        report.beside.append(("other work on this machine, cores", spread(loads)))
+    return report
+
+
+def topic(run: Run, name: str, module: str) -> None:
+    """Measures one topic."""
+    try:
+        run.report.rows += importlib.import_module(f"bench.{module}").rows(run)
+    except Exception as error:
+        run.options.console.print_exception()
+        run.report.rows.append(Row(f"{name}: measured", 0, "", ">=", 1, repr(error)))
+
+
+def main_job(options: Options, report: Report) -> None:
+    """Runs all steps of ``main``, as they are there."""
+    found = main.measure(replace(options, only=(), gate=Gate()))
+    missed = [row.bar for row in found.rows if not row.ok]
+    report.rows.append(
+        Row(
+            "main-job bars that still hold",
+            len(found.rows) - len(missed),
+            "",
+            ">=",
+            len(found.rows),
+            f"missed: {'; '.join(missed)}" if missed else "each row follows",
+        )
+    )
+    report.rows += found.rows
+    report.skipped += found.skipped
+    report.beside += found.beside
