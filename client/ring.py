@@ -64,7 +64,8 @@ def decode_path(word: int) -> JobPath:
     """Reads the path word of a completion record."""
     number = word & int(lib.TFD_PATH_PROVIDER_MASK)
     rails = (word >> int(lib.TFD_PATH_RAILS_SHIFT)) & 0xFF
-    return JobPath(_PROVIDERS.get(number, f"provider {number}"), rails)
+    packed = bool(word & int(lib.TFD_PATH_PACKED))
+    return JobPath(_PROVIDERS.get(number, f"provider {number}"), rails, packed=packed)
 
 
 def _free(doorbell_fd: int, client: Any) -> None:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest, TransferdError
-from transferd.daemon.plane import IMM_COUNT, PROVIDERS
+from transferd.daemon.plane import IMM_COUNT, PATH_PACKED, PROVIDERS
 from transferd.daemon.services.jobs import (
     Entries,
     check_counts,
@@ -148,7 +148,9 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         if end is None:
             return pb.JobEnd(job_id=job_id, status=types_pb2.JOB_STATUS_PENDING)
         path = types_pb2.Path(
-            provider=PROVIDERS.get(end.path & 0xFF, ""), rails=end.path >> 8 & 0xFF
+            provider=PROVIDERS.get(end.path & 0xFF, ""),
+            rails=end.path >> 8 & 0xFF,
+            packed=bool(end.path & PATH_PACKED),
         )
         return pb.JobEnd(
             job_id=job_id,

@@ -200,6 +200,7 @@ int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct 
 	memcpy(out->protocol, info->protocol, sizeof(out->protocol));
 	out->max_message_bytes = info->max_message_bytes;
 	out->ordered = info->ordered;
+	out->max_parts = info->max_parts;
 	out->state = info->state;
 	out->bytes_sent = tfd_load_relaxed(&info->bytes_sent);
 	out->writes_sent = tfd_load_relaxed(&info->writes_sent);

@@ -229,7 +229,7 @@ struct tfd_fence {
 
 #define TFD_BATCH_PIECES 256u
 
-/* What one post will carry: bytes that are adjacent on both sides. */
+/* A part of what one post will carry: bytes that are adjacent on both sides. */
 struct tfd_piece {
 	uint64_t src_offset; /* into the region */
 	uint64_t dst_offset; /* into the grant */
@@ -314,6 +314,7 @@ struct tfd_job {
 	uint8_t status; /* enum tfd_job_status: PENDING, or how it ends once it is quiet */
 	uint8_t shard_class;
 	uint8_t part_status; /* how it will end because of single targets */
+	bool packed; /* a post has carried several pieces */
 	uint32_t detail;
 	uint32_t shard_count;
 	uint32_t imm; /* the application's */
@@ -441,7 +442,7 @@ struct tfd_rail {
 	struct tfd_rail_info info; /* counters: worker writes, anyone reads, relaxed */
 	uint32_t index;
 	int wait_fd;
-	uint64_t segment_bytes; /* largest piece posted at once */
+	uint64_t segment_bytes; /* most bytes posted at once */
 	struct tfd_list regions[TFD_KEY_BUCKETS]; /* worker; tfd_region.key_links, by key */
 };
 
@@ -501,6 +502,7 @@ struct tfd_worker {
 	struct tfd_wr *wr_free;
 	struct tfd_job *job_free[TFD_JOB_CLASSES]; /* by link.next */
 	struct tfd_batch *batch_free;
+	struct tfd_post_part parts[TFD_BATCH_PIECES]; /* of the post that is being made */
 	struct tfd_fraction *fraction_free;
 	struct tfd_waiter *waiter_free;
 	struct tfd_list waiters[TFD_WAITER_BUCKETS]; /* of all mailboxes, by mailbox, connection and sender */

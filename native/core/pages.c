@@ -60,16 +60,18 @@ static uint32_t page_check(const struct tfd_shard *shard, struct tfd_page page, 
 	return TFD_DETAIL_NONE;
 }
 
-/* Adjacent pages go as one piece, where one immediate need not count one page. */
-static bool merge(const struct tfd_shard *shard, struct tfd_piece *last, const struct tfd_piece *piece)
+/* Whether one piece, and one post, may be several pages: one immediate need not count one page. */
+static bool joins(const struct tfd_shard *shard, const struct tfd_rail *rail)
 {
-	const struct tfd_rail *rail = shard->open->paths[shard->path].conn->rail;
+	return rail->info.ordered || shard->trails;
+}
 
-	if (!rail->info.ordered && !shard->trails)
-		return false;
-	if (last->src_offset + last->length != piece->src_offset ||
-	    last->dst_offset + last->length != piece->dst_offset ||
-	    last->length + piece->length > rail->segment_bytes)
+/* Adjacent pages go as one piece; pages of no bytes are adjacent wherever they are. */
+static bool merge(const struct tfd_rail *rail, struct tfd_piece *last, const struct tfd_piece *piece)
+{
+	if (piece->length && (last->src_offset + last->length != piece->src_offset ||
+	                      last->dst_offset + last->length != piece->dst_offset ||
+	                      last->length + piece->length > rail->segment_bytes))
 		return false;
 	last->length += piece->length;
 	last->pages += piece->pages;
@@ -79,7 +81,9 @@ static bool merge(const struct tfd_shard *shard, struct tfd_piece *last, const s
 int tfd_batch_fill(struct tfd_shard *shard)
 {
 	struct tfd_page pages[TFD_BATCH_PIECES];
+	const struct tfd_rail *rail = shard->open->paths[shard->path].conn->rail;
 	struct tfd_job *job = shard->job;
+	bool merges = joins(shard, rail);
 	uint64_t left = shard->length - shard->posted;
 	uint32_t count = left < TFD_BATCH_PIECES ? (uint32_t)left : TFD_BATCH_PIECES;
 	struct tfd_batch *batch;
@@ -103,8 +107,68 @@ int tfd_batch_fill(struct tfd_shard *shard)
 			job->detail = detail;
 			return -EINVAL;
 		}
-		if (!batch->count || !merge(shard, &batch->pieces[batch->count - 1], &piece))
+		if (!merges || !batch->count || !merge(rail, &batch->pieces[batch->count - 1], &piece))
 			batch->pieces[batch->count++] = piece;
 	}
 	return 0;
+}
+
+/* As many pieces as one post may carry and the segment holds, but at least one, or a segment of it. */
+int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_rail *rail, uint64_t segment,
+                   struct tfd_plan *plan)
+{
+	const struct tfd_piece *piece;
+	uint32_t left;
+
+	if (!shard->batch || shard->batch->next == shard->batch->count) {
+		int rc = tfd_batch_fill(shard);
+
+		if (rc)
+			return rc;
+	}
+	piece = &shard->batch->pieces[shard->batch->next];
+	plan->src_offset = piece->src_offset + shard->piece_posted;
+	plan->dst_offset = piece->dst_offset + shard->piece_posted;
+	plan->length = plan->first = piece->length - shard->piece_posted;
+	if (plan->length > segment) {
+		plan->length = plan->first = segment;
+		return 0;
+	}
+	plan->extent = piece->pages;
+	plan->pieces = 1;
+	if (!joins(shard, rail))
+		return 0;
+	left = shard->batch->count - shard->batch->next;
+	if (left > rail->info.max_parts)
+		left = rail->info.max_parts;
+	while (plan->pieces < left && plan->length + piece[plan->pieces].length <= segment) {
+		plan->length += piece[plan->pieces].length;
+		plan->extent += piece[plan->pieces].pages;
+		plan->pieces++;
+	}
+	return 0;
+}
+
+void tfd_pages_parts(const struct tfd_shard *shard, const struct tfd_plan *plan, struct tfd_post *post,
+                     struct tfd_post_part *parts)
+{
+	const struct tfd_piece *piece = &shard->batch->pieces[shard->batch->next + 1];
+	const uint8_t *local = shard->job->region->base;
+	uint64_t remote = shard->open->paths[shard->path].address;
+
+	post->part_count = plan->pieces - 1;
+	post->parts = parts;
+	for (uint32_t i = 0; i < post->part_count; i++)
+		parts[i] = (struct tfd_post_part){ .local = local + piece[i].src_offset,
+		                                   .remote_address = remote + piece[i].dst_offset,
+		                                   .length = piece[i].length };
+}
+
+void tfd_pages_posted(struct tfd_shard *shard, const struct tfd_plan *plan)
+{
+	shard->piece_posted += plan->length;
+	if (!plan->pieces)
+		return;
+	shard->batch->next += plan->pieces;
+	shard->piece_posted = 0;
 }

@@ -67,8 +67,25 @@ uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighth
 void tfd_job_cut(struct tfd_job *job);
 
 /* pages.c */
+/* What goes out next for a shard. */
+struct tfd_plan {
+	uint64_t src_offset; /* of the first part */
+	uint64_t dst_offset;
+	uint64_t first;  /* bytes of the first part */
+	uint64_t length; /* of all parts */
+	uint64_t extent; /* of the shard: bytes, or pages that are complete with it */
+	uint32_t pieces; /* of the batch that are complete with it: its parts */
+	uint32_t units;
+};
+
 int tfd_batch_fill(struct tfd_shard *shard); /* -EINVAL: job->detail says why; -ENOMEM */
 void tfd_batch_drop(struct tfd_shard *shard);
+int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_rail *rail, uint64_t segment,
+                   struct tfd_plan *plan); /* as tfd_batch_fill */
+/* The parts after the first; `parts` has room for all of them. */
+void tfd_pages_parts(const struct tfd_shard *shard, const struct tfd_plan *plan, struct tfd_post *post,
+                     struct tfd_post_part *parts);
+void tfd_pages_posted(struct tfd_shard *shard, const struct tfd_plan *plan);
 
 /* shard.c */
 void tfd_shard_queue(struct tfd_shard *shard); /* on its connection */

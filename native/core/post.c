@@ -13,15 +13,6 @@
 #define CHECK_PAUSE_NS 500000000u
 #define OWED_MAX (8u * 4096u)        /* counts of pages that may wait for a page to ride on */
 
-/* What goes out next for a shard. */
-struct plan {
-	uint64_t src_offset;
-	uint64_t dst_offset;
-	uint64_t length;
-	uint64_t extent; /* of the shard: bytes, or pages that are complete with it */
-	uint32_t units;
-};
-
 static bool counts_pages(const struct tfd_job *job)
 {
 	return job->op == TFD_OP_WRITE_PAGES && !(job->flags & TFD_FLAG_COUNT_JOB);
@@ -45,35 +36,14 @@ static uint32_t plan_units(struct tfd_shard *shard, const struct tfd_rail *rail,
 	return last || shard->units_owed >= OWED_MAX || !rail->info.ordered ? units_of(shard->units_owed) : 0;
 }
 
-static int plan_page(struct tfd_shard *shard, uint64_t segment, struct plan *plan)
-{
-	const struct tfd_piece *piece;
-
-	if (!shard->batch || shard->batch->next == shard->batch->count) {
-		int rc = tfd_batch_fill(shard);
-
-		if (rc)
-			return rc;
-	}
-	piece = &shard->batch->pieces[shard->batch->next];
-	plan->src_offset = piece->src_offset + shard->piece_posted;
-	plan->dst_offset = piece->dst_offset + shard->piece_posted;
-	plan->length = piece->length - shard->piece_posted;
-	if (plan->length > segment)
-		plan->length = segment;
-	else
-		plan->extent = piece->pages;
-	return 0;
-}
-
-static void plan_bytes(const struct tfd_shard *shard, uint64_t segment, struct plan *plan)
+static void plan_bytes(const struct tfd_shard *shard, uint64_t segment, struct tfd_plan *plan)
 {
 	uint64_t offset = shard->first + shard->posted;
 
 	plan->length = shard->length - shard->posted;
 	if (plan->length > segment)
 		plan->length = segment;
-	plan->extent = plan->length;
+	plan->extent = plan->first = plan->length;
 	plan->src_offset = shard->src_offset + offset;
 	plan->dst_offset = shard->dst_offset + offset;
 }
@@ -84,28 +54,29 @@ static bool pays(const struct tfd_shard *shard)
 	       (shard->units_owed && shard->posted == shard->length);
 }
 
-static int plan_next(struct tfd_shard *shard, const struct tfd_conn *conn, struct plan *plan)
+static int plan_next(struct tfd_shard *shard, const struct tfd_conn *conn, struct tfd_plan *plan)
 {
 	uint64_t segment = tfd_window_segment(conn);
 
-	*plan = (struct plan){ .dst_offset = shard->dst_offset };
+	*plan = (struct tfd_plan){ .dst_offset = shard->dst_offset };
 	if (pays(shard)) {
 		plan->units = units_of(shard->units_owed);
 		return 0;
 	}
 	if (shard->job->op == TFD_OP_WRITE_PAGES && shard->length)
-		return plan_page(shard, segment, plan);
+		return tfd_pages_plan(shard, conn->rail, segment, plan);
 	plan_bytes(shard, segment, plan);
 	return 0;
 }
 
-static void fill_post(const struct tfd_shard *shard, const struct plan *plan, struct tfd_post *post)
+static void fill_post(struct tfd_worker *worker, const struct tfd_shard *shard, const struct tfd_plan *plan,
+                      struct tfd_post *post)
 {
 	const struct tfd_job *job = shard->job;
 	const struct tfd_path *path = &shard->open->paths[shard->path];
 
 	*post = (struct tfd_post){
-		.length = plan->length,
+		.length = plan->first,
 		.remote_address = path->address + plan->dst_offset,
 		.remote_key = path->key,
 		.read = job->op == TFD_OP_READ,
@@ -114,6 +85,8 @@ static void fill_post(const struct tfd_shard *shard, const struct plan *plan, st
 		post->local = job->region->base + plan->src_offset;
 		post->mr = job->region->mrs[path->conn->rail->index];
 	}
+	if (plan->pieces > 1)
+		tfd_pages_parts(shard, plan, post, worker->parts);
 	if (plan->units) {
 		post->has_imm = 1;
 		post->imm =
@@ -122,7 +95,7 @@ static void fill_post(const struct tfd_shard *shard, const struct plan *plan, st
 }
 
 static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd_wr *wr,
-                      const struct plan *plan)
+                      const struct tfd_plan *plan)
 {
 	wr->job = shard->job;
 	wr->shard = (uint32_t)(shard - shard->job->shards);
@@ -184,17 +157,13 @@ static void wr_detach(struct tfd_wr *wr)
 
 /* After a piece went out: the shard goes to the queue's end while it has more, so that others get their turn. */
 static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
-                   const struct plan *plan)
+                   const struct tfd_plan *plan)
 {
 	struct tfd_job *job = shard->job;
 
-	if (shard->state == TFD_SHARD_DATA && shard->batch) {
-		shard->piece_posted += plan->length;
-		if (plan->extent) {
-			shard->batch->next++;
-			shard->piece_posted = 0;
-		}
-	}
+	if (shard->state == TFD_SHARD_DATA && shard->batch)
+		tfd_pages_posted(shard, plan);
+	job->packed = job->packed || plan->pieces > 1;
 	shard->posted += plan->extent;
 	shard->units_posted += plan->units;
 	shard->units_owed -= shard->units_owed < plan->units ? shard->units_owed : plan->units;
@@ -216,7 +185,7 @@ static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd
 	struct tfd_wr *wr = worker->wr_free;
 	uint64_t owed = shard->units_owed;
 	struct tfd_post post;
-	struct plan plan;
+	struct tfd_plan plan;
 	int rc;
 
 	if (!wr)
@@ -233,7 +202,7 @@ static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd
 		return -EAGAIN;
 	if (!pays(shard) && (plan.extent || !shard->length))
 		plan.units = plan_units(shard, conn->rail, plan.extent);
-	fill_post(shard, &plan, &post);
+	fill_post(worker, shard, &plan, &post);
 	rc = conn->rail->ops->post(conn->half, &post, wr);
 	if (rc) {
 		shard->units_owed = owed;

@@ -247,9 +247,9 @@ static void world_open(struct world *w, uint64_t seed)
 	w->calm = chance(w, 3) == 0;
 	w->ordered = chance(w, w->calm ? 2 : 4) != 0;
 	tfd_sim_set_now(w->now);
-	(void)snprintf(w->fabric, sizeof(w->fabric), "seed=%u,ordered=%u,delay_us=%u,again=%u",
+	(void)snprintf(w->fabric, sizeof(w->fabric), "seed=%u,ordered=%u,delay_us=%u,again=%u,parts=%u",
 	               chance(w, 1000), w->ordered, w->calm || chance(w, 2) ? chance(w, 200) : 0,
-	               chance(w, 3) ? 0 : chance(w, 60));
+	               chance(w, 3) ? 0 : chance(w, 60), chance(w, 2) ? 1 : 2 + chance(w, 30));
 	w->here = 1 + chance(w, RAILS);
 	w->there = 1 + chance(w, RAILS);
 	if (w->calm || chance(w, 3) == 0) /* one path: more can be said */

@@ -182,6 +182,39 @@ static bool refused(struct bench *bench, struct tfd_post *post)
 	return true;
 }
 
+/* One post of three ranges, of which each may be the one that leaves the memory. */
+static void test_parts(void)
+{
+	struct bench bench;
+	struct tfd_post_part parts[2];
+	struct tfd_post post;
+
+	bench_open(&bench, 1);
+	CHECK(bench.info.max_parts >= 3);
+	for (uint32_t i = 0; i < 300; i++)
+		bench.source[i] = (uint8_t)(i + 1);
+	post = piece(&bench, 100);
+	post.part_count = 2;
+	post.parts = parts;
+	for (uint64_t i = 0; i < 2; i++)
+		parts[i] = (struct tfd_post_part){ .local = bench.source + 100 * (i + 1),
+		                                   .remote_address = 1000 * (i + 1),
+		                                   .length = 100 };
+	CHECK(!refused(&bench, &post));
+	for (uint32_t i = 0; i < 3; i++) {
+		CHECK(memcmp(bench.target + 1000 * i, bench.source + 100 * i, 100) == 0);
+		CHECK(bench.target[1000 * i + 100] == 0);
+	}
+	for (uint32_t i = 0; i < 2; i++) {
+		parts[i].remote_address = MEMORY_BYTES - 99;
+		CHECK(refused(&bench, &post));
+		parts[i].remote_address = 1000 * (i + 1);
+	}
+	parts[1].length = (256u << 10) - 199;
+	CHECK(ops->post(bench.out, &post, &(struct tfd_wr){ 0 }) == -EMSGSIZE);
+	bench_close(&bench);
+}
+
 static void test_keys(int read)
 {
 	struct bench bench;
@@ -361,6 +394,27 @@ static void test_reads(struct user *a, struct user *b, uint64_t open)
 	}
 }
 
+/* Small pages go many in a post. */
+static void test_pages(struct user *a, struct user *b, uint64_t open)
+{
+	struct tfd_page *pages = (void *)(a->segment + a->header->arena_offset);
+	struct tfd_entry entry = entry_of(a, TFD_OP_WRITE_PAGES, open, 1000, 7);
+	struct tfd_record *record;
+
+	entry.src_stride = 1000;
+	entry.dst_stride = 1024;
+	entry.table_count = 1000;
+	for (uint32_t i = 0; i < 1000; i++)
+		pages[i] = (struct tfd_page){ .src = 999 - i, .dst = i };
+	memset(b->memory, 0, REGION_BYTES);
+	record = user_run(a, entry);
+	expect(record, TFD_JOB_OK, 0);
+	CHECK(record->path & TFD_PATH_PACKED);
+	wait_value(b, 7, 1000);
+	for (uint32_t i = 0; i < 1000; i++)
+		CHECK(memcmp(b->memory + 1024 * i, a->memory + 1000 * (999 - i), 1000) == 0);
+}
+
 /* Many writers' worth of small writes at once: more than the queue holds. */
 static void test_many(struct user *a, struct user *b, uint64_t open)
 {
@@ -521,6 +575,7 @@ static void test_core(void)
 	open = open_region(&a, &b, out, b.region);
 	test_writes(&a, &b, open);
 	test_reads(&a, &b, open);
+	test_pages(&a, &b, open);
 	test_many(&a, &b, open);
 	test_idle(&a);
 	test_bad_keys(&a, &b, open);
@@ -535,6 +590,7 @@ int main(void)
 {
 	test_rail();
 	test_queue();
+	test_parts();
 	test_keys(0);
 	test_keys(1);
 	test_read_only();

@@ -215,10 +215,12 @@ def test_paths_name_every_provider() -> None:
     numbers = {
         getattr(lib, name): name.removeprefix("TFD_PATH_").lower()
         for name in dir(lib)
-        if name.startswith("TFD_PATH_") and not name.endswith(("_MASK", "_SHIFT"))
+        if name.startswith("TFD_PATH_") and not name.endswith(("_MASK", "_SHIFT", "_PACKED"))
     }
     assert numbers == plane.PROVIDERS
     for number, name in numbers.items():
         word = number | 3 << lib.TFD_PATH_RAILS_SHIFT
         assert ring.decode_path(word) == session.JobPath(name, 3)
+        assert ring.decode_path(word | lib.TFD_PATH_PACKED) == session.JobPath(name, 3, packed=True)
+    assert lib.TFD_PATH_PACKED == plane.PATH_PACKED
     assert ring.decode_path(0) == session.JobPath("", 0)

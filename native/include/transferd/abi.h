@@ -62,6 +62,7 @@
 #define TFD_PATH_SIM 3u
 #define TFD_PATH_RAILS_SHIFT 8u
 #define TFD_PATH_FLAGS_SHIFT 16u
+#define TFD_PATH_PACKED 0x10000u /* several pages went as one post */
 
 /*
  * How a job ends (DESIGN: a job ends exactly once). One table makes the enum, the strings and the

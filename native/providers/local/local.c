@@ -20,6 +20,7 @@
 #define PASS_BYTES                                                                                          \
 	(4 *                                                                                                \
 	 MESSAGE_BYTES) /* copied between two polls, of all halves: rings and other rails wait meanwhile */
+#define PARTS_MAX 64u               /* ranges of one post */
 #define PAGE_BYTES 4096u            /* the smallest that can vanish */
 #define ID_BYTES 16u
 
@@ -112,6 +113,7 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 	memcpy(info->protocol, domain->protocol, sizeof(info->protocol));
 	info->max_message_bytes = MESSAGE_BYTES;
 	info->ordered = 1;
+	info->max_parts = PARTS_MAX;
 	*out = domain;
 	return 0;
 }
@@ -204,10 +206,9 @@ static void tell(struct tfd_domain *domain, const struct tfd_wc *wc)
 	domain->queue[domain->tail++ % QUEUE_ENTRIES] = *wc;
 }
 
-static bool reaches(const struct tfd_mr *mr, const struct tfd_post *post)
+static bool reaches(const struct tfd_mr *mr, const struct tfd_post_part *part)
 {
-	return mr && post->remote_address <= mr->length &&
-	       post->length <= mr->length - post->remote_address && (post->read || mr->writable);
+	return part->remote_address <= mr->length && part->length <= mr->length - part->remote_address;
 }
 
 /*
@@ -225,42 +226,64 @@ static bool has_vanished(const uint8_t *from, uint64_t length)
 }
 
 /* Moves the bytes; whether the far side lets us. */
-static bool move(struct tfd_domain *domain, const struct tfd_post *post)
+static bool move(const struct tfd_mr *mr, const struct tfd_post_part *part, bool read)
 {
+	uint8_t *remote = mr->base + part->remote_address;
+
+	if (!reaches(mr, part))
+		return false;
+	/* memmove: both ranges may be one client's, and overlap. */
+	if (!read)
+		memmove(remote, part->local, part->length);
+	else if (has_vanished(remote, part->length))
+		return false;
+	else
+		memmove((void *)(uintptr_t)part->local, remote, part->length);
+	return true;
+}
+
+static bool move_all(struct tfd_domain *domain, const struct tfd_post *post)
+{
+	const struct tfd_post_part first = { post->local, post->remote_address, post->length };
 	const struct tfd_mr *mr;
-	uint8_t *remote;
 
 	if (!post->length)
 		return true;
 	mr = tfd_local_mr_find_hot(&domain->memory, post->remote_key);
-	if (!reaches(mr, post))
+	if (!mr || !(post->read || mr->writable) || !move(mr, &first, post->read != 0))
 		return false;
-	remote = mr->base + post->remote_address;
-	/* memmove: both ranges may be one client's, and overlap. */
-	if (!post->read)
-		memmove(remote, post->local, post->length);
-	else if (has_vanished(remote, post->length))
-		return false;
-	else
-		memmove((void *)(uintptr_t)post->local, remote, post->length);
+	for (uint32_t i = 0; i < post->part_count; i++) {
+		if (!move(mr, &post->parts[i], post->read != 0))
+			return false;
+	}
 	return true;
+}
+
+static uint64_t bytes_of(const struct tfd_post *post)
+{
+	uint64_t bytes = post->length;
+
+	for (uint32_t i = 0; i < post->part_count; i++)
+		bytes += post->parts[i].length;
+	return bytes;
 }
 
 static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
 {
 	struct tfd_domain *domain = half->domain;
+	uint64_t bytes = bytes_of(post);
 
 	if (!half->far || half->broken)
 		return -ENOTCONN;
-	if (post->length > MESSAGE_BYTES)
+	if (bytes > MESSAGE_BYTES)
 		return -EMSGSIZE;
 	if (post->read && post->length && !post->mr->writable)
 		return -EACCES;
 	/* One post tells two things at most. */
 	if (queue_count(domain) > QUEUE_ENTRIES - 2 || domain->pass_bytes >= PASS_BYTES)
 		return -EAGAIN;
-	domain->pass_bytes += post->length;
-	if (!move(domain, post)) {
+	domain->pass_bytes += bytes;
+	if (!move_all(domain, post)) {
 		half->broken = true;
 		tell(domain,
 		     &(struct tfd_wc){ .type = TFD_WC_ERROR, .wr = wr, .error = EACCES, .remote_access = 1 });

@@ -21,6 +21,8 @@ static int set(struct tfd_sim_options *options, const char *key, uint64_t value)
 		options->again = (uint32_t)value;
 	else if (strcmp(key, "max_message") == 0 && value)
 		options->max_message = value;
+	else if (strcmp(key, "parts") == 0 && value && value <= UINT32_MAX)
+		options->parts = (uint32_t)value;
 	else
 		return -EINVAL;
 	return 0;
@@ -28,7 +30,9 @@ static int set(struct tfd_sim_options *options, const char *key, uint64_t value)
 
 int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_error *error)
 {
-	struct tfd_sim_options options = { .seed = 1, .ordered = 1, .move = 1, .max_message = 1ull << 30 };
+	struct tfd_sim_options options = {
+		.seed = 1, .ordered = 1, .move = 1, .max_message = 1ull << 30, .parts = 1
+	};
 	char copy[TFD_NAME_MAX];
 	char *rest = copy;
 	char *item;
@@ -44,8 +48,7 @@ int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_erro
 		if (!value || !*value || set(&options, key, strtoull(value, &end, 0)) != 0 || *end)
 			return tfd_fail(error, -EINVAL,
 			                "sim: \"%s\" in \"%s\" is no seed=, ordered=0|1, delay_us=, "
-			                "move=0|1, again= or "
-			                "max_message=",
+			                "move=0|1, again=, parts= or max_message=",
 			                key, text);
 	}
 	*out = options;

@@ -3,7 +3,7 @@
  * The simulated fabric. A posted piece is a flight: it lands when its time has come, at a poll of the sender's domain, and is
  * acknowledged later still. One lock for the whole fabric: domains are polled by their workers' threads, or all by a test.
  */
-#include "sim.h"
+#include "fabric.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -11,58 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../core/parts.h"
-
 #define FLIGHTS_MAX 4096u
-
-struct flight {
-	struct tfd_list link; /* in its half's flights, in the order of posting */
-	struct tfd_post post;
-	struct tfd_wr *wr; /* NULL: its sender has closed and is told; the bytes are our own copy */
-	uint64_t due_ns;
-	bool landed;
-	bool refused;
-	uint8_t *copy;
-};
-
-struct done {
-	struct done *next;
-	struct tfd_wc wc;
-};
-
-struct tfd_mr {
-	struct tfd_list link;
-	uint64_t key;
-	uint8_t *base;
-	uint64_t length;
-	bool writable;
-};
-
-struct tfd_domain {
-	struct tfd_sim_options options;
-	struct tfd_list link;
-	struct tfd_list halves;
-	struct tfd_list mrs;
-	struct done *first;
-	struct done **last;
-	uint64_t random;
-	uint32_t flights;
-	bool dead;
-};
-
-struct tfd_half {
-	struct tfd_list link; /* domain's */
-	struct tfd_domain *domain;
-	void *owner;
-	uint64_t name;
-	uint64_t far; /* 0: not started */
-	struct tfd_list flights;
-	uint64_t last_due_ns;
-	bool broken;
-	bool closed;
-	bool mute;
-	bool fails_next;
-};
 
 static pthread_mutex_t fabric_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct tfd_list fabric_domains = { &fabric_domains, &fabric_domains };
@@ -84,7 +33,7 @@ static uint64_t now_locked(void)
 	return fabric_now_ns ? fabric_now_ns : tfd_now_ns();
 }
 
-static uint64_t random_locked(struct tfd_domain *domain)
+uint64_t tfd_sim_random_locked(struct tfd_domain *domain)
 {
 	domain->random = domain->random * 6364136223846793005ull + 1442695040888963407ull;
 	return domain->random >> 33;
@@ -92,8 +41,9 @@ static uint64_t random_locked(struct tfd_domain *domain)
 
 static uint64_t delay_locked(struct tfd_domain *domain)
 {
-	return domain->options.delay_us ? random_locked(domain) % (1000ull * domain->options.delay_us + 1) :
-	                                  0;
+	return domain->options.delay_us ?
+	               tfd_sim_random_locked(domain) % (1000ull * domain->options.delay_us + 1) :
+	               0;
 }
 
 static struct tfd_half *half_find_locked(uint64_t name)
@@ -111,91 +61,45 @@ static struct tfd_half *half_find_locked(uint64_t name)
 	return NULL;
 }
 
-static void complete_locked(struct tfd_domain *domain, const struct tfd_wc *wc)
+/* The far half, or NULL once it was freed. */
+struct tfd_half *tfd_sim_far_locked(struct tfd_half *half)
 {
-	struct done *done = malloc(sizeof(*done));
+	if (!half->far_half)
+		half->far_half = half_find_locked(half->far);
+	return half->far_half;
+}
 
+void tfd_sim_complete_locked(struct tfd_domain *domain, const struct tfd_wc *wc)
+{
+	struct tfd_done *done = domain->done_free;
+
+	if (done)
+		domain->done_free = done->next;
+	else
+		done = malloc(sizeof(*done));
 	if (!done)
 		abort(); /* a simulation that loses a completion says nothing */
-	*done = (struct done){ .wc = *wc };
+	*done = (struct tfd_done){ .wc = *wc };
 	*domain->last = done;
 	domain->last = &done->next;
 }
 
-static void done_free(struct tfd_domain *domain)
+static void done_drop_locked(struct tfd_domain *domain, struct tfd_done *done)
 {
-	while (domain->first) {
-		struct done *done = domain->first;
-
-		domain->first = done->next;
-		free(done);
-	}
-	domain->last = &domain->first;
+	domain->first = done->next;
+	if (!domain->first)
+		domain->last = &domain->first;
+	done->next = domain->done_free;
+	domain->done_free = done;
 }
 
-/* ---- landing ---- */
-
-static bool reaches(const struct tfd_mr *mr, const struct tfd_post *post)
+static void dones_drop_locked(struct tfd_domain *domain)
 {
-	uint64_t base = (uint64_t)(uintptr_t)mr->base;
-
-	return post->remote_address >= base && post->remote_address - base <= mr->length &&
-	       post->length <= mr->length - (post->remote_address - base) && (post->read || mr->writable);
+	while (domain->first)
+		done_drop_locked(domain, domain->first);
 }
 
-static bool move_locked(struct tfd_half *far, const struct flight *flight)
-{
-	const struct tfd_post *post = &flight->post;
-	void *remote = (void *)(uintptr_t)post->remote_address;
-
-	if (!post->length)
-		return true;
-	for (struct tfd_list *link = far->domain->mrs.next; link != &far->domain->mrs; link = link->next) {
-		const struct tfd_mr *mr = tfd_container(link, struct tfd_mr, link);
-
-		if (mr->key != post->remote_key)
-			continue;
-		if (!reaches(mr, post))
-			return false;
-		if (!far->domain->options.move)
-			return true;
-		if (post->read)
-			memcpy((void *)(uintptr_t)post->local, remote, post->length);
-		else
-			memcpy(remote, flight->copy ? flight->copy : post->local, post->length);
-		return true;
-	}
-	return false;
-}
-
-static bool usable(const struct tfd_half *half)
-{
-	return half && !half->closed && !half->broken && !half->domain->dead;
-}
-
-static void land_locked(struct tfd_half *half, struct flight *flight)
-{
-	struct tfd_half *far = half_find_locked(half->far);
-
-	/* What had left before its sender closed still arrives; what breaks takes both ends with it. */
-	if (!usable(far) || half->broken || half->domain->dead) {
-		half->broken = true;
-		return;
-	}
-	if (!move_locked(far, flight)) {
-		flight->refused = true;
-		return;
-	}
-	flight->landed = true;
-	if (flight->post.has_imm)
-		complete_locked(
-			far->domain,
-			&(struct tfd_wc){ .type = TFD_WC_IMM,
-			                  .imm = flight->post.imm,
-			                  .owner = half->domain->options.ordered ? far->owner : NULL });
-}
-
-static void flight_end_locked(struct tfd_half *half, struct flight *flight, bool error)
+static void flight_end_locked(struct tfd_half *half, struct tfd_flight *flight, bool error)
 {
 	struct tfd_wc wc = { .type = error ? TFD_WC_ERROR : TFD_WC_SENT,
 	                     .wr = flight->wr,
@@ -203,11 +107,10 @@ static void flight_end_locked(struct tfd_half *half, struct flight *flight, bool
 	                     .remote_access = flight->refused };
 
 	if (flight->wr)
-		complete_locked(half->domain, &wc);
+		tfd_sim_complete_locked(half->domain, &wc);
 	tfd_list_remove(&flight->link);
 	half->domain->flights--;
-	free(flight->copy);
-	free(flight);
+	tfd_list_push(&half->domain->flights_free, &flight->link);
 }
 
 /* Ordered: nothing passes what was posted before it. */
@@ -221,7 +124,7 @@ static void half_step_locked(struct tfd_half *half)
 		return;
 
 	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
-		struct flight *flight = tfd_container(link, struct flight, link);
+		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
 
 		next = link->next;
 		if (flight->due_ns > now && !half->broken) {
@@ -230,6 +133,8 @@ static void half_step_locked(struct tfd_half *half)
 			continue;
 		}
 		if (half->broken) {
+			if (!flight->landed)
+				tfd_sim_land_some_locked(half, flight);
 			flight_end_locked(half, flight, true);
 			continue;
 		}
@@ -239,12 +144,12 @@ static void half_step_locked(struct tfd_half *half)
 		}
 		if (half->fails_next && !half->domain->dead) {
 			half->fails_next = false;
-			if (random_locked(half->domain) % 2)
-				land_locked(half, flight);
+			if (tfd_sim_random_locked(half->domain) % 2)
+				tfd_sim_land_locked(half, flight);
 			flight_end_locked(half, flight, true);
 			continue;
 		}
-		land_locked(half, flight);
+		tfd_sim_land_locked(half, flight);
 		if (flight->refused || half->broken) {
 			half->broken = true;
 			flight_end_locked(half, flight, true);
@@ -279,6 +184,7 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	domain->last = &domain->first;
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->mrs);
+	tfd_list_init(&domain->flights_free);
 	domain->random = options.seed * 0x9e3779b97f4a7c15ull;
 	for (const char *c = name; *c; c++)
 		domain->random = (domain->random ^ (uint8_t)*c) * 0x100000001b3ull;
@@ -290,20 +196,33 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	(void)snprintf(info->protocol, sizeof(info->protocol), "sim/%u", options.ordered);
 	info->max_message_bytes = options.max_message;
 	info->ordered = options.ordered;
+	info->max_parts = options.parts;
 	*out = domain;
 	return 0;
+}
+
+static void halves_forget_locked(struct tfd_domain *domain, const struct tfd_half *gone)
+{
+	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next) {
+		struct tfd_half *half = tfd_container(link, struct tfd_half, link);
+
+		if (half->far_half == gone)
+			half->far_half = NULL;
+	}
 }
 
 static void half_free(struct tfd_half *half)
 {
 	lock();
 	while (!tfd_list_empty(&half->flights)) {
-		struct flight *flight = tfd_container(half->flights.next, struct flight, link);
+		struct tfd_flight *flight = tfd_container(half->flights.next, struct tfd_flight, link);
 
 		flight->wr = NULL;
 		flight_end_locked(half, flight, false);
 	}
-	for (struct done *done = half->domain->first; done; done = done->next) {
+	for (struct tfd_list *link = fabric_domains.next; link != &fabric_domains; link = link->next)
+		halves_forget_locked(tfd_container(link, struct tfd_domain, link), half);
+	for (struct tfd_done *done = half->domain->first; done; done = done->next) {
 		if (done->wc.owner == half->owner) /* whoever has not looked yet must not find it */
 			done->wc.owner = NULL;
 	}
@@ -321,7 +240,19 @@ static void domain_close(struct tfd_domain *domain)
 	lock();
 	tfd_list_remove(&domain->link);
 	unlock();
-	done_free(domain);
+	dones_drop_locked(domain);
+	while (domain->done_free) {
+		struct tfd_done *done = domain->done_free;
+
+		domain->done_free = done->next;
+		free(done);
+	}
+	while (!tfd_list_empty(&domain->flights_free)) {
+		struct tfd_flight *flight = tfd_container(domain->flights_free.next, struct tfd_flight, link);
+
+		tfd_list_remove(&flight->link);
+		free(flight);
+	}
 	free(domain);
 }
 
@@ -336,7 +267,7 @@ static int mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 	mr->length = length;
 	mr->writable = writable != 0;
 	lock();
-	mr->key = random_locked(domain) << 32 | ++fabric_names;
+	mr->key = tfd_sim_random_locked(domain) << 32 | ++fabric_names;
 	tfd_list_push(&domain->mrs, &mr->link);
 	unlock();
 	key->key = mr->key;
@@ -392,54 +323,86 @@ static void half_close(struct tfd_half *half)
 	lock();
 	half->closed = true;
 	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
-		struct flight *flight = tfd_container(link, struct flight, link);
+		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
 		struct tfd_wc wc = { .type = TFD_WC_ERROR, .wr = flight->wr, .error = ECANCELED };
 
 		next = link->next;
 		if (flight->wr)
-			complete_locked(half->domain, &wc);
+			tfd_sim_complete_locked(half->domain, &wc);
 		flight->wr = NULL;
 		if (!half->mute && !flight->landed)
-			land_locked(half, flight);
+			tfd_sim_land_locked(half, flight);
 		flight_end_locked(half, flight, false);
 	}
 	unlock();
 }
 
-static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
+static struct tfd_flight *flight_take_locked(struct tfd_domain *domain, const struct tfd_post *post)
+{
+	size_t parts_bytes = (domain->options.parts - 1) * sizeof(struct tfd_post_part);
+	struct tfd_flight *flight;
+
+	if (domain->flights == FLIGHTS_MAX)
+		return NULL;
+	if (tfd_list_empty(&domain->flights_free)) {
+		flight = malloc(sizeof(*flight) + parts_bytes);
+		if (!flight)
+			return NULL;
+	} else {
+		flight = tfd_container(domain->flights_free.next, struct tfd_flight, link);
+		tfd_list_remove(&flight->link);
+	}
+	*flight = (struct tfd_flight){ .post = *post };
+	if (post->part_count)
+		memcpy(flight->parts, post->parts, post->part_count * sizeof(flight->parts[0]));
+	tfd_list_init(&flight->link);
+	domain->flights++;
+	return flight;
+}
+
+static uint64_t bytes_of(const struct tfd_post *post)
+{
+	uint64_t bytes = post->length;
+
+	for (uint32_t i = 0; i < post->part_count; i++)
+		bytes += post->parts[i].length;
+	return bytes;
+}
+
+static int post_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
 {
 	struct tfd_domain *domain = half->domain;
-	struct flight *flight;
+	struct tfd_flight *flight;
 	uint64_t due;
 
-	if (post->length > domain->options.max_message)
-		return -EMSGSIZE;
-	if (domain->flights == FLIGHTS_MAX)
+	if (half->broken || domain->dead)
+		return -ENOTCONN;
+	if (domain->options.again && tfd_sim_random_locked(domain) % 100 < domain->options.again)
 		return -EAGAIN;
-	flight = calloc(1, sizeof(*flight));
+	flight = flight_take_locked(domain, post);
 	if (!flight)
 		return -EAGAIN;
-	flight->post = *post;
 	flight->wr = wr;
-	lock();
-	if (half->broken || domain->dead) {
-		unlock();
-		free(flight);
-		return -ENOTCONN;
-	}
-	if (domain->options.again && random_locked(domain) % 100 < domain->options.again) {
-		unlock();
-		free(flight);
-		return -EAGAIN;
-	}
 	due = now_locked() + delay_locked(domain);
 	if (domain->options.ordered && due < half->last_due_ns)
 		due = half->last_due_ns;
 	half->last_due_ns = flight->due_ns = due;
 	tfd_list_push(&half->flights, &flight->link);
-	domain->flights++;
-	unlock();
 	return 0;
+}
+
+static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
+{
+	int rc;
+
+	if (post->part_count >= half->domain->options.parts || (post->part_count && post->read))
+		return -EINVAL;
+	if (bytes_of(post) > half->domain->options.max_message)
+		return -EMSGSIZE;
+	lock();
+	rc = post_locked(half, post, wr);
+	unlock();
+	return rc;
 }
 
 static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -454,13 +417,10 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 			half_step_locked(half);
 	}
 	while (count < max && domain->first) {
-		struct done *done = domain->first;
+		struct tfd_done *done = domain->first;
 
 		wc[count++] = done->wc;
-		domain->first = done->next;
-		if (!domain->first)
-			domain->last = &domain->first;
-		free(done);
+		done_drop_locked(domain, done);
 	}
 	unlock();
 	return count;
@@ -520,8 +480,8 @@ void tfd_sim_fail(struct tfd_half *half)
 void tfd_sim_overrun(struct tfd_domain *domain)
 {
 	lock();
-	done_free(domain);
-	complete_locked(domain, &(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW });
+	dones_drop_locked(domain);
+	tfd_sim_complete_locked(domain, &(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW });
 	unlock();
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A fabric inside of one process, for tests: seeded, with delays, reordering and failures. All domains of the process are on it.
- * Parameters are text in tfd_group_options.fabric: "seed=7,ordered=0,delay_us=50,move=0,max_message=1048576".
+ * Parameters are text in tfd_group_options.fabric: "seed=7,ordered=0,delay_us=50,move=0,parts=8,max_message=1048576".
  */
 #ifndef TFD_SIM_H
 #define TFD_SIM_H
@@ -15,6 +15,7 @@ struct tfd_sim_options {
 		delay_us; /* up to which pieces, and their acknowledgements, take; 0: done at the next poll */
 	uint32_t move; /* 0: the null fabric, no bytes move; 1 */
 	uint64_t max_message; /* 1 GiB */
+	uint32_t parts; /* ranges of one post; 1 */
 	uint32_t again; /* of 100 posts that are refused for now; 0 */
 };
 
