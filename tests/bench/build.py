@@ -47,6 +47,11 @@ def fi_raw() -> Path:
     return compile_c("fi_raw", [BENCH / "raw" / "fabric.c", BENCH / "raw" / "fi_raw.c"], "-ldl")
 
 
+def pack_loop() -> Path:
+    """Builds the bare loops over a socket."""
+    return compile_c("pack_loop", [BENCH / "raw" / "pack_loop.c"])
+
+
 def ping() -> Path:
     """Builds the C ping-pong with the client half of the data plane, as a library."""
     native = ROOT / "native"

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import transferd
 from bench import ping
+from bench.random_pages import Shape
 from transferd.native.client_half import lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bench.random_pages import Tables
     from transferd import Client, Job
 
 WAIT_S = 60.0
@@ -40,6 +42,7 @@ class Endpoint:
         self._grant = self._region.grant(imms=range(IMMS))
         self._far = b""
         self._counted = dict.fromkeys(range(IMMS), 0)
+        self._tables: dict[tuple[int, int, int], Tables] = {}
 
     def describe(self) -> dict[str, Any]:
         """Tells what the other side and the reports need to know."""
@@ -70,6 +73,29 @@ class Endpoint:
             if len(flying) == window:
                 flying.popleft().wait(WAIT_S)
             flying.append(write(index % window))
+        path = flying[-1]
+        for job in flying:
+            job.wait(WAIT_S)
+        return {"begin_ns": begin_ns, "path": str(path.path)}
+
+    def prepare_pages(self, page: int, pages: int, set_bytes: int) -> dict[str, Any]:
+        """Makes the tables of a shape, before anything is timed."""
+        self._tables[page, pages, set_bytes] = Shape(page, pages, set_bytes).tables()
+        return {}
+
+    def flood_pages(
+        self, page: int, pages: int, set_bytes: int, window: int, count: int, imm: int
+    ) -> dict[str, Any]:
+        """Writes count jobs of a shape that was prepared; tells when it began."""
+        tables = self._tables[page, pages, set_bytes]
+        source, far, write_pages = self._source[0:set_bytes], self._far, self._client.write_pages
+        flying: deque[Job] = deque()
+        begin_ns = time.monotonic_ns()
+        for index in range(count):
+            if len(flying) == window:
+                flying.popleft().wait(WAIT_S)
+            here, there = tables[index % len(tables)]
+            flying.append(write_pages(source, here, far, there, page, imm=imm, count="job"))
         path = flying[-1]
         for job in flying:
             job.wait(WAIT_S)
@@ -138,6 +164,8 @@ def serve(client: Client, address: str, length: int) -> None:
     commands: dict[str, Callable[..., dict[str, Any]]] = {
         "join": endpoint.join,
         "flood": endpoint.flood,
+        "prepare_pages": endpoint.prepare_pages,
+        "flood_pages": endpoint.flood_pages,
         "landed": endpoint.landed,
         "ping": endpoint.ping,
         "ping_native": endpoint.ping_native,

@@ -16,6 +16,7 @@ from bench.stats import median, percentile
 if TYPE_CHECKING:
     from bench.pair import Endpoint
     from bench.quiet import Gate
+    from bench.random_pages import Shape
 
 PING_WARM_UP = 300
 FLOOD_IMM, PING_IMM = 1, 2
@@ -137,3 +138,19 @@ def ping(one: Endpoint, other: Endpoint, size: int, count: int, *, native: bool)
         (seen - called) / 1e3 for way in (forth, back) for called, seen in list(way)[PING_WARM_UP:]
     ]
     return Latency(percentile(samples, 50), percentile(samples, 99))
+
+
+def pages_gbps(
+    sender: Endpoint, receiver: Endpoint, shape: Shape, window: int, count: int
+) -> float:
+    """Measures jobs of pages once; as :func:`flood_gbps`."""
+    sizes = {"page": shape.page, "pages": shape.pages, "set_bytes": shape.set_bytes}
+    receiver.tell("landed", count=count, imm=FLOOD_IMM)
+    sent = sender.ask("flood_pages", **sizes, window=window, count=count, imm=FLOOD_IMM)
+    seconds = (int(receiver.answer()["seen_ns"]) - int(sent["begin_ns"])) / 1e9
+    return count * shape.job_bytes * 8 / seconds / 1e9
+
+
+def prepare_pages(sender: Endpoint, shape: Shape) -> None:
+    """Lets the sender make the tables of a shape."""
+    sender.ask("prepare_pages", page=shape.page, pages=shape.pages, set_bytes=shape.set_bytes)

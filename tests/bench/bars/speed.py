@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from bench.options import Options
 
 # name of the step: module of bench whose rows(run) measures it
-TOPICS: dict[str, str] = {}
+TOPICS = {
+    "pages over tcp": "pages",
+}
 MAIN = "main-job bars"
 
 
