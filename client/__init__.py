@@ -24,10 +24,12 @@ from transferd.client.mailbox import Mailbox, Send
 from transferd.client.memory import Region, RegionSlice
 from transferd.client.operations import Barrier, PeerGroup, Read, Scatter, WritePages
 from transferd.client.session import CounterView, JobPath, JobResult
+from transferd.client.watcher import Armed, Watcher
 from transferd.native.names import JobStatus
 
 __all__ = [
     "AccessDenied",
+    "Armed",
     "Barrier",
     "Client",
     "Conflict",
@@ -57,6 +59,7 @@ __all__ = [
     "TransferdError",
     "Unavailable",
     "WaitTimeout",
+    "Watcher",
     "Write",
     "WritePages",
 ]

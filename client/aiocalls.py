@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from transferd.client.aiomailbox import Mailbox
+from transferd.client.aiowatcher import Watcher
 from transferd.client.mailbox import Send, open_inbox
 from transferd.client.operations import (
     Barrier,
@@ -15,11 +16,13 @@ from transferd.client.operations import (
     WritePages,
     open_group,
 )
+from transferd.client.watcher import Armed, take_watcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transferd.client.memory import BaseRegion, RegionSlice
+    from transferd.client.operations import Operation
     from transferd.client.session import Request
 
 J = TypeVar("J")
@@ -153,4 +156,16 @@ class AsyncCalls(Generic[J]):
     ) -> J:
         """Sends a message to a mailbox. As :meth:`transferd.Client.send`."""
         spec = Send(dst=dst, data=data, deadline_s=deadline_s)
+        return await self._submit_one(spec.request(), timeout_s)
+
+    async def watcher(self, *, device: bool = False) -> Watcher:
+        """Takes a watcher. As :meth:`transferd.Client.watcher`."""
+        runtime = self._runtime
+        return Watcher(runtime, take_watcher(runtime.session), device)
+
+    async def arm(
+        self, watcher: Watcher, value: int, job: Operation, *, timeout_s: float | None = None
+    ) -> J:
+        """Submits a job that a watcher starts. As :meth:`transferd.Client.arm`."""
+        spec = Armed(watcher=watcher, value=value, job=job)
         return await self._submit_one(spec.request(), timeout_s)

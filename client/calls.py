@@ -15,12 +15,14 @@ from transferd.client.operations import (
     WritePages,
     open_group,
 )
+from transferd.client.watcher import Armed, Watcher, take_watcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transferd.client.events import Driver
     from transferd.client.memory import Region, RegionSlice
+    from transferd.client.operations import Operation
     from transferd.client.session import Request, Session
 
 
@@ -239,4 +241,42 @@ class Calls:
             InvalidRequest: It is no bytes, or longer than any message.
         """
         spec = Send(dst=dst, data=data, deadline_s=deadline_s)
+        return self._submit_one(spec.request(), timeout_s)
+
+    def watcher(self, *, device: bool = False) -> Watcher:
+        """Takes a watcher: a word that starts at 0, for :meth:`arm`.
+
+        Args:
+            device: A kernel of a device bumps it, whose stores wake nobody: while jobs are armed on
+                it the daemon's worker polls, a processor's time for a second after it has last had
+                anything to do, and every millisecond from then on.
+
+        Raises:
+            Conflict: NO_SHARED_MEMORY: the session goes over gRPC.
+            QuotaExceeded: WATCHERS: all are taken.
+        """
+        return Watcher(self._session, take_watcher(self._session), device)
+
+    def arm(
+        self, watcher: Watcher, value: int, job: Operation, *, timeout_s: float | None = None
+    ) -> Job:
+        """Submits a job that starts by itself once a watcher has reached a value.
+
+        It is checked now, and is in flight from now on: its deadline counts, it can be cancelled,
+        revoked and fenced, and its region cannot be closed. What it reads from is read when it
+        starts. Its record is taken: at most 7/8 of the session's can be; a job beyond them ends as
+        QUOTA.
+
+        Args:
+            watcher: Of :meth:`watcher`.
+            value: The job starts when ``watcher.value >= value``; at once, if it is.
+            job: :class:`transferd.Write`, or any other member of a batch (:meth:`submit`, which
+                takes :class:`transferd.Armed` as well).
+            timeout_s: How long to wait for room in the ring; None: as long as it takes.
+
+        Raises:
+            InvalidRequest: A value is out of range, or the watcher is another Client's.
+            Conflict: The watcher is closed.
+        """
+        spec = Armed(watcher=watcher, value=value, job=job)
         return self._submit_one(spec.request(), timeout_s)

@@ -30,6 +30,7 @@ from transferd.client.session import (
     to_descriptor,
     to_handle,
 )
+from transferd.client.watcher import Armed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -279,7 +280,7 @@ class Read:
         )
 
 
-Operation = Write | Imm | WritePages | Scatter | Barrier | Read | Send
+Operation = Write | Imm | WritePages | Scatter | Barrier | Read | Send | Armed
 
 
 def to_requests(jobs: Iterable[Operation]) -> list[Request]:
@@ -292,7 +293,7 @@ def to_requests(jobs: Iterable[Operation]) -> list[Request]:
         if error.name != "request":
             raise
         raise errors.InvalidRequest(
-            "jobs are Write, Imm, WritePages, Scatter, Barrier, Read or Send, not "
+            "jobs are Write, Imm, WritePages, Scatter, Barrier, Read, Send or Armed, not "
             f"{type(error.obj).__name__}"
         ) from None
 

@@ -307,6 +307,7 @@ class RingSession(Session):
             duration_ns=max(0, raw.ended_ns - (raw.accepted_ns or raw.submitted_ns)),
             submitted_ns=raw.submitted_ns,
             accepted_ns=raw.accepted_ns,
+            posted_ns=raw.posted_ns or None,
             ended_ns=raw.ended_ns,
         )
 
@@ -369,11 +370,16 @@ class RingSession(Session):
 
     def counter_acknowledge(self, imm: int) -> None:
         """As :meth:`Session.counter_acknowledge`."""
-        job_id = self._command(OP_ACKNOWLEDGE, imm, 0)
-        result = self.decode(job_id, self.job_wait(job_id, self.control.timeout_s))
-        _release(self.client, job_id)
+        result = self.command(OP_ACKNOWLEDGE, imm, 0)
         if result.status is not JobStatus.OK:
             raise errors.NotFound(f"immediate {imm}: {result.detail}", reason=result.detail)
+
+    def command(self, op: int, imm: int, argument: int) -> JobResult:
+        """Has the worker do something that is no job; waits for its answer."""
+        job_id = self._command(op, imm, argument)
+        result = self.decode(job_id, self.job_wait(job_id, self.control.timeout_s))
+        _release(self.client, job_id)
+        return result
 
     def watch_events(self, watched: bool) -> None:
         """As :meth:`Session.watch_events`."""

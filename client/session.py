@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from transferd.client.indices import Indices
     from transferd.client.mailbox import Inbox
+    from transferd.client.watcher import BaseWatcher
 
 OP_WRITE = 1
 OP_IMM = 2
@@ -36,9 +37,12 @@ OP_BARRIER = 7
 OP_READ = 8
 OP_SEND = 9
 OP_RELEASE = 10
+OP_DISARM = 11
 FLAG_EXACT = 1
 FLAG_COUNT_JOB = 2
 FLAG_CHECKSUM = 4
+FLAG_ARMED = 8
+FLAG_POLLED = 16
 
 NS_PER_S = 1_000_000_000
 IMM_COUNT = 1 << 20
@@ -90,8 +94,9 @@ class JobResult:
         path: What it used.
         duration_ns: From its acceptance by the daemon to its end.
         submitted_ns: CLOCK_MONOTONIC when it was published; None in a session without shared
-            memory, as are the next two.
+            memory, as are the next three.
         accepted_ns: When the daemon took it.
+        posted_ns: When the last of it was handed to a NIC; None as well where nothing was.
         ended_ns: When it ended.
     """
 
@@ -103,6 +108,7 @@ class JobResult:
     duration_ns: int
     submitted_ns: int | None = None
     accepted_ns: int | None = None
+    posted_ns: int | None = None
     ended_ns: int | None = None
 
 
@@ -145,6 +151,22 @@ class Pages(NamedTuple):
 Target = tuple[bytes, int, int, int]
 
 
+class Trigger(NamedTuple):
+    """What an armed job waits for.
+
+    Attributes:
+        watcher: Its watcher.
+        slot: Of the watcher.
+        value: The job starts once the watcher has reached it.
+        flags: FLAG_ARMED, and FLAG_POLLED where a device bumps.
+    """
+
+    watcher: BaseWatcher
+    slot: int
+    value: int
+    flags: int
+
+
 class Request(NamedTuple):
     """One job of a batch; the first nine in the order of :meth:`Session.submit`'s arguments."""
 
@@ -161,12 +183,12 @@ class Request(NamedTuple):
     pages: Pages | None = None
     targets: tuple[Target, ...] | None = None
     data: bytes | None = None
+    trigger: Trigger | None = None
 
     @property
     def plain(self) -> bool:
         """Whether :meth:`Session.submit` can take it."""
-        tables = (self.pages, self.targets, self.data)
-        return not self.flags and tables == (None, None, None)
+        return not self.flags and self[10:] == _PLAIN
 
     @property
     def destinations(self) -> tuple[bytes, ...]:
@@ -186,6 +208,9 @@ class Request(NamedTuple):
         if self.data is not None:
             return len(self.data)
         return 0 if self.targets is None else len(self.targets)
+
+
+_PLAIN = (None,) * (len(Request._fields) - 10)  # what follows the flags of a plain one
 
 
 class Memory(NamedTuple):
@@ -286,8 +311,13 @@ class Session(abc.ABC):
         """Cuts a batch into what :meth:`submit_many` takes.
 
         Raises:
-            InvalidRequest: The table of one job alone is too large; raised before the first part.
+            InvalidRequest: The table of one job alone is too large, or a job is armed on another
+                Client's watcher; raised before the first part.
+            Conflict: A job is armed on a watcher that was closed.
         """
+        for request in requests:
+            if request.trigger is not None:
+                request.trigger.watcher.check(self)
         if not any(request.pages or request.targets for request in requests):
             for first in range(0, len(requests), self.batch_limit):
                 yield requests[first : first + self.batch_limit]

@@ -231,6 +231,7 @@ class DataPlane:
         native.ring_entries = options.ring_entries
         native.record_count = options.record_count
         native.counter_count = options.counter_count
+        native.watcher_count = options.watcher_count
         native.arena_bytes = options.arena_bytes
         native.session_id = options.session_id
         handle = ffi.new("uint64_t *")
@@ -487,7 +488,7 @@ class DataPlane:
                 entry.op, entry.flags, entry.priority, 0, 0, 0,
                 entry.src_region, entry.src_offset, entry.dst_grant, entry.dst_offset,
                 entry.length, entry.imm, 0, entry.deadline_ns, entry.argument,
-                entry.table_offset, entry.table_count, 0, entry.src_stride, entry.dst_stride,
+                entry.table_offset, entry.table_count, 0, entry.src_stride, entry.dst_stride, 0,
             )  # fmt: skip
         data = ffi.from_buffer(tables) if tables else ffi.NULL
         rc = lib.tfd_jobs_submit(self._core, session, array, count, data, len(tables))

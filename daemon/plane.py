@@ -155,6 +155,7 @@ class SessionOptions:
     ring_entries: int
     record_count: int
     counter_count: int
+    watcher_count: int
     arena_bytes: int
     session_id: int
 

@@ -111,6 +111,7 @@ class Sessions:
                     ring_entries=LEASE_RING_ENTRIES if lease else self._limits.ring_entries,
                     record_count=LEASE_RECORDS if lease else records,
                     counter_count=counters,
+                    watcher_count=0 if lease else self._limits.watchers,
                     arena_bytes=0 if lease else self._limits.arena,
                     session_id=session.session_id,
                 )

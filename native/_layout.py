@@ -10,6 +10,7 @@ ABI_STRUCT_BYTES = {
     "struct tfd_entry": 128,
     "struct tfd_record": 64,
     "struct tfd_counter": 64,
+    "struct tfd_watcher": 64,
 }
 
 

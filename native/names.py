@@ -55,6 +55,7 @@ class Detail(enum.IntEnum):
     BAD_MAILBOX = 24
     NO_MEMORY = 25
     CHECKSUM = 26
+    BAD_WATCHER = 27
 
 
 def _text(pointer: object) -> str:

@@ -37,7 +37,10 @@ TFD_ABI_AT(tfd_segment_header, record_offset, 72);
 TFD_ABI_AT(tfd_segment_header, counter_offset, 80);
 TFD_ABI_AT(tfd_segment_header, arena_offset, 88);
 TFD_ABI_AT(tfd_segment_header, arena_bytes, 96);
-TFD_ABI_AT(tfd_segment_header, _resv0, 104);
+TFD_ABI_AT(tfd_segment_header, watcher_offset, 104);
+TFD_ABI_AT(tfd_segment_header, watcher_count, 112);
+TFD_ABI_AT(tfd_segment_header, _resv0, 116);
+TFD_ABI_AT(tfd_segment_header, _resv5, 120);
 TFD_ABI_AT(tfd_segment_header, daemon_id, 128);
 TFD_ABI_AT(tfd_segment_header, boot_epoch, 144);
 TFD_ABI_AT(tfd_segment_header, _resv1, 160);
@@ -70,7 +73,7 @@ TFD_ABI_AT(tfd_entry, dst_grant, 32);
 TFD_ABI_AT(tfd_entry, dst_offset, 40);
 TFD_ABI_AT(tfd_entry, length, 48);
 TFD_ABI_AT(tfd_entry, imm, 56);
-TFD_ABI_AT(tfd_entry, _resv1, 60);
+TFD_ABI_AT(tfd_entry, watcher, 60);
 TFD_ABI_AT(tfd_entry, deadline_ns, 64);
 TFD_ABI_AT(tfd_entry, argument, 72);
 TFD_ABI_AT(tfd_entry, table_offset, 80);
@@ -78,7 +81,8 @@ TFD_ABI_AT(tfd_entry, table_count, 88);
 TFD_ABI_AT(tfd_entry, _resv2, 92);
 TFD_ABI_AT(tfd_entry, src_stride, 96);
 TFD_ABI_AT(tfd_entry, dst_stride, 104);
-TFD_ABI_AT(tfd_entry, _resv3, 112);
+TFD_ABI_AT(tfd_entry, fire_at, 112);
+TFD_ABI_AT(tfd_entry, _resv3, 120);
 
 TFD_ABI_SIZE(tfd_page, 8);
 TFD_ABI_AT(tfd_page, src, 0);
@@ -119,6 +123,10 @@ TFD_ABI_AT(tfd_counter, in_use, 44);
 TFD_ABI_AT(tfd_counter, event, 48);
 TFD_ABI_AT(tfd_counter, waiters, 52);
 TFD_ABI_AT(tfd_counter, wake_at, 56);
+
+TFD_ABI_SIZE(tfd_watcher, 64);
+TFD_ABI_AT(tfd_watcher, value, 0);
+TFD_ABI_AT(tfd_watcher, _resv0, 8);
 
 #undef TFD_ABI_SIZE
 #undef TFD_ABI_AT

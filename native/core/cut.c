@@ -90,8 +90,10 @@ void tfd_job_cut(struct tfd_job *job)
 	if (!job->shard_count)
 		return;
 	if (!job->open) {
-		for (uint32_t i = 0; i < job->shard_count; i++)
-			shard_plan(&job->shards[i]);
+		for (uint32_t i = 0; i < job->shard_count; i++) {
+			if (job->shards[i].open) /* else it has failed while the job was armed */
+				shard_plan(&job->shards[i]);
+		}
 		return;
 	}
 	/* The last takes what does not divide; 8-byte steps keep the others aligned. */

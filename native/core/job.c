@@ -28,7 +28,7 @@ struct tfd_job *tfd_job_alloc(struct tfd_session *session, uint32_t shard_count)
 		return NULL;
 	job = worker->job_free[shard_class];
 	if (!job) {
-		if (tfd_deadlines_reserve(worker, worker->jobs_made + 1) != 0)
+		if (tfd_heap_reserve(&worker->deadlines, worker->jobs_made + 1) != 0)
 			return NULL;
 		job = malloc(sizeof(*job) + class_shards[shard_class] * sizeof(job->shards[0]));
 		if (!job)
@@ -88,7 +88,7 @@ void tfd_jobs_free(struct tfd_worker *worker)
 	}
 }
 
-void tfd_job_start(struct tfd_job *job)
+void tfd_job_enter(struct tfd_job *job)
 {
 	struct tfd_session *session = job->session;
 
@@ -100,12 +100,27 @@ void tfd_job_start(struct tfd_job *job)
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
 	if (job->region)
 		job->region->jobs++;
-	if (job->deadline_ns)
+	if (job->deadline.key)
 		tfd_deadline_add(session->group->worker, job);
 	tfd_job_cut(job);
 	for (uint32_t i = 0; i < job->shard_count; i++)
-		tfd_shard_start(&job->shards[i]);
+		tfd_shard_enter(&job->shards[i]);
+}
+
+void tfd_job_go(struct tfd_job *job)
+{
+	for (uint32_t i = 0; i < job->shard_count; i++) {
+		if (job->shards[i].state !=
+		    TFD_SHARD_DONE) /* of an armed scatter a target may have failed before */
+			tfd_shard_go(&job->shards[i]);
+	}
 	tfd_job_finish_if_quiet(job);
+}
+
+void tfd_job_start(struct tfd_job *job)
+{
+	tfd_job_enter(job);
+	tfd_job_go(job);
 }
 
 void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail)
@@ -160,6 +175,7 @@ static void job_unlink(struct tfd_job *job)
 	job->source->in_flight[job->record] = NULL;
 	tfd_list_remove(&job->link);
 	tfd_deadline_remove(session->group->worker, job);
+	tfd_disarm(job);
 	session->job_count--;
 	session->shard_count -= class_shards[job->shard_class];
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);

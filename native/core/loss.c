@@ -6,6 +6,13 @@
 #include "barrier.h"
 #include "parts.h"
 
+#define QUEUED_MAX 4096u /* of one session: then its rings wait until control has caught up */
+
+bool tfd_losses_wait(const struct tfd_session *session)
+{
+	return tfd_load_relaxed(&session->losses_queued) > QUEUED_MAX;
+}
+
 struct loss {
 	uint64_t units; /* in all */
 	uint64_t acked;

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "../providers/provider.h"
+#include "heap.h"
 #include "table.h"
 #include "transferd/core.h"
 
@@ -299,7 +300,10 @@ struct tfd_tables {
 /* A job in flight. Owner: worker. */
 struct tfd_job {
 	struct tfd_list link; /* session->jobs, oldest first; free list afterwards */
-	uint32_t deadline_at; /* in the heap, from 1 on; 0: not there */
+	struct tfd_heap_item deadline; /* worker->deadlines; key: CLOCK_MONOTONIC, 0: none */
+	struct tfd_heap_item armed; /* watch->jobs; key: the value that starts it */
+	struct tfd_watch *watch; /* NULL: it has started, or waits for nothing */
+	bool polled;
 	struct tfd_session *session;
 	struct tfd_source *source;
 	struct tfd_open *open; /* NULL: each shard has its own */
@@ -330,10 +334,17 @@ struct tfd_job {
 	uint64_t rails; /* bitmap of those used */
 	const struct tfd_provider_ops *ops; /* of the last piece */
 	uint64_t acked; /* bytes */
-	uint64_t deadline_ns;
 	uint64_t accepted_ns;
 	uint64_t posted_ns;
 	struct tfd_shard shards[]; /* [shard_count] */
+};
+
+/* A watcher and the jobs that wait for it. Owner: worker. */
+struct tfd_watch {
+	struct tfd_session *session;
+	const uint64_t *word; /* untrusted */
+	struct tfd_heap jobs;
+	struct tfd_list link; /* worker->watched while there are any */
 };
 
 /* A submit ring with its completion records: the client's in the segment, or control's in private memory. */
@@ -418,6 +429,10 @@ struct tfd_session {
 	struct tfd_list mailboxes;
 	uint32_t mailbox_slots; /* of all of them */
 	uint32_t counter_free; /* a mailbox's before; next in counts[].imm; TFD_NO_SLOT: none */
+	struct tfd_watch *watches; /* owned, [watcher_count] */
+	uint32_t watcher_count;
+	uint32_t armed_count; /* jobs that wait for a watcher */
+	uint64_t armed_order; /* of the next one */
 	struct tfd_list jobs;
 	uint32_t job_count;
 	uint32_t shard_count; /* of jobs in flight */
@@ -494,9 +509,9 @@ struct tfd_worker {
 	struct tfd_list conns_busy;
 	struct tfd_list conns_inflight;
 	uint64_t next_stall_check_ns;
-	struct tfd_job **deadlines; /* owned; heap of deadline.c */
-	uint32_t deadline_count;
-	uint32_t deadline_capacity;
+	struct tfd_heap deadlines;
+	struct tfd_list watched; /* tfd_watch.link */
+	uint32_t polled; /* armed jobs whose watchers wake nobody */
 	uint32_t jobs_made; /* that exist, in flight or in the pools */
 	struct tfd_wr *wr_pool;
 	struct tfd_wr *wr_free;

@@ -51,7 +51,11 @@ void tfd_open_cancel(struct tfd_open *open, const struct tfd_fence *fence, uint3
 		if ((fence && !tfd_fence_names(fence, job)) || shard->failed ||
 		    job->status != TFD_JOB_PENDING)
 			continue;
-		tfd_shard_fail(shard, TFD_JOB_CANCELLED, detail);
+		/* What is armed is in no connection's queue: the connection's end did not tell it of its loss. */
+		tfd_shard_fail(shard,
+		               job->watch && tfd_detail_is_loss(detail) ? TFD_JOB_PEER_LOST :
+		                                                          TFD_JOB_CANCELLED,
+		               detail);
 		tfd_job_finish_if_quiet(job);
 	}
 }

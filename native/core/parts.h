@@ -49,6 +49,8 @@ struct tfd_job *tfd_job_alloc(struct tfd_session *session,
                               uint32_t shard_count); /* NULL: too many, or no memory */
 void tfd_job_drop(struct tfd_job *job); /* not started */
 void tfd_job_start(struct tfd_job *job);
+void tfd_job_enter(struct tfd_job *job); /* in flight, but nothing goes out yet */
+void tfd_job_go(struct tfd_job *job); /* it has entered: its shards are queued */
 void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail);
 void tfd_job_finish_if_quiet(struct tfd_job *job);
 void tfd_jobs_free(struct tfd_worker *worker); /* the pools */
@@ -56,11 +58,19 @@ void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint
                     const struct tfd_record *end);
 
 /* deadline.c */
-int tfd_deadlines_reserve(struct tfd_worker *worker, uint32_t jobs); /* room for so many; -ENOMEM */
 void tfd_deadline_add(struct tfd_worker *worker, struct tfd_job *job);
 void tfd_deadline_remove(struct tfd_worker *worker, struct tfd_job *job); /* idempotent */
 uint64_t tfd_deadline_next(const struct tfd_worker *worker); /* UINT64_MAX: none */
 void tfd_deadlines_check(struct tfd_worker *worker);
+
+/* armed.c */
+int tfd_watches_open(struct tfd_session *session, struct tfd_watcher *watchers, uint32_t count);
+void tfd_watches_free(struct tfd_session *session); /* no job waits */
+bool tfd_arm(struct tfd_job *job, const struct tfd_entry *entry); /* false: too many, or no memory */
+void tfd_disarm(struct tfd_job *job); /* idempotent */
+void tfd_watch_clear(struct tfd_watch *watch); /* its jobs are cancelled */
+uint32_t tfd_watches_check(struct tfd_worker *worker); /* how many jobs were started */
+bool tfd_watches_ready(const struct tfd_worker *worker); /* the last look before a sleep */
 
 /* cut.c */
 uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighths, uint64_t least);
@@ -89,7 +99,9 @@ void tfd_pages_posted(struct tfd_shard *shard, const struct tfd_plan *plan);
 
 /* shard.c */
 void tfd_shard_queue(struct tfd_shard *shard); /* on its connection */
-void tfd_shard_start(struct tfd_shard *shard);
+void tfd_shard_enter(
+	struct tfd_shard *shard); /* in its open's list: whoever waits for the open waits for it */
+void tfd_shard_go(struct tfd_shard *shard);
 void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail);
 /* Its connection is gone: what has not landed goes out again; without another path it fails with `detail`. */
 void tfd_shard_move(struct tfd_shard *shard, uint32_t detail);
@@ -119,6 +131,7 @@ void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr);
 
 /* loss.c */
 void tfd_loss_tell(const struct tfd_shard *shard, uint32_t status, uint32_t detail);
+bool tfd_losses_wait(const struct tfd_session *session); /* so many that it may start nothing */
 
 /* counter.c */
 void tfd_imm_arrived(struct tfd_worker *worker, uint64_t peer, uint32_t wire);
@@ -251,6 +264,13 @@ void tfd_sessions_close_all(struct tfd_core *core);
 /* heartbeat.c */
 void tfd_heartbeat_close(struct tfd_core *core);
 void tfd_heartbeat_touch(struct tfd_core *core);
+
+/* A job that is refused, or stopped, for such a reason has lost its peer. */
+static inline bool tfd_detail_is_loss(uint32_t detail)
+{
+	return detail == TFD_DETAIL_STALE || detail == TFD_DETAIL_CONNECTION ||
+	       detail == TFD_DETAIL_HEARTBEAT;
+}
 
 /* wire immediate: [3: weight][9: name space][20: imm] */
 /* Name space 0 is nobody's: what it carries goes from worker to worker. */

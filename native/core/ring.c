@@ -46,15 +46,6 @@ static bool within(uint64_t offset, uint64_t length, uint64_t bytes)
 	return offset <= bytes && length <= bytes - offset;
 }
 
-static bool all_zero(const uint64_t *words, size_t count)
-{
-	uint64_t any = 0;
-
-	for (size_t i = 0; i < count; i++)
-		any |= words[i];
-	return any == 0;
-}
-
 /* What an operation may use besides the fields that all have. */
 struct form {
 	bool known;
@@ -82,18 +73,38 @@ static const struct form forms[] = {
 	[TFD_OP_READ] = { .known = true, .has_region = true },
 	[TFD_OP_SEND] = { .known = true, .has_table = true },
 	[TFD_OP_RELEASE] = { .known = true },
+	[TFD_OP_DISARM] = { .known = true },
 };
+
+/* What is done when it is taken, and is no job. */
+static bool is_command(uint8_t op)
+{
+	return op == TFD_OP_ACKNOWLEDGE || op == TFD_OP_CANCEL || op == TFD_OP_RELEASE || op == TFD_OP_DISARM;
+}
+
+/* Control's ring has no watchers: who arms a job must be able to bump. */
+static uint32_t check_armed(const struct tfd_session *session, const struct tfd_source *source,
+                            const struct tfd_entry *entry)
+{
+	if (!(entry->flags & TFD_FLAG_ARMED))
+		return entry->flags & TFD_FLAG_POLLED || entry->watcher || entry->fire_at ?
+		               TFD_DETAIL_BAD_FLAGS :
+		               TFD_DETAIL_NONE;
+	if (source->control || is_command(entry->op))
+		return TFD_DETAIL_BAD_FLAGS;
+	return entry->watcher < session->watcher_count ? TFD_DETAIL_NONE : TFD_DETAIL_BAD_WATCHER;
+}
 
 static uint32_t check_form(const struct tfd_entry *entry)
 {
+	const uint8_t armed = TFD_FLAG_ARMED | TFD_FLAG_POLLED; /* check_armed's */
 	const struct form *form =
 		entry->op < sizeof(forms) / sizeof(forms[0]) ? &forms[entry->op] : &forms[0];
 
 	if (!form->known)
 		return TFD_DETAIL_BAD_OP;
-	if (entry->flags & ~form->flags || entry->priority > TFD_PRIORITY_LATENCY || entry->_resv0 ||
-	    entry->_resv1 || entry->_resv2 ||
-	    !all_zero(entry->_resv3, sizeof(entry->_resv3) / sizeof(entry->_resv3[0])))
+	if (entry->flags & ~(form->flags | armed) || entry->priority > TFD_PRIORITY_LATENCY ||
+	    entry->_resv0 || entry->_resv2 || entry->_resv3)
 		return TFD_DETAIL_BAD_FLAGS;
 	if (entry->imm >= TFD_IMM_COUNT)
 		return TFD_DETAIL_IMM_BITS;
@@ -160,6 +171,16 @@ static void take_cancel(struct tfd_session *session, struct tfd_source *source, 
 	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
 }
 
+static void take_disarm(struct tfd_session *session, struct tfd_source *source, const struct tfd_entry *entry)
+{
+	if (entry->argument >= session->watcher_count) {
+		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, TFD_DETAIL_BAD_WATCHER);
+		return;
+	}
+	tfd_watch_clear(&session->watches[entry->argument]);
+	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
+}
+
 /* Untrusted. NULL: the table leaves the arena. */
 static const uint8_t *find_table(const struct tfd_source *source, const struct tfd_tables *tables,
                                  const struct tfd_entry *entry, size_t each)
@@ -210,13 +231,13 @@ static struct tfd_job *make_job(const struct taking *taking, uint32_t shard_coun
 	job->job_id = entry->job_id;
 	job->record = entry->record;
 	job->op = entry->op;
-	job->flags = entry->flags;
+	job->flags = entry->flags & (TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM);
 	job->priority = entry->priority;
 	job->imm = entry->imm;
 	job->src_offset = entry->src_offset;
 	job->dst_offset = entry->dst_offset;
 	job->length = entry->length;
-	job->deadline_ns = entry->deadline_ns;
+	job->deadline.key = entry->deadline_ns;
 	job->accepted_ns = taking->worker->now_ns;
 	return job;
 }
@@ -349,17 +370,21 @@ static void take_job(struct taking *taking)
 		detail = many                     ? take_targets(taking, &job) :
 		         entry->op == TFD_OP_SEND ? take_send(taking, &job) :
 		                                    take_single(taking, &job);
-		if (detail == TFD_DETAIL_STALE || detail == TFD_DETAIL_CONNECTION ||
-		    detail == TFD_DETAIL_HEARTBEAT)
+		if (tfd_detail_is_loss(detail))
 			status = TFD_JOB_PEER_LOST;
 		else if (detail)
 			status = TFD_JOB_INVALID;
 		else if (!job)
 			status = TFD_JOB_QUOTA;
 	}
-	if (status == TFD_JOB_PENDING) {
+	if (status == TFD_JOB_PENDING && !(entry->flags & TFD_FLAG_ARMED)) {
 		tfd_job_start(job);
 		return;
+	}
+	if (status == TFD_JOB_PENDING) {
+		if (tfd_arm(job, entry))
+			return;
+		status = TFD_JOB_QUOTA;
 	}
 	if (job)
 		tfd_job_drop(job);
@@ -379,8 +404,9 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 	    source->in_flight[entry->record])
 		return false;
 	detail = check_form(entry);
-	if (tables && (detail || entry->op == TFD_OP_ACKNOWLEDGE || entry->op == TFD_OP_CANCEL ||
-	               entry->op == TFD_OP_RELEASE))
+	if (!detail)
+		detail = check_armed(session, source, entry);
+	if (tables && (detail || is_command(entry->op)))
 		tfd_tables_put(source, tables);
 	if (detail)
 		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, detail);
@@ -390,6 +416,8 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 		take_cancel(session, source, entry);
 	else if (entry->op == TFD_OP_RELEASE)
 		take_release(session, source, entry);
+	else if (entry->op == TFD_OP_DISARM)
+		take_disarm(session, source, entry);
 	else
 		take_job(&(struct taking){ worker, session, source, entry, tables, NULL });
 	return true;

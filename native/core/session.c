@@ -15,6 +15,8 @@
 #define SEGMENT_MAX (1ull << 30)
 #define RECORDS_MAX 65536u /* a job id of the client half carries its record in 16 bits */
 
+#define WATCHERS_MAX 65536u
+
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -67,8 +69,11 @@ static void header_layout(struct tfd_segment_header *header, const struct tfd_se
 	header->record_offset = header->ring_offset + header->ring_stride;
 	header->counter_offset =
 		header->record_offset + (uint64_t)options->record_count * sizeof(struct tfd_record);
-	header->arena_offset =
+	header->watcher_count = options->watcher_count;
+	header->watcher_offset =
 		header->counter_offset + (uint64_t)options->counter_count * sizeof(struct tfd_counter);
+	header->arena_offset =
+		header->watcher_offset + (uint64_t)options->watcher_count * sizeof(struct tfd_watcher);
 	header->arena_bytes = options->arena_bytes;
 	header->segment_bytes = (header->arena_offset + header->arena_bytes + page - 1) / page * page;
 	header->session_id = options->session_id;
@@ -91,9 +96,11 @@ static int check_options(struct tfd_core *core, const struct tfd_session_options
 		                "%u ring entries and %u records: each must be a power of two up to %u",
 		                options->ring_entries, options->record_count, RECORDS_MAX);
 	if (!options->counter_count || options->counter_count > TFD_IMM_COUNT ||
-	    options->arena_bytes > SEGMENT_MAX)
-		return tfd_fail(error, -EINVAL, "%u counters or %llu arena bytes are out of range",
-		                options->counter_count, (unsigned long long)options->arena_bytes);
+	    options->watcher_count > WATCHERS_MAX || options->arena_bytes > SEGMENT_MAX)
+		return tfd_fail(error, -EINVAL,
+		                "%u counters, %u watchers or %llu arena bytes are out of range",
+		                options->counter_count, options->watcher_count,
+		                (unsigned long long)options->arena_bytes);
 	return 0;
 }
 
@@ -143,9 +150,11 @@ static int tables_open(struct tfd_session *session, const struct tfd_session_opt
 	session->counts = calloc(options->counter_count, sizeof(*session->counts));
 	session->wake_counters = calloc((options->counter_count + 63) / 64, sizeof(uint64_t));
 	session->wake_records = calloc((options->record_count + 63) / 64, sizeof(uint64_t));
-	return source->in_flight && session->counts && session->wake_counters && session->wake_records ?
-	               0 :
-	               -ENOMEM;
+	if (!source->in_flight || !session->counts || !session->wake_counters || !session->wake_records)
+		return -ENOMEM;
+	return tfd_watches_open(session,
+	                        (struct tfd_watcher *)(void *)(session->segment + header->watcher_offset),
+	                        options->watcher_count);
 }
 
 static int fds_open(struct tfd_session *session)
@@ -193,6 +202,7 @@ static void session_free(struct tfd_session *session)
 		free(session->sources[i].in_flight);
 	put_waiting_tables(&session->sources[1]);
 	tfd_fractions_free(session);
+	tfd_watches_free(session);
 	free(session->sources[1].tables);
 	free(session->sources[1].ring);
 	free(session->sources[1].records);

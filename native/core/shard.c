@@ -36,17 +36,21 @@ void tfd_shard_unqueue(struct tfd_shard *shard)
 	shard->queued = false;
 }
 
-void tfd_shard_start(struct tfd_shard *shard)
+void tfd_shard_enter(struct tfd_shard *shard)
 {
 	struct tfd_open *open = shard->open;
 
 	shard->number = open->next_shard++;
 	tfd_list_push(&open->shards, &shard->open_link);
+}
+
+void tfd_shard_go(struct tfd_shard *shard)
+{
 	if (!shard->length && shard->job->op == TFD_OP_READ) {
 		tfd_shard_done(shard);
 		return;
 	}
-	if (open->paths[shard->path].conn->half)
+	if (shard->open->paths[shard->path].conn->half)
 		tfd_shard_queue(shard);
 	else
 		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);

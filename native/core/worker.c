@@ -16,11 +16,12 @@
 
 #define POLL_BATCH 64
 #define SPIN_IN_FLIGHT_NS 2000000u
+/* For watchers of devices, which wake nobody; after that they are looked at every millisecond. */
+#define SPIN_POLLED_NS 1000000000u
 #define SHORT_SLEEP_NS 50000u
 #define SLEEP_MAX_MS 1000 /* nothing depends on it: a net under a lost wake-up */
 /* With something to post: a connection that comes up need not tell. With slots free that somebody waits for: they are told. */
 #define BUSY_SLEEP_MAX_MS 10
-#define LOSSES_QUEUED_MAX 4096 /* of one session: then its rings wait until control has caught up */
 #define EPOLL_BATCH 32
 
 /* On an ordered rail one that belongs to no connection was not told to its sender as landed: it comes again. */
@@ -80,8 +81,7 @@ static uint32_t drain_rings(struct tfd_worker *worker)
 		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
 
 		next = link->next;
-		if (session->state != TFD_STATE_OPEN ||
-		    tfd_load_relaxed(&session->losses_queued) > LOSSES_QUEUED_MAX)
+		if (session->state != TFD_STATE_OPEN || tfd_losses_wait(session))
 			continue;
 		did += tfd_ring_drain(worker, session, &session->sources[0]);
 		if (session->sources[1].ring && session->state == TFD_STATE_OPEN)
@@ -111,6 +111,8 @@ uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
 {
 	uint32_t did = drain_rings(worker);
 
+	if (!tfd_list_empty(&worker->watched))
+		did += tfd_watches_check(worker);
 	did += tfd_conns_post(worker);
 	for (uint32_t i = 0; i < worker->group->rail_count; i++)
 		did += poll_rail(worker, &worker->group->rails[i]);
@@ -133,7 +135,7 @@ static void announce_sleep(struct tfd_worker *worker, uint32_t sleeping)
 	for (link = worker->sessions.next; link != &worker->sessions; link = link->next) {
 		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
 
-		/* pairs with tfd_client_submit: it stores tail, then looks at need_wakeup */
+		/* pairs with tfd_client_submit and tfd_client_watcher_bump: they store, then look at need_wakeup */
 		tfd_store_seq(&session->sources[0].ring->need_wakeup, sleeping);
 	}
 	tfd_store_seq(&worker->sleeping, sleeping); /* pairs with tfd_command_run, tfd_jobs_submit */
@@ -148,7 +150,7 @@ static bool work_waits(struct tfd_worker *worker)
 {
 	struct tfd_list *link;
 
-	if (tfd_load_seq(&worker->inbox) || worker->event_count)
+	if (tfd_load_seq(&worker->inbox) || worker->event_count || tfd_watches_ready(worker))
 		return true;
 	for (link = worker->sessions.next; link != &worker->sessions; link = link->next) {
 		struct tfd_session *session = tfd_container(link, struct tfd_session, link);
@@ -182,9 +184,11 @@ static int sleep_bound_ms(struct tfd_worker *worker)
 		if (worker->group->rails[i].wait_fd < 0)
 			return 1; /* such a rail must be polled */
 	}
+	if (worker->polled)
+		return 1; /* a device wakes nobody */
 	if (!tfd_list_empty(&worker->conns_busy) || !tfd_list_empty(&worker->mailboxes_ready))
 		bound = BUSY_SLEEP_MAX_MS;
-	if (worker->deadline_count) {
+	if (worker->deadlines.count) {
 		uint64_t next = tfd_deadline_next(worker);
 		uint64_t left = next > worker->now_ns ? next - worker->now_ns : 0;
 
@@ -233,6 +237,8 @@ static bool spins(const struct tfd_worker *worker)
 
 	if (worker->inflight_wrs && spin_ns < SPIN_IN_FLIGHT_NS)
 		spin_ns = SPIN_IN_FLIGHT_NS;
+	if (worker->polled && spin_ns < SPIN_POLLED_NS)
+		spin_ns = SPIN_POLLED_NS;
 	return worker->core->options.busy || worker->now_ns - worker->active_ns < spin_ns;
 }
 
@@ -288,7 +294,7 @@ static int pools_open(struct tfd_worker *worker)
 static void pools_close(struct tfd_worker *worker)
 {
 	tfd_jobs_free(worker);
-	free(worker->deadlines);
+	tfd_heap_fini(&worker->deadlines);
 	free(worker->wr_pool);
 	while (worker->waiter_free) {
 		struct tfd_waiter *waiter = worker->waiter_free;
@@ -344,6 +350,7 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	tfd_list_init(&worker->conns);
 	tfd_list_init(&worker->conns_busy);
 	tfd_list_init(&worker->conns_inflight);
+	tfd_list_init(&worker->watched);
 	tfd_list_init(&worker->mailboxes_ready);
 	tfd_list_init(&worker->senders_waiting);
 	for (uint32_t i = 0; i < TFD_WAITER_BUCKETS; i++)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Fuzz target: a client that writes anything into its segment. Input: 8 bytes by which tail moves, then ring entries, then what
- * its arena has for tables. The daemon must end the session or refuse the entries, and nothing is written outside of the grant; a crash, a
+ * its arena has for tables. Its watchers move up and down meanwhile, and in the end have reached all that waits for them. The daemon must end the session or refuse the entries, and nothing is written outside of the grant; a crash, a
  * hang or a sanitizer report is a find.
  *
  *   clang -fsanitize=fuzzer,address … fuzz/fuzz_ring.c      coverage-guided
@@ -55,6 +55,33 @@ static void start(void)
 	fresh_user();
 }
 
+static void watchers_store(uint64_t value)
+{
+	uint64_t one = 1;
+
+	for (uint32_t i = 0; i < user.header->watcher_count; i++)
+		tfd_store_seq(&user.watchers[i].value, value);
+	(void)!write(user.fds.doorbell_fd, &one, sizeof(one));
+}
+
+/* All that was armed starts, and ends. */
+static void fire_all(void)
+{
+	struct tfd_session_info info;
+
+	watchers_store(UINT64_MAX);
+	for (int i = 0; i < 200000; i++) {
+		CHECK_OK(tfd_session_stat(host.core, user.session, &info));
+		if (!info.jobs_in_flight) {
+			watchers_store(0);
+			return;
+		}
+		(void)usleep(50);
+	}
+	(void)fprintf(stderr, "%llu jobs do not end\n", (unsigned long long)info.jobs_in_flight);
+	abort();
+}
+
 static uint8_t *arena(void)
 {
 	return user.segment + user.header->arena_offset;
@@ -78,6 +105,7 @@ static int settled_broken(void)
 			if (event.type == TFD_EVENT_SESSION_BROKEN && event.id == user.session)
 				return 1;
 		}
+		user.watchers[random % user.header->watcher_count].value = random >> (random >> 28);
 		if (tfd_load_acquire(&user.ring->head) == user.ring->tail)
 			return 0;
 		(void)usleep(50);
@@ -111,6 +139,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 	if (settled_broken()) {
 		user_close(&user);
 		fresh_user();
+	} else {
+		fire_all();
 	}
 	return 0;
 }
@@ -153,7 +183,7 @@ static uint64_t some_stride(void)
 
 static void near_valid(struct tfd_entry *entry, uint64_t job, uint8_t *table)
 {
-	uint8_t op = (uint8_t)(1 + chance(TFD_OP_RELEASE + 1)); /* one more than there are */
+	uint8_t op = (uint8_t)(1 + chance(TFD_OP_DISARM + 1)); /* one more than there are */
 	bool pages = op == TFD_OP_WRITE_PAGES;
 	bool many = op == TFD_OP_SCATTER || op == TFD_OP_BARRIER;
 
@@ -178,6 +208,11 @@ static void near_valid(struct tfd_entry *entry, uint64_t job, uint8_t *table)
 	if (pages) {
 		entry->src_stride = some_stride();
 		entry->dst_stride = some_stride();
+	}
+	if (chance(4) == 0) {
+		entry->flags |= TFD_FLAG_ARMED | (chance(2) ? TFD_FLAG_POLLED : 0);
+		entry->watcher = chance(9);
+		entry->fire_at = chance(8) ? chance(1u << 16) : UINT64_MAX - chance(2);
 	}
 	near_valid_table(op, table);
 	if (chance(20) == 0) /* one byte of it is noise */

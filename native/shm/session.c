@@ -17,6 +17,8 @@
 #define F_SEAL_SHRINK 0x0002
 #endif
 
+#define PARTS 5 /* rings, records, counters, watchers, arena */
+
 struct extent {
 	uint64_t offset;
 	uint64_t bytes;
@@ -43,13 +45,13 @@ static bool counts_are_sane(const struct tfd_segment_header *h)
 	return h->ring_count >= 1 && h->ring_count <= TFD_CLIENT_MAX_RINGS && h->ring_entries >= 1 &&
 	       h->ring_entries <= TFD_CLIENT_MAX_ENTRIES && (h->ring_entries & (h->ring_entries - 1)) == 0 &&
 	       h->record_count >= 1 && h->record_count <= TFD_CLIENT_MAX_RECORDS &&
-	       h->counter_count <= TFD_CLIENT_MAX_COUNTERS;
+	       h->counter_count <= TFD_CLIENT_MAX_COUNTERS && h->watcher_count <= TFD_CLIENT_MAX_WATCHERS;
 }
 
 /* Whether the header describes a segment of this ABI that lies within `total` bytes. */
 static bool header_is_sane(const struct tfd_segment_header *h, uint64_t total)
 {
-	struct extent parts[4];
+	struct extent parts[PARTS];
 	uint64_t ring_bytes;
 
 	if (h->magic != TFD_ABI_MAGIC || h->abi_version != TFD_ABI_VERSION || h->header_bytes != sizeof(*h) ||
@@ -64,10 +66,11 @@ static bool header_is_sane(const struct tfd_segment_header *h, uint64_t total)
 	if (!extent_init(&parts[0], h->ring_offset, h->ring_stride, h->ring_count, total) ||
 	    !extent_init(&parts[1], h->record_offset, sizeof(struct tfd_record), h->record_count, total) ||
 	    !extent_init(&parts[2], h->counter_offset, sizeof(struct tfd_counter), h->counter_count, total) ||
-	    !extent_init(&parts[3], h->arena_offset, 1, h->arena_bytes, total))
+	    !extent_init(&parts[3], h->watcher_offset, sizeof(struct tfd_watcher), h->watcher_count, total) ||
+	    !extent_init(&parts[4], h->arena_offset, 1, h->arena_bytes, total))
 		return false;
-	for (int i = 0; i < 4; i++)
-		for (int j = i + 1; j < 4; j++)
+	for (int i = 0; i < PARTS; i++)
+		for (int j = i + 1; j < PARTS; j++)
 			if (extents_overlap(&parts[i], &parts[j]))
 				return false;
 	return true;
@@ -104,6 +107,8 @@ static void segment_locate(struct tfd_client *client, const struct tfd_segment_h
 	client->counter_count = h->counter_count;
 	client->records = (struct tfd_record *)(void *)(client->base + h->record_offset);
 	client->counters = (struct tfd_counter *)(void *)(client->base + h->counter_offset);
+	client->watcher_count = h->watcher_count;
+	client->watchers = (struct tfd_watcher *)(void *)(client->base + h->watcher_offset);
 	client->arena_base = client->base + h->arena_offset;
 	for (uint32_t i = 0; i < h->ring_count; i++) {
 		struct tfd_client_ring *ring = &client->rings[i];
@@ -125,8 +130,12 @@ static int slots_init(struct tfd_client *client)
 	client->slots = calloc(client->record_count, sizeof(*client->slots));
 	client->saved = calloc(buckets, sizeof(*client->saved)); /* NOLINT: pointers are meant */
 	client->saved_buckets = buckets;
-	if (!client->slots || !client->saved)
+	client->watcher_next = calloc((size_t)client->watcher_count + 1, sizeof(*client->watcher_next));
+	if (!client->slots || !client->saved || !client->watcher_next)
 		return -ENOMEM;
+	for (uint32_t i = 0; i < client->watcher_count; i++)
+		client->watcher_next[i] = i + 1 < client->watcher_count ? i + 1 : TFD_NO_WATCHER;
+	client->watcher_free = client->watcher_count ? 0 : TFD_NO_WATCHER;
 	for (uint32_t i = 0; i < client->record_count; i++)
 		client->slots[i].next_free = i + 1 < client->record_count ? i + 1 : TFD_NO_RECORD;
 	client->free_head = 0;
@@ -171,6 +180,7 @@ err_slots:
 	tfd_arena_fini(&client->arena);
 	free(client->saved);
 	free(client->slots);
+	free(client->watcher_next);
 err_unmap:
 	munmap(client->base, client->mapped_bytes);
 err_free:
@@ -187,6 +197,7 @@ void tfd_client_close(struct tfd_client *client)
 	tfd_arena_fini(&client->arena);
 	free(client->saved);
 	free(client->slots);
+	free(client->watcher_next);
 	munmap(client->base, client->mapped_bytes);
 	free(client);
 }

@@ -19,7 +19,10 @@
 #define TFD_CLIENT_MAX_RECORDS (1u << 16) /* a job id holds the record's index in 16 bits */
 #define TFD_CLIENT_MAX_ENTRIES (1u << 16)
 #define TFD_CLIENT_MAX_COUNTERS TFD_IMM_COUNT
+#define TFD_CLIENT_MAX_WATCHERS (1u << 16)
 #define TFD_NO_RECORD UINT32_MAX
+#define TFD_NO_WATCHER UINT32_MAX
+#define TFD_WATCHER_TAKEN (UINT32_MAX - 1)
 
 struct tfd_client_ring {
 	struct tfd_ring *shared;     /* borrowed from the mapping */
@@ -54,9 +57,11 @@ struct tfd_client {
 	uint32_t ring_entries;
 	uint32_t record_count;
 	uint32_t counter_count;
+	uint32_t watcher_count;
 	struct tfd_segment_header *header;
 	struct tfd_record *records;
 	struct tfd_counter *counters;
+	struct tfd_watcher *watchers;
 	uint8_t *arena_base;
 
 	uint32_t dead; /* any thread, atomically; never goes back to 0 */
@@ -69,6 +74,8 @@ struct tfd_client {
 	struct tfd_saved_result **saved; /* owned, saved_buckets (a power of two) lists */
 	uint32_t saved_buckets;
 	struct tfd_arena arena;
+	uint32_t *watcher_next; /* owned, watcher_count: the next free one, or TFD_WATCHER_TAKEN */
+	uint32_t watcher_free; /* TFD_NO_WATCHER: none */
 };
 
 /* 0, or -EPIPE once the session is over for any reason. */
@@ -87,6 +94,9 @@ void tfd_client_ended_release_locked(struct tfd_client *client);
 void tfd_client_table_give_locked(struct tfd_client_slot *slot, const struct tfd_entry *entry);
 /* Gives back what the slot's job had of the arena, if anything. Only once it has ended. */
 void tfd_client_table_release_locked(struct tfd_client *client, struct tfd_client_slot *slot);
+
+/* Wakes the worker of a ring, if it sleeps; after what it is to see was stored, sequentially. */
+void tfd_client_doorbell(const struct tfd_client_ring *ring);
 
 /* Calls try() until it returns anything but -EAGAIN, and -ETIMEDOUT after the bound; with 0, -EAGAIN stays. -EINTR: a signal came. */
 typedef int (*tfd_client_try)(struct tfd_client *client, void *argument);

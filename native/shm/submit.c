@@ -51,8 +51,8 @@ static int publish_locked(struct tfd_client *client, struct tfd_client_ring *rin
 	return 0;
 }
 
-/* pairs with the worker's store of need_wakeup before it looks at tail a last time: one of the two sees the other */
-static void doorbell_ring(const struct tfd_client_ring *ring)
+/* pairs with the worker's store of need_wakeup before it looks at tail, and at watchers, a last time: one of the two sees the other */
+void tfd_client_doorbell(const struct tfd_client_ring *ring)
 {
 	const struct timespec at_once = { 0 };
 	const uint64_t one = 1; /* what an eventfd would take, too */
@@ -91,7 +91,7 @@ static int submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *en
 	rc = publish_locked(client, &client->rings[ring], entries, count, tables);
 	pthread_mutex_unlock(&client->lock);
 	if (!rc)
-		doorbell_ring(&client->rings[ring]);
+		tfd_client_doorbell(&client->rings[ring]);
 	return rc;
 }
 

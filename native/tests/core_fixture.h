@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/barrier.h"
@@ -44,11 +45,13 @@ struct user { /* a session and one region */
 	uint64_t session;
 	struct tfd_session_fds fds;
 	uint8_t *segment;
+	size_t segment_bytes;
 	struct tfd_segment_header *header;
 	struct tfd_ring *ring;
 	struct tfd_entry *entries;
 	struct tfd_record *records;
 	struct tfd_counter *counters;
+	struct tfd_watcher *watchers;
 	uint64_t region;
 	uint8_t *memory;
 	uint64_t next_job;
@@ -73,29 +76,44 @@ static inline void host_open(struct host *host)
 	host_open_rails(host, 1, 256u << 10);
 }
 
-static inline void user_open(struct host *host, struct user *user)
+/* `records`: entries of its ring, too. */
+static inline void user_open_sized(struct host *host, struct user *user, uint32_t records)
 {
 	struct tfd_session_options options = {
-		.ring_entries = 64, .record_count = 64, .counter_count = 64, .arena_bytes = 131072
+		.ring_entries = records,
+		.record_count = records,
+		.counter_count = 64,
+		.watcher_count = 8,
+		.arena_bytes = 131072,
 	};
 	struct tfd_region_options region = { .writable = 1, .length = REGION_BYTES };
+	struct stat info;
 
 	memset(user, 0, sizeof(*user));
 	user->host = host;
 	options.group = host->group;
 	CHECK_OK(tfd_session_open(host->core, &options, &user->session, &user->fds, &error));
-	user->segment = mmap(NULL, 1u << 20, PROT_READ | PROT_WRITE, MAP_SHARED, user->fds.segment_fd, 0);
+	CHECK(fstat(user->fds.segment_fd, &info) == 0);
+	user->segment_bytes = (size_t)info.st_size;
+	user->segment =
+		mmap(NULL, user->segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, user->fds.segment_fd, 0);
 	CHECK(user->segment != MAP_FAILED);
 	user->header = (void *)user->segment;
 	user->ring = (void *)(user->segment + user->header->ring_offset);
 	user->entries = (void *)(user->ring + 1);
 	user->records = (void *)(user->segment + user->header->record_offset);
 	user->counters = (void *)(user->segment + user->header->counter_offset);
+	user->watchers = (void *)(user->segment + user->header->watcher_offset);
 	region.fd = memfd_create("test", MFD_CLOEXEC);
 	CHECK(region.fd >= 0 && ftruncate(region.fd, REGION_BYTES) == 0);
 	user->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, region.fd, 0);
 	CHECK_OK(tfd_region_add(host->core, user->session, &region, &user->region, &error));
 	(void)close(region.fd);
+}
+
+static inline void user_open(struct host *host, struct user *user)
+{
+	user_open_sized(host, user, 64);
 }
 
 /* Waits for an event of that type and id; others are dropped. */
@@ -117,7 +135,7 @@ static inline struct tfd_event wait_event(struct host *host, uint32_t type, uint
 /* The client's side of it. */
 static inline void user_unmap(struct user *user)
 {
-	(void)munmap(user->segment, 1u << 20);
+	(void)munmap(user->segment, user->segment_bytes);
 	(void)munmap(user->memory, REGION_BYTES);
 	(void)close(user->fds.segment_fd);
 	(void)close(user->fds.doorbell_fd);

@@ -37,6 +37,7 @@
 
 #define HELD_LENGTH 7777u
 #define FAKE_MAX_HELD 4096u
+#define FAKE_WATCHERS 4u
 
 struct fake_daemon {
 	uint32_t entries;
@@ -85,6 +86,9 @@ static inline void fake_layout(struct fake_daemon *fake, uint32_t entries, uint3
 	at += records * sizeof(struct tfd_record);
 	h.counter_offset = at;
 	at += counters * sizeof(struct tfd_counter);
+	h.watcher_offset = at;
+	h.watcher_count = FAKE_WATCHERS;
+	at += FAKE_WATCHERS * sizeof(struct tfd_watcher);
 	h.arena_offset = at;
 	h.arena_bytes = 4096;
 	h.segment_bytes = at + h.arena_bytes;

@@ -81,6 +81,10 @@ static void test_hostile_headers(void)
 	BAD(counter_offset, 64);
 	BAD(counter_offset, h->record_offset);
 	BAD(counter_offset, UINT64_MAX & ~63ull);
+	BAD(watcher_offset, 0);
+	BAD(watcher_offset, h->counter_offset);
+	BAD(watcher_offset, UINT64_MAX & ~63ull);
+	BAD(watcher_count, (1u << 16) + 1);
 	BAD(arena_offset, 0);
 	BAD(arena_bytes, h->arena_bytes + 1);
 	BAD(arena_bytes, UINT64_MAX);

@@ -15,8 +15,8 @@ static uint64_t earliest(void)
 	uint64_t found = UINT64_MAX;
 
 	for (uint32_t i = 0; i < JOBS; i++) {
-		if (jobs[i].deadline_at && jobs[i].deadline_ns < found)
-			found = jobs[i].deadline_ns;
+		if (jobs[i].deadline.at && jobs[i].deadline.key < found)
+			found = jobs[i].deadline.key;
 	}
 	return found;
 }
@@ -28,22 +28,22 @@ int main(void)
 
 	srandom(7);
 	CHECK(tfd_deadline_next(&worker) == UINT64_MAX);
-	CHECK(tfd_deadlines_reserve(&worker, JOBS) == 0);
+	CHECK(tfd_heap_reserve(&worker.deadlines, JOBS) == 0);
 	for (uint32_t i = 0; i < STEPS; i++) {
 		struct tfd_job *job = &jobs[(uint32_t)random() % JOBS];
 
-		if (job->deadline_at) {
+		if (job->deadline.at) {
 			tfd_deadline_remove(&worker, job);
 			tfd_deadline_remove(&worker, job); /* once more does nothing */
 			there--;
 		} else {
-			job->deadline_ns = (uint64_t)random() % 1000; /* some alike */
+			job->deadline.key = (uint64_t)random() % 1000; /* some alike */
 			tfd_deadline_add(&worker, job);
 			there++;
 		}
-		CHECK(worker.deadline_count == there);
+		CHECK(worker.deadlines.count == there);
 		CHECK(tfd_deadline_next(&worker) == earliest());
 	}
-	free(worker.deadlines);
+	tfd_heap_fini(&worker.deadlines);
 	return 0;
 }

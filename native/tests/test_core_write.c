@@ -53,7 +53,10 @@ static void test_refusals(struct user *a, uint64_t open)
 	REFUSED(op, 99, TFD_DETAIL_BAD_OP);
 	REFUSED(flags, TFD_FLAG_COUNT_JOB, TFD_DETAIL_BAD_FLAGS);
 	REFUSED(_resv2, 1, TFD_DETAIL_BAD_FLAGS);
-	REFUSED(_resv3[1], 1, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(_resv3, 1, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(watcher, 1, TFD_DETAIL_BAD_FLAGS); /* of jobs that are not armed */
+	REFUSED(fire_at, 1, TFD_DETAIL_BAD_FLAGS);
+	REFUSED(flags, TFD_FLAG_POLLED, TFD_DETAIL_BAD_FLAGS);
 	REFUSED(table_count, 1, TFD_DETAIL_BAD_FLAGS);
 	REFUSED(src_stride, 8, TFD_DETAIL_BAD_FLAGS);
 	REFUSED(priority, 2, TFD_DETAIL_BAD_FLAGS);

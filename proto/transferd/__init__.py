@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transferd.client import (
         AccessDenied,
+        Armed,
         Barrier,
         Client,
         Conflict,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         TransferdError,
         Unavailable,
         WaitTimeout,
+        Watcher,
         Write,
         WritePages,
     )
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccessDenied",
+    "Armed",
     "Barrier",
     "Client",
     "Conflict",
@@ -81,6 +84,7 @@ __all__ = [
     "TransferdError",
     "Unavailable",
     "WaitTimeout",
+    "Watcher",
     "Write",
     "WritePages",
     "__version__",

@@ -3,5 +3,6 @@
 
 from transferd.client.aio import Client, Counter, Grant, Job, Region
 from transferd.client.aiomailbox import Mailbox
+from transferd.client.aiowatcher import Watcher
 
-__all__ = ["Client", "Counter", "Grant", "Job", "Mailbox", "Region"]
+__all__ = ["Client", "Counter", "Grant", "Job", "Mailbox", "Region", "Watcher"]

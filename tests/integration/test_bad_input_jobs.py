@@ -46,10 +46,10 @@ def ring(shared_pair: Pair) -> Iterator[RawSender]:
         ({"op": 0}, Detail.BAD_OP),
         ({"op": NO_OP}, Detail.BAD_OP),
         ({"op": 255}, Detail.BAD_OP),
-        ({"flags": 8}, Detail.BAD_FLAGS),
+        ({"flags": 128}, Detail.BAD_FLAGS),
         ({"priority": 2}, Detail.BAD_FLAGS),
         ({"_resv0": 1}, Detail.BAD_FLAGS),
-        ({"_resv1": 1}, Detail.BAD_FLAGS),
+        ({"_resv3": 1}, Detail.BAD_FLAGS),
         ({"op": IMMEDIATE, "src_region": 0}, Detail.BAD_FLAGS),  # an immediate with a length
         ({"src_region": 0}, Detail.BAD_REGION),
         ({"src_region": U64}, Detail.BAD_REGION),

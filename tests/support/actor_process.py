@@ -26,6 +26,18 @@ def send(client: transferd.Client, length: int, imm: int, descriptor: bytes) -> 
             job.wait()
 
 
+def arm(client: transferd.Client, length: int, imm: int, descriptor: bytes) -> None:
+    """Has jobs wait for watchers, starts some; says "sending" then."""
+    source = client.alloc(length)
+    job = transferd.Write(src=source, dst=descriptor, imm=imm)
+    watcher = client.watcher()
+    device = client.watcher(device=True)
+    jobs = [client.arm((watcher, device)[i % 2], 1 + i, job) for i in range(200)]
+    watcher.bump(3)
+    print("sending", flush=True)
+    jobs[-1].wait()
+
+
 def receive(client: transferd.Client, length: int, imm: int) -> None:
     """Grants memory and lets others write into it."""
     grant = client.alloc(length).grant(imms=[imm])
@@ -60,6 +72,8 @@ def main() -> None:
     with transferd.Client(socket, name=role) as client:
         if role == "send":
             send(client, int(length), int(imm), bytes.fromhex(sys.argv[5]))
+        elif role == "arm":
+            arm(client, int(length), int(imm), bytes.fromhex(sys.argv[5]))
         elif role == "send messages":
             send_messages(client, int(length), bytes.fromhex(sys.argv[5]))
         elif role == "mailbox":

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 HEADER_BYTES = ffi.sizeof("struct tfd_segment_header")
 RING_BYTES = ffi.sizeof("struct tfd_ring")
 ENTRY_BYTES = ffi.sizeof("struct tfd_entry")
+WATCHER_BYTES = ffi.sizeof("struct tfd_watcher")
+WATCHERS = 4
 RECORD_BYTES = ffi.sizeof("struct tfd_record")
 COUNTER_BYTES = ffi.sizeof("struct tfd_counter")
 ARENA_BYTES = 4096
@@ -98,6 +100,8 @@ class FakeSession:
         at += self.records * RECORD_BYTES
         self.counter_at = at
         at += self.counters * COUNTER_BYTES
+        self.watcher_at = at
+        at += WATCHERS * WATCHER_BYTES
         size = at + ARENA_BYTES
         self.segment_fd = os.memfd_create("fake", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.segment_fd, size)
@@ -114,6 +118,7 @@ class FakeSession:
         h.ring_entries, h.record_count, h.counter_count = self.entries, self.records, self.counters
         h.ring_offset, h.ring_stride = HEADER_BYTES, ring_bytes
         h.record_offset, h.counter_offset = self.record_at, self.counter_at
+        h.watcher_offset, h.watcher_count = self.watcher_at, WATCHERS
         h.arena_offset, h.arena_bytes, h.state = at, ARENA_BYTES, lib.TFD_SESSION_OPEN
         h.provider = b"fake"
         self.header = h

@@ -37,7 +37,10 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "counter_offset": 80,
             "arena_offset": 88,
             "arena_bytes": 96,
-            "_resv0": 104,
+            "watcher_offset": 104,
+            "watcher_count": 112,
+            "_resv0": 116,
+            "_resv5": 120,
             "daemon_id": 128,
             "boot_epoch": 144,
             "_resv1": 160,
@@ -67,7 +70,7 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "dst_offset": 40,
             "length": 48,
             "imm": 56,
-            "_resv1": 60,
+            "watcher": 60,
             "deadline_ns": 64,
             "argument": 72,
             "table_offset": 80,
@@ -75,7 +78,8 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "_resv2": 92,
             "src_stride": 96,
             "dst_stride": 104,
-            "_resv3": 112,
+            "fire_at": 112,
+            "_resv3": 120,
         },
     ),
     "tfd_record": (
@@ -109,6 +113,7 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "wake_at": 56,
         },
     ),
+    "tfd_watcher": (64, {"value": 0, "_resv0": 8}),
 }
 
 

@@ -45,11 +45,15 @@
 #define TFD_OP_SEND 9u /* table_count bytes of the arena, as one message to a mailbox */
 #define TFD_OP_RELEASE                                                                                  \
 	10u /* gives slot src_offset of mailbox dst_grant back, which held message number `argument` */
+#define TFD_OP_DISARM 11u /* ends the jobs that wait for the watcher in `argument` */
 
 /* struct tfd_entry.flags */
 #define TFD_FLAG_EXACT 1u /* write, pages: the count follows the acknowledgement of all bytes on all rails */
 #define TFD_FLAG_COUNT_JOB 2u /* pages: one count in all */
 #define TFD_FLAG_CHECKSUM 4u /* write, pages, scatter: the receiver's worker compares before it counts */
+#define TFD_FLAG_ARMED 8u /* any job: it starts once the word of `watcher` is at least `fire_at` */
+#define TFD_FLAG_POLLED                                                                                   \
+	16u /* armed: that word is written by a device, which wakes nobody; the worker goes on looking */
 
 /* struct tfd_entry.priority */
 #define TFD_PRIORITY_BULK 0u
@@ -108,7 +112,8 @@
 	X(23, READ_ONLY, "the region to read into was registered read-only")           \
 	X(24, BAD_MAILBOX, "no such mailbox here, or not the message in that slot")    \
 	X(25, NO_MEMORY, "the far daemon has no memory left")                          \
-	X(26, CHECKSUM, "the bytes at the destination are not those of the source")
+	X(26, CHECKSUM, "the bytes at the destination are not those of the source")    \
+	X(27, BAD_WATCHER, "no such watcher in this session")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };
@@ -138,7 +143,10 @@ struct tfd_segment_header {
 	uint64_t counter_offset;
 	uint64_t arena_offset; /* page lists and tables; free for the client's use */
 	uint64_t arena_bytes;
-	uint64_t _resv0[3];
+	uint64_t watcher_offset;
+	uint32_t watcher_count;
+	uint32_t _resv0;
+	uint64_t _resv5;
 
 	uint8_t daemon_id[16];
 	uint8_t boot_epoch[16];
@@ -184,7 +192,7 @@ struct tfd_entry {
 	uint64_t dst_offset; /* bytes into the grant */
 	uint64_t length; /* bytes, pages: of each; 0 is a legal write that counts */
 	uint32_t imm;
-	uint32_t _resv1;
+	uint32_t watcher; /* TFD_FLAG_ARMED */
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
 	uint64_t argument; /* TFD_OP_CANCEL: job id */
 	uint64_t
@@ -194,7 +202,8 @@ struct tfd_entry {
 	uint32_t _resv2;
 	uint64_t src_stride; /* pages: bytes from one index to the next */
 	uint64_t dst_stride;
-	uint64_t _resv3[2];
+	uint64_t fire_at; /* TFD_FLAG_ARMED */
+	uint64_t _resv3;
 };
 
 /* Pages: `length` bytes from src_offset + src * src_stride go to dst_offset + dst * dst_stride. */
@@ -257,6 +266,15 @@ struct tfd_counter {
 	uint32_t waiters; /* writer: client */
 	uint64_t
 		wake_at; /* writer: client, and the worker, which clears it; counts below it wake nobody. 0: every count does */
+};
+
+/*
+ * What armed jobs wait for. Writer: client, one thread or one kernel of a device, with release stores at system scope: what it
+ * wrote before is what the jobs move.
+ */
+struct tfd_watcher {
+	uint64_t value; /* only grows */
+	uint8_t _resv0[56];
 };
 
 #endif

@@ -134,6 +134,19 @@ int tfd_client_counter_read(struct tfd_client *client, uint32_t slot, struct tfd
 int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t target, int64_t timeout_ns,
                             uint64_t spin_ns);
 
+/* ---- watchers: words that armed jobs wait for ---- */
+
+/* Takes a free one; its word is 0. -ENOSPC: all are taken. */
+int tfd_client_watcher_open(struct tfd_client *client, uint32_t *slot);
+/* Gives it back. No job waits for it any more: TFD_OP_DISARM has ended. */
+void tfd_client_watcher_close(struct tfd_client *client, uint32_t slot);
+/*
+ * Adds n to its word, and wakes the worker if it sleeps. Several threads may; while a device writes the word nobody else does.
+ * -EPIPE: the session ended; -ERANGE: no such watcher, or its word would pass 2^64.
+ */
+int tfd_client_watcher_bump(struct tfd_client *client, uint32_t slot, uint64_t n);
+int tfd_client_watcher_read(struct tfd_client *client, uint32_t slot, uint64_t *value);
+
 /* The segment's event fd is signalled while this is not 0 (one caller decides). */
 void tfd_client_set_event_waiters(struct tfd_client *client, uint32_t value);
 

@@ -125,6 +125,7 @@ struct tfd_session_options {
 	uint32_t ring_entries; /* power of two */
 	uint32_t record_count;
 	uint32_t counter_count;
+	uint32_t watcher_count; /* at most 65,536 */
 	uint64_t arena_bytes;
 	uint64_t session_id; /* the control plane's own number, shown in the segment */
 };
