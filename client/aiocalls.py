@@ -90,7 +90,7 @@ class AsyncCalls(Generic[J]):
     async def scatter(
         self,
         src: BaseRegion | RegionSlice,
-        targets: Sequence[tuple[bytes | int, int, int, int]],
+        targets: Any,
         *,
         imm: int,
         group: PeerGroup | None = None,

@@ -73,7 +73,8 @@ class Calls:
 
         Args:
             src: ``region`` or ``region[a:b]``; must stay as it is until the job has ended.
-            src_pages: Indices: a list, or an array, tensor (CPU) or buffer of int32 or int64.
+            src_pages: Indices: a list, or an array, tensor (CPU) or buffer of int32, int64, uint32
+                or uint64.
             dst: Descriptor.
             dst_pages: Indices, as many.
             page_bytes: Of each page.
@@ -126,7 +127,7 @@ class Calls:
     def scatter(
         self,
         src: Region | RegionSlice,
-        targets: Sequence[tuple[bytes | int, int, int, int]],
+        targets: Any,
         *,
         imm: int,
         group: PeerGroup | None = None,
@@ -143,7 +144,8 @@ class Calls:
         Args:
             src: ``region`` or ``region[a:b]``; must stay as it is until the job has ended.
             targets: At most 4,096 of (descriptor, or index into ``group``; src_offset; dst_offset;
-                length). 0 is a legal length, which counts.
+                length). 0 is a legal length, which counts. Or an array of shape (n, 4) of integers
+                of 32 or 64 bits: the same, with indices into ``group``.
             imm: Immediate, inside every grant.
             group: What indices refer to.
             checksum: As for :meth:`write`; a target that differs leaves the others alone.

@@ -38,10 +38,11 @@ from transferd.native.names import JobStatus
 from transferd.v1 import mailbox_pb2, region_pb2, session_pb2, transfer_pb2, types_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from transferd.client.mailbox import Inbox
     from transferd.client.rpc import Control
+    from transferd.client.session import Rows, Target
 
 SHM_FOLDER = "/dev/shm"
 SLICE_S = 10.0  # one call's share of a long wait: short enough to notice a daemon that froze
@@ -107,7 +108,7 @@ class LeaseSession(Session):
     def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
         """As :meth:`Session.submit_many`."""
         self.check_open()
-        tables.check_pages(requests)
+        tables.check(requests)
         message = transfer_pb2.SubmitRequest(jobs=[_job(r) for r in requests])
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -342,10 +343,18 @@ def _fill_scatter(job: transfer_pb2.Job, request: Request) -> None:
     job.scatter.src_region = request.region
     job.scatter.imm = request.imm
     job.scatter.checksum = bool(request.flags & FLAG_CHECKSUM)
-    for dst, src_offset, dst_offset, length in request.targets or ():
+    for dst, src_offset, dst_offset, length in request.targets or _rows(request.rows):
         job.scatter.targets.add(
             dst=dst, src_offset_bytes=src_offset, dst_offset_bytes=dst_offset, length_bytes=length
         )
+
+
+def _rows(rows: Rows | None) -> Iterator[Target]:
+    """Turns the rows of an array, which have been checked, into targets."""
+    if rows is not None:
+        numbers: list[list[int]] = rows.numbers.view.tolist()  # type: ignore[assignment]
+        for member, src_offset, dst_offset, length in numbers:
+            yield rows.members[member], rows.src_start + src_offset, dst_offset, length
 
 
 def _fill_barrier(job: transfer_pb2.Job, request: Request) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
-from transferd.client.indices import to_indices
+from transferd.client.indices import is_array, to_indices, to_rows
 from transferd.client.job import Imm, Write, to_deadline_ns, to_imm, to_offset, to_priority
 from transferd.client.mailbox import Send
 from transferd.client.session import (
@@ -26,6 +26,7 @@ from transferd.client.session import (
     TARGETS_MAX,
     Pages,
     Request,
+    Rows,
     Target,
     to_descriptor,
     to_handle,
@@ -150,7 +151,7 @@ class Scatter:
     """A scatter of a batch; the fields are the arguments of :meth:`Client.scatter`."""
 
     src: BaseRegion | RegionSlice
-    targets: Sequence[tuple[bytes | int, int, int, int]]
+    targets: Any
     imm: int
     group: PeerGroup | None = None
     checksum: bool = False
@@ -159,22 +160,37 @@ class Scatter:
 
     def request(self) -> Request:
         """Checks the values and makes the request."""
-        src = self.src
-        targets = list(self.targets)
-        _check_targets(len(targets))
+        handle = to_handle("src", self.src)
+        targets, rows = None, None
+        if is_array(self.targets):
+            rows = self._rows()
+        else:
+            listed = list(self.targets)
+            _check_targets(len(listed))
+            targets = tuple(self._target(i, target) for i, target in enumerate(listed))
         return Request(
             OP_SCATTER,
             to_priority(self.priority),
             to_imm(self.imm),
-            to_handle("src", src),
+            handle,
             0,
             b"",
             0,
             0,
             to_deadline_ns(self.deadline_s),
             FLAG_CHECKSUM if self.checksum else 0,
-            targets=tuple(self._target(i, target) for i, target in enumerate(targets)),
+            targets=targets,
+            rows=rows,
         )
+
+    def _rows(self) -> Rows:
+        """Takes an array of targets; its numbers are checked natively."""
+        numbers = to_rows("targets", self.targets)
+        _check_targets(numbers.count)
+        if self.group is None:
+            raise errors.InvalidRequest("targets are an array of indices, but there is no group=")
+        src = self.src
+        return Rows(numbers, self.group.descriptors, src.start, src.start + src.length)
 
     def _target(self, i: int, target: tuple[bytes | int, int, int, int]) -> Target:
         try:

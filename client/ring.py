@@ -238,9 +238,9 @@ class RingSession(Session):
 
     def _handles(self, requests: Sequence[Request]) -> dict[bytes, int]:
         """Finds the handles of a batch's destinations, opening those that are not open."""
-        wanted = {r.dst for r in requests if r.targets is None}
+        wanted = {r.dst for r in requests if r.targets is None and r.rows is None}
         for request in requests:
-            if request.targets:
+            if request.targets or request.rows:
                 wanted.update(request.destinations)
         found = {d: self.handles.get(d, 0) for d in wanted}
         missing = [d for d, handle in found.items() if not handle]

@@ -146,6 +146,22 @@ class Pages(NamedTuple):
     src_end: int
 
 
+class Rows(NamedTuple):
+    """The table of a scatter, as an array.
+
+    Attributes:
+        numbers: Rows of member, src_offset, dst_offset, length.
+        members: Descriptors.
+        src_start: Bytes into the region where their offsets count from.
+        src_end: Bytes into the region that none may pass.
+    """
+
+    numbers: Indices
+    members: tuple[bytes, ...]
+    src_start: int
+    src_end: int
+
+
 # A destination of a scatter or barrier: descriptor, src_offset, dst_offset, length. Plain, as there
 # are many.
 Target = tuple[bytes, int, int, int]
@@ -184,6 +200,7 @@ class Request(NamedTuple):
     targets: tuple[Target, ...] | None = None
     data: bytes | None = None
     trigger: Trigger | None = None
+    rows: Rows | None = None
 
     @property
     def plain(self) -> bool:
@@ -193,12 +210,14 @@ class Request(NamedTuple):
     @property
     def destinations(self) -> tuple[bytes, ...]:
         """The descriptors that it uses."""
+        if self.rows is not None:
+            return self.rows.members
         return (self.dst,) if self.targets is None else tuple(t[0] for t in self.targets)
 
     @property
     def key(self) -> bytes | tuple[bytes, ...]:
         """What its job remembers of them."""
-        return self.dst if self.targets is None else self.destinations
+        return self.dst if self.targets is None and self.rows is None else self.destinations
 
     @property
     def table_count(self) -> int:
@@ -207,6 +226,8 @@ class Request(NamedTuple):
             return self.pages.src.count
         if self.data is not None:
             return len(self.data)
+        if self.rows is not None:
+            return self.rows.numbers.count
         return 0 if self.targets is None else len(self.targets)
 
 
@@ -318,7 +339,7 @@ class Session(abc.ABC):
         for request in requests:
             if request.trigger is not None:
                 request.trigger.watcher.check(self)
-        if not any(request.pages or request.targets for request in requests):
+        if not any(r.pages or r.targets or r.rows for r in requests):
             for first in range(0, len(requests), self.batch_limit):
                 yield requests[first : first + self.batch_limit]
             return

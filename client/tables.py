@@ -12,13 +12,15 @@ from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
+from transferd.client.indices import ROW_NUMBERS
+from transferd.client.session import LENGTH_MAX
 from transferd.native.client_half import ffi, lib
 from transferd.native.entry import ENTRY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from transferd.client.session import Request
+    from transferd.client.session import Request, Rows
 
 TARGET_BYTES = int(ffi.sizeof("struct tfd_target"))
 PAGE_BYTES = int(ffi.sizeof("struct tfd_page"))
@@ -68,13 +70,13 @@ def make(
     for index, request in enumerate(requests):
         (
             op, priority, imm, region, src_offset, dst, dst_offset, length, deadline_ns, flags,
-            pages, targets, data, trigger,
+            pages, targets, data, trigger, rows,
         ) = request  # fmt: skip
-        table_count = request.table_count if pages or targets or data else 0
+        table_count = request.table_count if pages or targets or data or rows else 0
         ENTRY.pack_into(
             buffer, index * ENTRY.size,
             op, flags | trigger.flags if trigger else flags, priority, 0, 0, 0, region, src_offset,
-            handles[dst] if targets is None else 0, dst_offset, length, imm,
+            handles[dst] if targets is None and rows is None else 0, dst_offset, length, imm,
             trigger.slot if trigger else 0,
             now + deadline_ns if deadline_ns else 0, 0, 0, table_count, 0,
             pages.src_stride if pages else 0, pages.dst_stride if pages else 0,
@@ -102,6 +104,8 @@ def _fill(
         raw = ffi.from_buffer(request.data)
         table.bytes = raw
         return raw
+    if request.rows is not None:
+        return _fill_rows(table, request.rows, handles)
     assert request.targets is not None
     numbers: list[int] = []
     for dst, src_offset, dst_offset, length in request.targets:
@@ -111,8 +115,17 @@ def _fill(
     return raw
 
 
-def check_pages(requests: Sequence[Request]) -> None:
-    """Checks the sources of paged writes, for a session without an arena.
+def _fill_rows(table: Any, rows: Rows, handles: Mapping[bytes, int]) -> Any:
+    members = ffi.new("uint64_t[]", [handles[member] for member in rows.members])
+    numbers = rows.numbers
+    table.rows, table.src_form = numbers.pointer, numbers.form
+    table.members, table.member_count = members, len(rows.members)
+    table.src_start, table.src_end = rows.src_start, rows.src_end
+    return rows, members
+
+
+def check(requests: Sequence[Request]) -> None:
+    """Checks the tables of jobs, as far as they are arrays, for a session without an arena.
 
     Raises:
         InvalidRequest: Names the index.
@@ -127,8 +140,11 @@ def check_pages(requests: Sequence[Request]) -> None:
 
 
 def refusal(requests: Sequence[Request], fault: Any) -> errors.InvalidRequest:
-    """Makes the error for an index that is out of range."""
+    """Makes the error for a number that is out of range."""
     request = requests[fault.entry]
+    where = f"jobs[{fault.entry}]." if len(requests) > 1 else ""
+    if request.rows is not None:
+        return _row_refusal(f"{where}targets", request.rows, fault)
     pages = request.pages
     assert pages is not None
     name, indices, what = (
@@ -136,11 +152,28 @@ def refusal(requests: Sequence[Request], fault: Any) -> errors.InvalidRequest:
         if fault.side
         else ("src_pages", pages.src, "the region")
     )
-    if len(requests) > 1:
-        name = f"jobs[{fault.entry}].{name}"
     room = f"pages 0 to {fault.legal - 1}" if fault.legal else "no page"
     return errors.InvalidRequest(
-        f"{name}[{fault.position}] is {indices.view[fault.position]}: with these offsets, strides "
-        f"and {request.length} bytes a page {what} has {room}",
+        f"{where}{name}[{fault.position}] is {indices.view[fault.position]}: with these offsets, "
+        f"strides and {request.length} bytes a page {what} has {room}",
         reason="DESTINATION_BOUNDS" if fault.side else "SOURCE_BOUNDS",
+    )
+
+
+def _row_refusal(name: str, rows: Rows, fault: Any) -> errors.InvalidRequest:
+    i = fault.position
+    member, src_offset, dst_offset, length = (rows.numbers.view[i, k] for k in range(ROW_NUMBERS))
+    match fault.side:
+        case 0:
+            text = f"the group has members 0 to {fault.legal - 1}, not {member}"
+        case 2:
+            text = f"dst_offset is a number of bytes from 0 on, not {dst_offset}"
+        case _ if src_offset < 0 or length < 0:
+            text = f"src_offset and length are from 0 on, not {src_offset} and {length}"
+        case 3 if length > LENGTH_MAX:
+            text = f"length is at most 2^40, not {length}"
+        case _:
+            text = f"{src_offset} + {length} is past the {rows.src_end - rows.src_start} bytes"
+    return errors.InvalidRequest(
+        f"{name}[{i}]: {text}", reason="SOURCE_BOUNDS" if fault.side in (1, 3) else ""
     )

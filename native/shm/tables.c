@@ -9,6 +9,8 @@
 #include "../core/barrier.h"
 #include "session.h"
 
+#define ROW_NUMBERS 4u
+
 static bool has_pages(const struct tfd_entry *entry)
 {
 	return entry->op == TFD_OP_WRITE_PAGES;
@@ -90,15 +92,78 @@ static int check_pages(const struct tfd_entry *entry, const struct tfd_client_ta
 	return fault->position < entry->table_count ? -ERANGE : 0;
 }
 
+/* What is negative becomes huge. */
+static uint64_t number_at(const void *from, uint32_t form, uint64_t i)
+{
+	switch (form) {
+	case TFD_INDEX_I32:
+		return (uint64_t)(int64_t)((const int32_t *)from)[i];
+	case TFD_INDEX_U32:
+		return ((const uint32_t *)from)[i];
+	default:
+		return ((const uint64_t *)from)[i];
+	}
+}
+
+static struct tfd_target row_at(const struct tfd_client_table *table, uint64_t i)
+{
+	return (struct tfd_target){
+		number_at(table->rows, table->src_form, ROW_NUMBERS * i),
+		number_at(table->rows, table->src_form, ROW_NUMBERS * i + 1),
+		number_at(table->rows, table->src_form, ROW_NUMBERS * i + 2),
+		number_at(table->rows, table->src_form, ROW_NUMBERS * i + 3),
+	};
+}
+
+/* The column of the number that is wrong, or ROW_NUMBERS. `legal`: of that column. */
+static uint32_t check_row(const struct tfd_client_table *table, const struct tfd_target *row, uint64_t *legal)
+{
+	uint64_t room = table->src_end - table->src_start;
+	/* What is negative is not legal; the rest of a destination the daemon knows. */
+	uint64_t dst_legal = table->src_form == TFD_INDEX_U64 ? UINT64_MAX : 1ull << 63;
+
+	*legal = table->member_count;
+	if (row->dst_grant >= *legal)
+		return 0;
+	*legal = room + 1;
+	if (row->src_offset >= *legal)
+		return 1;
+	*legal = dst_legal;
+	if (row->dst_offset >= *legal)
+		return 2;
+	room -= row->src_offset;
+	*legal = (room < TFD_MAX_LENGTH ? room : TFD_MAX_LENGTH) + 1;
+	return row->length < *legal ? ROW_NUMBERS : 3;
+}
+
+static int check_rows(const struct tfd_entry *entry, const struct tfd_client_table *table,
+                      struct tfd_table_fault *fault)
+{
+	for (uint32_t i = 0; i < entry->table_count; i++) {
+		struct tfd_target row = row_at(table, i);
+
+		fault->position = i;
+		fault->side = check_row(table, &row, &fault->legal);
+		if (fault->side < ROW_NUMBERS)
+			return -ERANGE;
+	}
+	return 0;
+}
+
 int tfd_client_tables_check(const struct tfd_entry *entries, const struct tfd_client_table *tables,
                             uint32_t count, struct tfd_table_fault *fault)
 {
 	for (uint32_t i = 0; i < count; i++) {
 		struct tfd_table_fault found = { .entry = i };
+		int rc = 0;
 
-		if (has_pages(&entries[i]) && check_pages(&entries[i], &tables[i], &found)) {
+		if (has_pages(&entries[i]))
+			rc = check_pages(&entries[i], &tables[i], &found);
+		else if (tables[i].rows)
+			rc = check_rows(&entries[i], &tables[i], &found);
+		if (rc) {
 			*fault = found;
-			return -ERANGE;
+			return rc;
 		}
 	}
 	return 0;
@@ -167,17 +232,43 @@ static void release_all(struct tfd_client *client, const struct tfd_entry *entri
 
 /* ---- filling ---- */
 
-static uint32_t index_at(const void *from, uint32_t form, uint32_t i)
-{
-	return is_wide(form) ? (uint32_t)((const uint64_t *)from)[i] : ((const uint32_t *)from)[i];
-}
+/* A loop for each pair of widths: what does not change is not asked for each page. */
+#define DEFINE_FILL(name, src_type, dst_type)                                                      \
+	static void name(struct tfd_page *pages, const void *src, const void *dst, uint32_t count) \
+	{                                                                                          \
+		for (uint32_t i = 0; i < count; i++)                                               \
+			pages[i] = (struct tfd_page){ (uint32_t)((const src_type *)src)[i],        \
+			                              (uint32_t)((const dst_type *)dst)[i] };      \
+	}
+
+DEFINE_FILL(fill_narrow, uint32_t, uint32_t)
+DEFINE_FILL(fill_narrow_wide, uint32_t, uint64_t)
+DEFINE_FILL(fill_wide_narrow, uint64_t, uint32_t)
+DEFINE_FILL(fill_wide, uint64_t, uint64_t)
 
 static void fill_pages(struct tfd_page *pages, const struct tfd_entry *entry,
                        const struct tfd_client_table *table)
 {
-	for (uint32_t i = 0; i < entry->table_count; i++)
-		pages[i] = (struct tfd_page){ index_at(table->src, table->src_form, i),
-		                              index_at(table->dst, table->dst_form, i) };
+	static void (*const fill[2][2])(struct tfd_page *, const void *, const void *, uint32_t) = {
+		{ fill_narrow, fill_narrow_wide },
+		{ fill_wide_narrow, fill_wide },
+	};
+
+	fill[is_wide(table->src_form)][is_wide(table->dst_form)](pages, table->src, table->dst,
+	                                                         entry->table_count);
+}
+
+/* Only what was checked is used: another thread may write to the caller's array meanwhile. */
+static void fill_rows(struct tfd_target *targets, const struct tfd_entry *entry,
+                      const struct tfd_client_table *table)
+{
+	for (uint32_t i = 0; i < entry->table_count; i++) {
+		struct tfd_target row = row_at(table, i);
+
+		row.dst_grant = row.dst_grant < table->member_count ? table->members[row.dst_grant] : 0;
+		row.src_offset += table->src_start;
+		targets[i] = row;
+	}
 }
 
 static void fill_all(struct tfd_client *client, const struct tfd_entry *entries,
@@ -190,6 +281,8 @@ static void fill_all(struct tfd_client *client, const struct tfd_entry *entries,
 			continue;
 		if (has_pages(&entries[i]))
 			fill_pages(to, &entries[i], &tables[i]);
+		else if (tables[i].rows)
+			fill_rows(to, &entries[i], &tables[i]);
 		else
 			memcpy(to, entries[i].op == TFD_OP_SEND ? tables[i].bytes : tables[i].targets,
 			       entries[i].table_count * table_each(&entries[i]));

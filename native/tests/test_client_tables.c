@@ -140,6 +140,79 @@ static void test_narrow_forms(void)
 	CHECK(fault.entry == 1 && fault.side == 0 && fault.position == 0);
 }
 
+static const uint64_t members[3] = { 70, 71, 72 };
+
+static struct tfd_client_table rows_table(const void *rows, uint32_t form)
+{
+	return (struct tfd_client_table){ .rows = rows,
+	                                  .src_form = form,
+	                                  .members = members,
+	                                  .member_count = 3,
+	                                  .src_start = 100,
+	                                  .src_end = 1100 };
+}
+
+/* Each column, at its first number that is not legal; `legal` is where the next one would be. */
+static void test_rows_are_checked(void)
+{
+	static const struct {
+		int64_t row[4];
+		uint32_t side;
+		uint64_t legal;
+	} cases[] = {
+		{ { 3, 0, 0, 0 }, 0, 3 },
+		{ { -1, 0, 0, 0 }, 0, 3 },
+		{ { 0, 1001, 0, 0 }, 1, 1001 },
+		{ { 0, -1, 0, 0 }, 1, 1001 },
+		{ { 0, INT64_MAX, 0, INT64_MAX }, 1, 1001 },
+		{ { 0, 0, -1, 0 }, 2, 1ull << 63 },
+		{ { 0, 999, 0, 2 }, 3, 2 },
+		{ { 2, 1000, INT64_MAX, -1 }, 3, 1 },
+	};
+	struct tfd_entry entry = { .op = TFD_OP_SCATTER, .table_count = 2 };
+	int64_t wide[8] = { 2, 1000, INT64_MAX, 0, 0, 0, 0, 1000 };
+	int32_t narrow[8] = { 2, 1000, INT32_MAX, 0, 0, 0, 0, -1 };
+	struct tfd_client_table table = rows_table(wide, TFD_INDEX_I64);
+	struct tfd_table_fault fault = { 0 };
+
+	CHECK(tfd_client_tables_check(&entry, &table, 1, &fault) == 0);
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		memcpy(&wide[4], cases[i].row, sizeof(cases[i].row));
+		CHECK(tfd_client_tables_check(&entry, &table, 1, &fault) == -ERANGE);
+		CHECK(fault.entry == 0 && fault.position == 1);
+		CHECK(fault.side == cases[i].side && fault.legal == cases[i].legal);
+	}
+	table = rows_table(narrow, TFD_INDEX_I32);
+	CHECK(tfd_client_tables_check(&entry, &table, 1, &fault) == -ERANGE && fault.side == 3);
+	table.src_form = TFD_INDEX_U32;
+	CHECK(tfd_client_tables_check(&entry, &table, 1, &fault) == -ERANGE && fault.side == 3);
+	/* One job has at most 2^40 bytes, however large the region is. */
+	table = rows_table(wide, TFD_INDEX_I64);
+	table.src_end = UINT64_MAX;
+	memcpy(&wide[4], (const int64_t[4]){ 0, 0, 0, (1ll << 40) + 1 }, 4 * sizeof(int64_t));
+	CHECK(tfd_client_tables_check(&entry, &table, 1, &fault) == -ERANGE);
+	CHECK(fault.side == 3 && fault.legal == (1ull << 40) + 1);
+}
+
+static void test_rows_arrive_as_targets(void)
+{
+	const int32_t rows[8] = { 2, 0, 7, 1000, 0, 999, INT32_MAX, 1 };
+	const struct tfd_target wanted[2] = { { 72, 100, 7, 1000 }, { 70, 1099, INT32_MAX, 1 } };
+	struct tfd_entry entry = { .op = TFD_OP_SCATTER, .table_count = 2 };
+	struct tfd_client_table table = rows_table(rows, TFD_INDEX_I32);
+	struct tfd_table_fault fault;
+	struct fake_daemon fake;
+	struct tfd_client *client;
+
+	fake_layout(&fake, 8, 16, 4);
+	client = fake_attach(&fake);
+	CHECK(tfd_client_submit_tables(client, 0, &entry, &table, 1, 0, &fault) == 0);
+	CHECK(memcmp(fake.base + fake.header->arena_offset + fake.ring_entries[0].table_offset, wanted,
+	             sizeof(wanted)) == 0);
+	tfd_client_close(client);
+	fake_fini(&fake);
+}
+
 static int submit_pages(struct tfd_client *client, struct tfd_entry *entry, const void *src,
                         uint32_t src_form, const void *dst, int64_t timeout_ns)
 {
@@ -306,6 +379,8 @@ int main(void)
 	test_every_index_is_checked();
 	test_narrow_forms();
 	test_tables_arrive_whole();
+	test_rows_are_checked();
+	test_rows_arrive_as_targets();
 	test_a_full_arena_is_waited_for();
 	test_what_is_not_published_takes_no_room();
 	test_several_threads();

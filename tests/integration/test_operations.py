@@ -121,6 +121,8 @@ INDICES: dict[str, Callable[[list[int]], Any]] = {
     "int32": lambda pages: np.array(pages, dtype=np.int32),
     "int64": lambda pages: np.array(pages, dtype=np.int64),
     "uint32": lambda pages: np.array(pages, dtype=np.uint32),
+    "uint64": lambda pages: np.array(pages, dtype=np.uint64),
+    "column": lambda pages: np.array([pages, pages], dtype=np.int64).T[:, 1],
     "array": lambda pages: array("i", pages),
     "memoryview": lambda pages: memoryview(array("q", pages)),
     "every other": lambda pages: np.repeat(np.array(pages, dtype=np.int64), 2)[::2],
@@ -185,6 +187,39 @@ def test_overlapping_destinations_and_a_repeated_source(
     ).wait(WAIT_S)
     exactly(receiver, 1, 128)
     assert bytes(target.view[: 64 * 256]) == bytes(source.view[:256]) * 64
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64])
+def test_scatter_from_an_array(
+    shared_pair: Pair, shared_memory: bool, seeded: random.Random, dtype: Any
+) -> None:
+    near, far = (one.socket for one in shared_pair)
+    with (
+        transferd.Client(near, shared_memory=shared_memory) as sender,
+        transferd.Client(far, shared_memory=shared_memory) as receiver,
+    ):
+        source = filled(sender, seeded)
+        targets = [granted(receiver) for _ in range(3)]
+        group = sender.peer_group([grant.descriptor for _, grant in targets])
+        rows = np.array(
+            [[i % 3, seeded.randrange(LENGTH // 2 - 600), 700 * i, 600 - i] for i in range(90)],
+            dtype,
+        )
+        wanted = [bytearray(LENGTH) for _ in targets]
+        for member, here, there, length in rows.tolist():
+            wanted[member][there : there + length] = source.view[1000 + here :][:length]
+        # What is read is what was there at the call.
+        job = sender.scatter(source[1000 : LENGTH // 2], rows, imm=4, group=group)
+        rows[:] = 0
+        assert job.wait(WAIT_S) is OK
+        exactly(receiver, 4, 90)
+        assert [region.view for region, _ in targets] == wanted
+        assert sender.scatter(source, rows[:0], imm=4, group=group).wait(WAIT_S) is OK
+        with pytest.raises(transferd.InvalidRequest, match=r"targets\[1\]: 1 \+ \d+ is past"):
+            sender.scatter(source, np.array([[0, 0, 0, 1], [0, 1, 0, LENGTH]]), imm=4, group=group)
+        beyond = sender.scatter(source, np.array([[0, 0, LENGTH, 1]]), imm=5, group=group)
+        with pytest.raises(transferd.JobFailed):
+            beyond.wait(WAIT_S)
 
 
 def test_scatter_and_barrier(
@@ -328,7 +363,15 @@ def test_all_of_them_in_one_batch(sender: Client, receiver: Client, seeded: rand
         ({"src_pages": [0.5]}, "int32 or int64"),
         ({"src_pages": None}, "int32 or int64"),
         ({"src_pages": np.zeros(1, dtype=np.int16)}, "format 'h'"),
-        ({"src_pages": np.zeros(1)}, "format 'd'"),
+        ({"src_pages": np.zeros(1)}, "format 'd': convert it to int64"),
+        ({"src_pages": np.ones(1, dtype=bool)}, "of a mask pass numpy.flatnonzero"),
+        ({"dst_pages": np.zeros(1, dtype=">i8")}, "big-endian"),
+        ({"dst_pages": np.array([1 << 32])}, r"dst_pages\[0\] is 4294967296"),
+        (
+            {"dst_pages": np.array([(1 << 64) - 1], dtype=np.uint64)},
+            r"dst_pages\[0\] is 1844674407",
+        ),
+        ({"dst_pages": np.array([-1], dtype=np.int32)}, r"dst_pages\[0\] is -1"),
         ({"src_pages": np.zeros((1, 1), dtype=np.int32)}, "2 dimensions"),
         ({"src_pages": b"\0\0\0\0"}, "format 'B'"),
         ({"page_bytes": 0}, "page_bytes"),

@@ -80,25 +80,34 @@ struct tfd_client_table {
 	const void *dst;
 	const struct tfd_target *targets; /* scatter, barrier */
 	const void *bytes; /* send: the message */
-	uint64_t src_end; /* pages: bytes into the region that no page may pass */
-	uint64_t dst_end; /* bytes of the grant; UINT64_MAX: not known here */
+	/*
+	 * scatter, in place of targets: rows of four numbers of src_form, one after the other: index into members, source from
+	 * src_start on, destination, length.
+	 */
+	const void *rows;
+	const uint64_t *members; /* handles of grants */
+	uint64_t src_start; /* rows: bytes into the region where their offsets count from */
+	uint64_t src_end; /* pages, rows: bytes into the region that none may pass */
+	uint64_t dst_end; /* pages: bytes of the grant; UINT64_MAX: not known here */
 	uint32_t src_form; /* TFD_INDEX_* */
 	uint32_t dst_form;
+	uint32_t member_count;
+	uint32_t _pad;
 };
 
-/* The first index that is wrong. */
+/* The first number that is wrong. */
 struct tfd_table_fault {
 	uint32_t entry; /* of the batch */
-	uint32_t side; /* 0: src, 1: dst */
-	uint32_t position; /* in that array */
+	uint32_t side; /* pages, 0: src, 1: dst; rows: the column */
+	uint32_t position; /* in that array; rows: the row */
 	uint32_t _pad;
-	uint64_t legal; /* pages that there are, from 0 on */
+	uint64_t legal; /* how many numbers are legal there, from 0 on */
 };
 
 /*
- * As tfd_client_submit_wait, for entries with and without tables (tables[i] belongs to entries[i]): checks all pages, copies the
+ * As tfd_client_submit_wait, for entries with and without tables (tables[i] belongs to entries[i]): checks all pages and rows, copies the
  * tables into the arena, publishes. All or none. Waits for room in the arena as for room in the ring; a table's place is free again
- * once its job has ended. Adds -ERANGE: *fault tells which index leaves the region or the grant; -EMSGSIZE: the tables are larger
+ * once its job has ended. Adds -ERANGE: *fault tells which number leaves the region, the grant or the members; -EMSGSIZE: the tables are larger
  * than tfd_client_arena_bytes (each takes whole lines).
  */
 int tfd_client_submit_tables(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
