@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # name of the step: module of bench whose rows(run) measures it
 TOPICS = {
     "pages over tcp": "pages",
+    "submitting": "submission",
 }
 MAIN = "main-job bars"
 
