@@ -62,6 +62,40 @@ class Indices:
     owner: Any
 
 
+class Pages(NamedTuple):
+    """The table of a paged write.
+
+    Attributes:
+        src: Pages in the region.
+        dst: Pages in the grant; as many.
+        src_stride: Bytes from one page to the next.
+        dst_stride: The same in the grant.
+        src_end: Bytes into the region that no page may pass.
+    """
+
+    src: Indices
+    dst: Indices
+    src_stride: int
+    dst_stride: int
+    src_end: int
+
+
+class Rows(NamedTuple):
+    """The table of a scatter, as an array.
+
+    Attributes:
+        numbers: Rows of member, src_offset, dst_offset, length.
+        members: Descriptors.
+        src_start: Bytes into the region where their offsets count from.
+        src_end: Bytes into the region that none may pass.
+    """
+
+    numbers: Indices
+    members: tuple[bytes, ...]
+    src_start: int
+    src_end: int
+
+
 class _Argument(NamedTuple):
     """What is read, for errors.
 

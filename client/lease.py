@@ -40,9 +40,10 @@ from transferd.v1 import mailbox_pb2, region_pb2, session_pb2, transfer_pb2, typ
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from transferd.client.indices import Rows
     from transferd.client.mailbox import Inbox
     from transferd.client.rpc import Control
-    from transferd.client.session import Rows, Target
+    from transferd.client.session import Target
 
 SHM_FOLDER = "/dev/shm"
 SLICE_S = 10.0  # one call's share of a long wait: short enough to notice a daemon that froze

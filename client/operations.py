@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
-from transferd.client.indices import is_array, to_indices, to_rows
+from transferd.client.indices import Pages, Rows, is_array, to_indices, to_rows
 from transferd.client.job import Imm, Write, to_deadline_ns, to_imm, to_offset, to_priority
 from transferd.client.mailbox import Send
 from transferd.client.session import (
@@ -24,9 +24,7 @@ from transferd.client.session import (
     OP_SCATTER,
     OP_WRITE_PAGES,
     TARGETS_MAX,
-    Pages,
     Request,
-    Rows,
     Target,
     to_descriptor,
     to_handle,

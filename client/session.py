@@ -23,7 +23,7 @@ from transferd.v1 import mailbox_pb2, region_pb2, transfer_pb2, types_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from transferd.client.indices import Indices
+    from transferd.client.indices import Pages, Rows
     from transferd.client.mailbox import Inbox
     from transferd.client.watcher import BaseWatcher
 
@@ -126,40 +126,6 @@ class CounterView(NamedTuple):
     faults: int
     lost: int
     acknowledged: int
-
-
-class Pages(NamedTuple):
-    """The table of a paged write.
-
-    Attributes:
-        src: Pages in the region.
-        dst: Pages in the grant; as many.
-        src_stride: Bytes from one page to the next.
-        dst_stride: The same in the grant.
-        src_end: Bytes into the region that no page may pass.
-    """
-
-    src: Indices
-    dst: Indices
-    src_stride: int
-    dst_stride: int
-    src_end: int
-
-
-class Rows(NamedTuple):
-    """The table of a scatter, as an array.
-
-    Attributes:
-        numbers: Rows of member, src_offset, dst_offset, length.
-        members: Descriptors.
-        src_start: Bytes into the region where their offsets count from.
-        src_end: Bytes into the region that none may pass.
-    """
-
-    numbers: Indices
-    members: tuple[bytes, ...]
-    src_start: int
-    src_end: int
 
 
 # A destination of a scatter or barrier: descriptor, src_offset, dst_offset, length. Plain, as there

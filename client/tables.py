@@ -20,7 +20,8 @@ from transferd.native.entry import ENTRY
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from transferd.client.session import Request, Rows
+    from transferd.client.indices import Rows
+    from transferd.client.session import Request
 
 TARGET_BYTES = int(ffi.sizeof("struct tfd_target"))
 PAGE_BYTES = int(ffi.sizeof("struct tfd_page"))
