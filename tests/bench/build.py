@@ -60,3 +60,18 @@ def ping() -> Path:
     return compile_c(
         "ping.so", sources, *include, "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"
     )
+
+
+def worker_cost() -> Path:
+    """Builds the program that measures the worker, with all of the data plane."""
+    native = ROOT / "native"
+    sources = [
+        BENCH / "native" / "worker_cost.c",
+        *sorted((native / "core").glob("*.c")),
+        *sorted((native / "providers").glob("*/*.c")),
+    ]
+    include = (f"-I{native / 'include'}", f"-I{native}", f"-I{native / 'tests'}")
+    hardening = ("-fstack-protector-strong", "-fvisibility=hidden")
+    libraries = ("-pthread", "-ldl", "-lrt", "-lm")
+    (OUT / "worker_cost").unlink(missing_ok=True)  # some of its headers are not beside the sources
+    return compile_c("worker_cost", sources, *include, *hardening, *libraries)

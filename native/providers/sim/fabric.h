@@ -16,9 +16,12 @@ struct tfd_flight {
 	struct tfd_post_part parts[]; /* [options.parts - 1] */
 };
 
-struct tfd_done {
-	struct tfd_done *next;
-	struct tfd_wc wc;
+/* What a rail has to tell, oldest first; it only grows. */
+struct tfd_wc_queue {
+	struct tfd_wc *items; /* owned */
+	uint32_t capacity; /* a power of two, or 0 */
+	uint32_t head;
+	uint32_t tail;
 };
 
 struct tfd_mr {
@@ -34,13 +37,19 @@ struct tfd_domain {
 	struct tfd_list link;
 	struct tfd_list halves;
 	struct tfd_list mrs;
-	struct tfd_done *first;
-	struct tfd_done **last;
-	struct tfd_done *done_free; /* these two lists only grow */
-	struct tfd_list flights_free;
+	struct tfd_wc_queue done;
+	struct tfd_list flights_free; /* only grows */
+	bool null; /* pieces neither move, nor take time, nor are refused by chance */
 	uint64_t random;
 	uint32_t flights;
 	bool dead;
+};
+
+enum tfd_sim_fault {
+	TFD_SIM_BROKEN = 1,
+	TFD_SIM_CLOSED = 2,
+	TFD_SIM_MUTE = 4,
+	TFD_SIM_FAILS_NEXT = 8,
 };
 
 struct tfd_half {
@@ -50,23 +59,34 @@ struct tfd_half {
 	uint64_t name;
 	uint64_t far; /* 0: not started */
 	struct tfd_half *far_half; /* NULL: to be looked for */
+	const struct tfd_mr *far_mr; /* that was written to last; NULL: to be looked for */
 	struct tfd_list flights;
 	uint64_t last_due_ns;
-	bool broken;
-	bool closed;
-	bool mute;
-	bool fails_next;
+	uint32_t faults; /* TFD_SIM_*; 0: all is well */
 };
 
 /* sim.c */
-void tfd_sim_complete_locked(struct tfd_domain *domain, const struct tfd_wc *wc);
+void tfd_sim_lock(void);
+void tfd_sim_unlock(void);
+void tfd_sim_grow_locked(struct tfd_wc_queue *queue);
 uint64_t tfd_sim_random_locked(struct tfd_domain *domain);
-struct tfd_half *tfd_sim_far_locked(struct tfd_half *half); /* NULL once it was freed */
+struct tfd_half *tfd_sim_find_locked(uint64_t name); /* NULL: it was freed */
 
 /* landing.c */
 bool tfd_sim_usable(const struct tfd_half *half);
 /* Sets `landed`, `refused`, or breaks the half. */
 void tfd_sim_land_locked(struct tfd_half *half, struct tfd_flight *flight);
 void tfd_sim_land_some_locked(struct tfd_half *half, const struct tfd_flight *flight);
+/* On the null fabric: whether the piece could land and be acknowledged as it was posted. Else it has to fly. */
+bool tfd_sim_land_at_once_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
+
+static inline void tfd_sim_complete_locked(struct tfd_domain *domain, const struct tfd_wc *wc)
+{
+	struct tfd_wc_queue *queue = &domain->done;
+
+	if (queue->tail - queue->head == queue->capacity)
+		tfd_sim_grow_locked(queue);
+	queue->items[queue->tail++ & (queue->capacity - 1)] = *wc;
+}
 
 #endif

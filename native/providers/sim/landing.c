@@ -4,13 +4,23 @@
 
 #include "fabric.h"
 
-static const struct tfd_mr *mr_find(const struct tfd_domain *domain, uint64_t key)
+static struct tfd_half *far_locked(struct tfd_half *half)
 {
+	if (!half->far_half)
+		half->far_half = tfd_sim_find_locked(half->far);
+	return half->far_half;
+}
+
+static const struct tfd_mr *far_mr_locked(struct tfd_half *half, const struct tfd_domain *domain,
+                                          uint64_t key)
+{
+	if (half->far_mr && half->far_mr->key == key)
+		return half->far_mr;
 	for (const struct tfd_list *link = domain->mrs.next; link != &domain->mrs; link = link->next) {
 		const struct tfd_mr *mr = tfd_container(link, struct tfd_mr, link);
 
 		if (mr->key == key)
-			return mr;
+			return half->far_mr = mr;
 	}
 	return NULL;
 }
@@ -24,35 +34,35 @@ static bool reaches(const struct tfd_mr *mr, const struct tfd_post *post, uint64
 }
 
 static bool move(const struct tfd_domain *domain, const struct tfd_mr *mr, const struct tfd_post *post,
-                 const struct tfd_post_part *part)
+                 const void *local, uint64_t address, uint64_t length)
 {
-	void *remote = (void *)(uintptr_t)part->remote_address;
+	void *remote = (void *)(uintptr_t)address;
 
-	if (!reaches(mr, post, part->remote_address, part->length))
+	if (!reaches(mr, post, address, length))
 		return false;
 	if (!domain->options.move)
 		return true;
 	if (post->read)
-		memcpy((void *)(uintptr_t)part->local, remote, part->length);
+		memcpy((void *)(uintptr_t)local, remote, length);
 	else
-		memcpy(remote, part->local, part->length);
+		memcpy(remote, local, length);
 	return true;
 }
 
-/* The first `parts` of what it posted; what comes before one that is refused has landed. */
-static bool move_locked(struct tfd_half *far, const struct tfd_flight *flight, uint32_t parts)
+/* What it posted, with so many of its further parts; what comes before one that is refused has landed. */
+static bool move_locked(struct tfd_half *half, const struct tfd_half *far, const struct tfd_post *post,
+                        const struct tfd_post_part *parts, uint32_t count)
 {
-	const struct tfd_post *post = &flight->post;
-	const struct tfd_post_part first = { post->local, post->remote_address, post->length };
+	const struct tfd_domain *domain = far->domain;
 	const struct tfd_mr *mr;
 
 	if (!post->length)
 		return true;
-	mr = mr_find(far->domain, post->remote_key);
-	if (!mr || !move(far->domain, mr, post, &first))
+	mr = far_mr_locked(half, domain, post->remote_key);
+	if (!mr || !move(domain, mr, post, post->local, post->remote_address, post->length))
 		return false;
-	for (uint32_t i = 0; i + 1 < parts; i++) {
-		if (!move(far->domain, mr, post, &flight->parts[i]))
+	for (uint32_t i = 0; i < count; i++) {
+		if (!move(domain, mr, post, parts[i].local, parts[i].remote_address, parts[i].length))
 			return false;
 	}
 	return true;
@@ -60,19 +70,19 @@ static bool move_locked(struct tfd_half *far, const struct tfd_flight *flight, u
 
 bool tfd_sim_usable(const struct tfd_half *half)
 {
-	return half && !half->closed && !half->broken && !half->domain->dead;
+	return half && !(half->faults & (TFD_SIM_CLOSED | TFD_SIM_BROKEN)) && !half->domain->dead;
 }
 
 void tfd_sim_land_locked(struct tfd_half *half, struct tfd_flight *flight)
 {
-	struct tfd_half *far = tfd_sim_far_locked(half);
+	struct tfd_half *far = far_locked(half);
 
 	/* What had left before its sender closed still arrives; what breaks takes both ends with it. */
-	if (!tfd_sim_usable(far) || half->broken || half->domain->dead) {
-		half->broken = true;
+	if (!tfd_sim_usable(far) || (half->faults & TFD_SIM_BROKEN) || half->domain->dead) {
+		half->faults |= TFD_SIM_BROKEN;
 		return;
 	}
-	if (!move_locked(far, flight, 1 + flight->post.part_count)) {
+	if (!move_locked(half, far, &flight->post, flight->parts, flight->post.part_count)) {
 		flight->refused = true;
 		return;
 	}
@@ -85,13 +95,28 @@ void tfd_sim_land_locked(struct tfd_half *half, struct tfd_flight *flight)
 			                  .owner = half->domain->options.ordered ? far->owner : NULL });
 }
 
-/* A connection that breaks cuts a post anywhere; whatever of it has landed, its immediate does not. */
+/* A connection that breaks cuts a post of several parts anywhere; whatever of it has landed, its immediate does not. */
 void tfd_sim_land_some_locked(struct tfd_half *half, const struct tfd_flight *flight)
 {
-	struct tfd_half *far = tfd_sim_far_locked(half);
+	struct tfd_half *far = far_locked(half);
 
-	if (flight->post.part_count && tfd_sim_usable(far) && !half->closed && !half->domain->dead)
-		(void)move_locked(far, flight,
-		                  1 + (uint32_t)tfd_sim_random_locked(half->domain) %
-		                                  flight->post.part_count);
+	if (flight->post.part_count && tfd_sim_usable(far) && !(half->faults & TFD_SIM_CLOSED) &&
+	    !half->domain->dead)
+		(void)move_locked(half, far, &flight->post, flight->parts,
+		                  (uint32_t)tfd_sim_random_locked(half->domain) % flight->post.part_count);
+}
+
+bool tfd_sim_land_at_once_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
+{
+	const struct tfd_half *far = far_locked(half);
+
+	if (half->faults || !tfd_sim_usable(half) || !tfd_sim_usable(far) ||
+	    !tfd_list_empty(&half->flights) || !move_locked(half, far, post, post->parts, post->part_count))
+		return false;
+	if (post->has_imm)
+		tfd_sim_complete_locked(
+			far->domain,
+			&(struct tfd_wc){ .type = TFD_WC_IMM, .imm = post->imm, .owner = far->owner });
+	tfd_sim_complete_locked(half->domain, &(struct tfd_wc){ .type = TFD_WC_SENT, .wr = wr });
+	return true;
 }

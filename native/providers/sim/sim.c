@@ -6,26 +6,30 @@
 #include "fabric.h"
 
 #include <errno.h>
-#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../core/barrier.h"
+
 #define FLIGHTS_MAX 4096u
 
-static pthread_mutex_t fabric_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint32_t fabric_lock;
 static struct tfd_list fabric_domains = { &fabric_domains, &fabric_domains };
 static uint64_t fabric_names;
 static uint64_t fabric_now_ns; /* 0: real time */
 
-static void lock(void)
+/* Held for a moment by one that polls: a mutex would be a third of what a piece costs on the null fabric. */
+void tfd_sim_lock(void)
 {
-	(void)pthread_mutex_lock(&fabric_lock);
+	while (tfd_swap_seq(&fabric_lock, 1))
+		(void)sched_yield();
 }
 
-static void unlock(void)
+void tfd_sim_unlock(void)
 {
-	(void)pthread_mutex_unlock(&fabric_lock);
+	tfd_store_release(&fabric_lock, 0); /* pairs with tfd_sim_lock: all that it guards */
 }
 
 static uint64_t now_locked(void)
@@ -46,7 +50,7 @@ static uint64_t delay_locked(struct tfd_domain *domain)
 	               0;
 }
 
-static struct tfd_half *half_find_locked(uint64_t name)
+struct tfd_half *tfd_sim_find_locked(uint64_t name)
 {
 	for (struct tfd_list *d = fabric_domains.next; d != &fabric_domains; d = d->next) {
 		struct tfd_domain *domain = tfd_container(d, struct tfd_domain, link);
@@ -61,42 +65,18 @@ static struct tfd_half *half_find_locked(uint64_t name)
 	return NULL;
 }
 
-/* The far half, or NULL once it was freed. */
-struct tfd_half *tfd_sim_far_locked(struct tfd_half *half)
+void tfd_sim_grow_locked(struct tfd_wc_queue *queue)
 {
-	if (!half->far_half)
-		half->far_half = half_find_locked(half->far);
-	return half->far_half;
-}
+	uint32_t capacity = queue->capacity ? 2 * queue->capacity : 256;
+	struct tfd_wc *items = malloc(capacity * sizeof(*items));
 
-void tfd_sim_complete_locked(struct tfd_domain *domain, const struct tfd_wc *wc)
-{
-	struct tfd_done *done = domain->done_free;
-
-	if (done)
-		domain->done_free = done->next;
-	else
-		done = malloc(sizeof(*done));
-	if (!done)
+	if (!items)
 		abort(); /* a simulation that loses a completion says nothing */
-	*done = (struct tfd_done){ .wc = *wc };
-	*domain->last = done;
-	domain->last = &done->next;
-}
-
-static void done_drop_locked(struct tfd_domain *domain, struct tfd_done *done)
-{
-	domain->first = done->next;
-	if (!domain->first)
-		domain->last = &domain->first;
-	done->next = domain->done_free;
-	domain->done_free = done;
-}
-
-static void dones_drop_locked(struct tfd_domain *domain)
-{
-	while (domain->first)
-		done_drop_locked(domain, domain->first);
+	for (uint32_t i = queue->head; i != queue->tail; i++)
+		items[i & (capacity - 1)] = queue->items[i & (queue->capacity - 1)];
+	free(queue->items);
+	queue->items = items;
+	queue->capacity = capacity;
 }
 
 static void flight_end_locked(struct tfd_half *half, struct tfd_flight *flight, bool error)
@@ -120,19 +100,19 @@ static void half_step_locked(struct tfd_half *half)
 	uint64_t now = now_locked();
 	struct tfd_list *next;
 
-	if (half->mute && !half->broken)
+	if ((half->faults & TFD_SIM_MUTE) && !(half->faults & TFD_SIM_BROKEN))
 		return;
 
 	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
 		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
 
 		next = link->next;
-		if (flight->due_ns > now && !half->broken) {
+		if (flight->due_ns > now && !(half->faults & TFD_SIM_BROKEN)) {
 			if (ordered)
 				return;
 			continue;
 		}
-		if (half->broken) {
+		if (half->faults & TFD_SIM_BROKEN) {
 			if (!flight->landed)
 				tfd_sim_land_some_locked(half, flight);
 			flight_end_locked(half, flight, true);
@@ -142,16 +122,16 @@ static void half_step_locked(struct tfd_half *half)
 			flight_end_locked(half, flight, false);
 			continue;
 		}
-		if (half->fails_next && !half->domain->dead) {
-			half->fails_next = false;
+		if ((half->faults & TFD_SIM_FAILS_NEXT) && !half->domain->dead) {
+			half->faults &= ~(uint32_t)TFD_SIM_FAILS_NEXT;
 			if (tfd_sim_random_locked(half->domain) % 2)
 				tfd_sim_land_locked(half, flight);
 			flight_end_locked(half, flight, true);
 			continue;
 		}
 		tfd_sim_land_locked(half, flight);
-		if (flight->refused || half->broken) {
-			half->broken = true;
+		if (flight->refused || (half->faults & TFD_SIM_BROKEN)) {
+			half->faults |= TFD_SIM_BROKEN;
 			flight_end_locked(half, flight, true);
 			continue;
 		}
@@ -163,6 +143,19 @@ static void half_step_locked(struct tfd_half *half)
 		if (flight->due_ns > now && ordered)
 			return;
 		next = link; /* acknowledged at once */
+	}
+}
+
+static void halves_forget_locked(struct tfd_domain *domain, const struct tfd_half *half,
+                                 const struct tfd_mr *mr)
+{
+	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next) {
+		struct tfd_half *other = tfd_container(link, struct tfd_half, link);
+
+		if (other->far_half == half)
+			other->far_half = NULL;
+		if (other->far_mr == mr)
+			other->far_mr = NULL;
 	}
 }
 
@@ -181,16 +174,16 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
 	domain->options = options;
-	domain->last = &domain->first;
+	domain->null = !options.move && !options.delay_us && !options.again && options.ordered;
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->mrs);
 	tfd_list_init(&domain->flights_free);
 	domain->random = options.seed * 0x9e3779b97f4a7c15ull;
 	for (const char *c = name; *c; c++)
 		domain->random = (domain->random ^ (uint8_t)*c) * 0x100000001b3ull;
-	lock();
+	tfd_sim_lock();
 	tfd_list_push(&fabric_domains, &domain->link);
-	unlock();
+	tfd_sim_unlock();
 	(void)snprintf(info->name, sizeof(info->name), "%s", name);
 	(void)snprintf(info->provider, sizeof(info->provider), "sim");
 	(void)snprintf(info->protocol, sizeof(info->protocol), "sim/%u", options.ordered);
@@ -201,19 +194,11 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	return 0;
 }
 
-static void halves_forget_locked(struct tfd_domain *domain, const struct tfd_half *gone)
-{
-	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next) {
-		struct tfd_half *half = tfd_container(link, struct tfd_half, link);
-
-		if (half->far_half == gone)
-			half->far_half = NULL;
-	}
-}
-
 static void half_free(struct tfd_half *half)
 {
-	lock();
+	struct tfd_wc_queue *done = &half->domain->done;
+
+	tfd_sim_lock();
 	while (!tfd_list_empty(&half->flights)) {
 		struct tfd_flight *flight = tfd_container(half->flights.next, struct tfd_flight, link);
 
@@ -221,13 +206,15 @@ static void half_free(struct tfd_half *half)
 		flight_end_locked(half, flight, false);
 	}
 	for (struct tfd_list *link = fabric_domains.next; link != &fabric_domains; link = link->next)
-		halves_forget_locked(tfd_container(link, struct tfd_domain, link), half);
-	for (struct tfd_done *done = half->domain->first; done; done = done->next) {
-		if (done->wc.owner == half->owner) /* whoever has not looked yet must not find it */
-			done->wc.owner = NULL;
+		halves_forget_locked(tfd_container(link, struct tfd_domain, link), half, NULL);
+	for (uint32_t i = done->head; i != done->tail; i++) {
+		struct tfd_wc *wc = &done->items[i & (done->capacity - 1)];
+
+		if (wc->owner == half->owner) /* whoever has not looked yet must not find it */
+			wc->owner = NULL;
 	}
 	tfd_list_remove(&half->link);
-	unlock();
+	tfd_sim_unlock();
 	free(half);
 }
 
@@ -237,16 +224,10 @@ static void domain_close(struct tfd_domain *domain)
 		return;
 	while (!tfd_list_empty(&domain->halves))
 		half_free(tfd_container(domain->halves.next, struct tfd_half, link));
-	lock();
+	tfd_sim_lock();
 	tfd_list_remove(&domain->link);
-	unlock();
-	dones_drop_locked(domain);
-	while (domain->done_free) {
-		struct tfd_done *done = domain->done_free;
-
-		domain->done_free = done->next;
-		free(done);
-	}
+	tfd_sim_unlock();
+	free(domain->done.items);
 	while (!tfd_list_empty(&domain->flights_free)) {
 		struct tfd_flight *flight = tfd_container(domain->flights_free.next, struct tfd_flight, link);
 
@@ -266,10 +247,10 @@ static int mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 	mr->base = address;
 	mr->length = length;
 	mr->writable = writable != 0;
-	lock();
+	tfd_sim_lock();
 	mr->key = tfd_sim_random_locked(domain) << 32 | ++fabric_names;
 	tfd_list_push(&domain->mrs, &mr->link);
-	unlock();
+	tfd_sim_unlock();
 	key->key = mr->key;
 	key->address = (uint64_t)(uintptr_t)address;
 	*out = mr;
@@ -279,9 +260,11 @@ static int mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 static void mr_close(struct tfd_domain *domain, struct tfd_mr *mr)
 {
 	(void)domain;
-	lock();
+	tfd_sim_lock();
 	tfd_list_remove(&mr->link);
-	unlock();
+	for (struct tfd_list *link = fabric_domains.next; link != &fabric_domains; link = link->next)
+		halves_forget_locked(tfd_container(link, struct tfd_domain, link), NULL, mr);
+	tfd_sim_unlock();
 	free(mr);
 }
 
@@ -296,10 +279,10 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 	half->domain = domain;
 	half->owner = owner;
 	tfd_list_init(&half->flights);
-	lock();
+	tfd_sim_lock();
 	half->name = ++fabric_names;
 	tfd_list_push(&domain->halves, &half->link);
-	unlock();
+	tfd_sim_unlock();
 	memcpy(address, &half->name, sizeof(half->name));
 	*address_bytes = sizeof(half->name);
 	*out = half;
@@ -320,8 +303,8 @@ static void half_close(struct tfd_half *half)
 {
 	struct tfd_list *next;
 
-	lock();
-	half->closed = true;
+	tfd_sim_lock();
+	half->faults |= TFD_SIM_CLOSED;
 	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
 		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
 		struct tfd_wc wc = { .type = TFD_WC_ERROR, .wr = flight->wr, .error = ECANCELED };
@@ -330,11 +313,11 @@ static void half_close(struct tfd_half *half)
 		if (flight->wr)
 			tfd_sim_complete_locked(half->domain, &wc);
 		flight->wr = NULL;
-		if (!half->mute && !flight->landed)
+		if (!(half->faults & TFD_SIM_MUTE) && !flight->landed)
 			tfd_sim_land_locked(half, flight);
 		flight_end_locked(half, flight, false);
 	}
-	unlock();
+	tfd_sim_unlock();
 }
 
 static struct tfd_flight *flight_take_locked(struct tfd_domain *domain, const struct tfd_post *post)
@@ -375,7 +358,7 @@ static int post_locked(struct tfd_half *half, const struct tfd_post *post, struc
 	struct tfd_flight *flight;
 	uint64_t due;
 
-	if (half->broken || domain->dead)
+	if ((half->faults & TFD_SIM_BROKEN) || domain->dead)
 		return -ENOTCONN;
 	if (domain->options.again && tfd_sim_random_locked(domain) % 100 < domain->options.again)
 		return -EAGAIN;
@@ -399,30 +382,28 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 		return -EINVAL;
 	if (bytes_of(post) > half->domain->options.max_message)
 		return -EMSGSIZE;
-	lock();
-	rc = post_locked(half, post, wr);
-	unlock();
+	tfd_sim_lock();
+	rc = half->domain->null && tfd_sim_land_at_once_locked(half, post, wr) ? 0 :
+	                                                                         post_locked(half, post, wr);
+	tfd_sim_unlock();
 	return rc;
 }
 
 static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 {
+	struct tfd_wc_queue *done = &domain->done;
 	int count = 0;
 
-	lock();
+	tfd_sim_lock();
 	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next) {
 		struct tfd_half *half = tfd_container(link, struct tfd_half, link);
 
 		if (!tfd_list_empty(&half->flights))
 			half_step_locked(half);
 	}
-	while (count < max && domain->first) {
-		struct tfd_done *done = domain->first;
-
-		wc[count++] = done->wc;
-		done_drop_locked(domain, done);
-	}
-	unlock();
+	while (count < max && done->head != done->tail)
+		wc[count++] = done->items[done->head++ & (done->capacity - 1)];
+	tfd_sim_unlock();
 	return count;
 }
 
@@ -441,9 +422,9 @@ static int arm(struct tfd_domain *domain)
 {
 	bool busy;
 
-	lock();
-	busy = domain->first != NULL;
-	unlock();
+	tfd_sim_lock();
+	busy = domain->done.head != domain->done.tail;
+	tfd_sim_unlock();
 	return busy ? -EAGAIN : 0;
 }
 
@@ -451,47 +432,47 @@ static int arm(struct tfd_domain *domain)
 
 void tfd_sim_set_now(uint64_t now_ns)
 {
-	lock();
+	tfd_sim_lock();
 	fabric_now_ns = now_ns;
-	unlock();
+	tfd_sim_unlock();
 }
 
 void tfd_sim_break(struct tfd_half *half)
 {
-	lock();
-	half->broken = true;
-	unlock();
+	tfd_sim_lock();
+	half->faults |= TFD_SIM_BROKEN;
+	tfd_sim_unlock();
 }
 
 void tfd_sim_mute(struct tfd_half *half)
 {
-	lock();
-	half->mute = true;
-	unlock();
+	tfd_sim_lock();
+	half->faults |= TFD_SIM_MUTE;
+	tfd_sim_unlock();
 }
 
 void tfd_sim_fail(struct tfd_half *half)
 {
-	lock();
-	half->fails_next = true;
-	unlock();
+	tfd_sim_lock();
+	half->faults |= TFD_SIM_FAILS_NEXT;
+	tfd_sim_unlock();
 }
 
 void tfd_sim_overrun(struct tfd_domain *domain)
 {
-	lock();
-	dones_drop_locked(domain);
+	tfd_sim_lock();
+	domain->done.head = domain->done.tail;
 	tfd_sim_complete_locked(domain, &(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW });
-	unlock();
+	tfd_sim_unlock();
 }
 
 void tfd_sim_kill(struct tfd_domain *domain)
 {
-	lock();
+	tfd_sim_lock();
 	domain->dead = true;
 	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next)
-		tfd_container(link, struct tfd_half, link)->broken = true;
-	unlock();
+		tfd_container(link, struct tfd_half, link)->faults |= TFD_SIM_BROKEN;
+	tfd_sim_unlock();
 }
 
 const struct tfd_provider_ops tfd_sim_ops = {

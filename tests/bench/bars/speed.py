@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TOPICS = {
     "pages over tcp": "pages",
     "submitting": "submission",
+    "worker": "worker_cost",
 }
 MAIN = "main-job bars"
 
