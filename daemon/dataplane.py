@@ -234,6 +234,7 @@ class DataPlane:
         native.watcher_count = options.watcher_count
         native.arena_bytes = options.arena_bytes
         native.session_id = options.session_id
+        native.weight = options.weight
         handle = ffi.new("uint64_t *")
         fds = ffi.new("struct tfd_session_fds *")
         error = ffi.new("struct tfd_error *")

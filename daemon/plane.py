@@ -158,6 +158,7 @@ class SessionOptions:
     watcher_count: int
     arena_bytes: int
     session_id: int
+    weight: int
 
 
 @dataclass(frozen=True, slots=True)

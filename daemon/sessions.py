@@ -114,6 +114,7 @@ class Sessions:
                     watcher_count=0 if lease else self._limits.watchers,
                     arena_bytes=0 if lease else self._limits.arena,
                     session_id=session.session_id,
+                    weight=tenant.config.weight,
                 )
             )
         except PlaneError as error:

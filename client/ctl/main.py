@@ -52,6 +52,7 @@ COLUMNS: dict[str, Sequence[Column]] = {
         column("TENANT", "tenant"),
         Column("PID", lambda row: str(row["pid"] or "-"), right=True),
         column("STATE", "state"),
+        number("WEIGHT", "weight"),
         number("REGIONS", "regions"),
         number("GRANTS", "grants"),
         number("OPENS", "opens"),

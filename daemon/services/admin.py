@@ -135,6 +135,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             bytes_sent=stat.bytes_sent,
             imms_received=stat.imms_received,
             age_ms=(now_ns - session.created_ns) // 1_000_000,
+            weight=session.tenant.config.weight,
         )
 
     async def ListRegions(

@@ -176,14 +176,8 @@ bool tfd_channel_has_work(const struct tfd_conn *conn)
 	const struct tfd_channel *channel = conn->channel;
 
 	return channel &&
-	       (!tfd_list_empty(&conn->queue[TFD_QUEUE_MESSAGES]) || channel->checks_due ||
+	       (!tfd_list_empty(&conn->messages) || channel->checks_due ||
 	        (channel->answers_due & ~channel->answers_writing) || !tfd_list_empty(&channel->readies));
-}
-
-void tfd_channel_wake(struct tfd_conn *conn)
-{
-	if (tfd_list_empty(&conn->busy_link))
-		tfd_list_push(&conn->group->worker->conns_busy, &conn->busy_link);
 }
 
 /* `bytes` at `at` of our memory go to the same place of the far half's; 0: an immediate alone. */
@@ -309,7 +303,7 @@ static int post_request(struct tfd_worker *worker, struct tfd_conn *conn, struct
 
 static int post_requests(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
 {
-	struct tfd_list *queue = &conn->queue[TFD_QUEUE_MESSAGES];
+	struct tfd_list *queue = &conn->messages;
 
 	while (!tfd_list_empty(queue)) {
 		struct tfd_shard *shard = tfd_container(queue->next, struct tfd_shard, link);
@@ -378,7 +372,7 @@ void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc)
 	case WIRE_ANSWER:
 		channel->answers_writing &= ~(1u << frame);
 		if (tfd_channel_has_work(conn))
-			tfd_channel_wake(conn);
+			tfd_conn_wake(conn);
 		break;
 	default:
 		break;
@@ -403,7 +397,7 @@ static void take_request(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 	*answer = (struct tfd_frame){ .kind = TFD_ANSWER_REFUSED };
 	if (frame->kind == TFD_MESSAGE_VERIFY && frame->bytes <= TFD_MESSAGE_BYTES_MAX) {
 		channel->checks_due |= 1u << number;
-		tfd_channel_wake(conn);
+		tfd_conn_wake(conn);
 		return;
 	}
 	if (frame->bytes > TFD_MESSAGE_BYTES_MAX)
@@ -413,7 +407,7 @@ static void take_request(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 	else
 		answer->argument = TFD_DETAIL_BAD_OP;
 	channel->answers_due |= 1u << number;
-	tfd_channel_wake(conn);
+	tfd_conn_wake(conn);
 }
 
 static void take_answer(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t number,

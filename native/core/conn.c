@@ -27,6 +27,12 @@ void tfd_conn_break(struct tfd_conn *conn, uint32_t detail)
 	tfd_event_post(conn->group->worker, &event);
 }
 
+void tfd_conn_wake(struct tfd_conn *conn)
+{
+	if (tfd_list_empty(&conn->busy_link))
+		tfd_list_push(&conn->group->worker->conns_busy, &conn->busy_link);
+}
+
 /*
  * The provider lost completions of a rail, immediates perhaps among them: its connections end, and what has landed by them is
  * unknown. `only`: of this one alone; NULL: of all.
@@ -46,15 +52,13 @@ void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail,
 /* All their pieces are back: they go on elsewhere, or fail. */
 static void move_queued(struct tfd_conn *conn, uint32_t detail)
 {
-	for (uint32_t priority = 0; priority < TFD_QUEUES; priority++) {
-		while (!tfd_list_empty(&conn->queue[priority])) {
-			struct tfd_shard *shard =
-				tfd_container(conn->queue[priority].next, struct tfd_shard, link);
-			struct tfd_job *job = shard->job;
+	tfd_schedule_move(conn, detail);
+	while (!tfd_list_empty(&conn->messages)) {
+		struct tfd_shard *shard = tfd_container(conn->messages.next, struct tfd_shard, link);
+		struct tfd_job *job = shard->job;
 
-			tfd_shard_move(shard, detail);
-			tfd_job_finish_if_quiet(job);
-		}
+		tfd_shard_move(shard, detail);
+		tfd_job_finish_if_quiet(job);
 	}
 	tfd_list_remove(&conn->busy_link);
 }
@@ -204,8 +208,10 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 	conn->peer = peer;
 	conn->refs = 1;
 	tfd_list_init(&conn->link);
-	for (uint32_t i = 0; i < TFD_QUEUES; i++)
-		tfd_list_init(&conn->queue[i]);
+	tfd_list_init(&conn->lanes);
+	tfd_list_init(&conn->messages);
+	for (uint32_t i = 0; i < TFD_CLASSES; i++)
+		tfd_list_init(&conn->held[i]);
 	tfd_list_init(&conn->busy_link);
 	tfd_list_init(&conn->inflight_link);
 	tfd_window_open(conn);

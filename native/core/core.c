@@ -114,6 +114,8 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 	rail->index = group->rail_count;
 	for (uint32_t i = 0; i < TFD_KEY_BUCKETS; i++)
 		tfd_list_init(&rail->regions[i]);
+	for (uint32_t i = 0; i < TFD_CLASSES; i++)
+		tfd_list_init(&rail->round[i]);
 	rail->wait_fd = -1;
 	rail->ops = ops;
 	rc = ops->domain_open(options, name, &rail->info, &rail->domain, error);

@@ -109,6 +109,7 @@ void tfd_job_enter(struct tfd_job *job)
 
 void tfd_job_go(struct tfd_job *job)
 {
+	job->number = job->session->next_job++;
 	for (uint32_t i = 0; i < job->shard_count; i++) {
 		if (job->shards[i].state !=
 		    TFD_SHARD_DONE) /* of an armed scatter a target may have failed before */

@@ -103,7 +103,7 @@ static void wake_one(struct tfd_mailbox *mailbox)
 	tfd_list_remove(&waiter->hash_link);
 	waiter->mailbox = NULL;
 	tfd_list_push(&waiter->conn->channel->readies, &waiter->link);
-	tfd_channel_wake(waiter->conn);
+	tfd_conn_wake(waiter->conn);
 }
 
 void tfd_mailboxes_check(struct tfd_worker *worker)

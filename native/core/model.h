@@ -48,8 +48,7 @@ struct tfd_region {
 	struct tfd_list key_links[TFD_MAX_RAILS]; /* worker; in its rails' `regions` */
 };
 
-#define TFD_QUEUES 3u
-#define TFD_QUEUE_MESSAGES 2u
+#define TFD_CLASSES 2u /* of jobs: TFD_PRIORITY_BULK, TFD_PRIORITY_LATENCY */
 
 /*
  * Messages between workers: requests of a connection's outgoing half, and their answers. Both halves have the same memory, frames of
@@ -160,18 +159,24 @@ struct tfd_conn {
 	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
 	uint32_t inflight_wrs;
+	uint64_t class_bytes[TFD_CLASSES]; /* of them, what shards have */
+	uint32_t class_wrs[TFD_CLASSES];
+	uint64_t awaited_bytes[TFD_CLASSES]; /* the piece that was the last to ask for room */
 	uint64_t window_bytes; /* that may be in flight; window.c */
 	uint64_t least_ns; /* that a piece took */
 	uint64_t shrunk_ns; /* when the window became smaller last */
 	bool window_rises; /* no piece has taken too long yet */
-	bool window_tight; /* the last piece to be posted did not fit */
+	bool window_tight[TFD_CLASSES]; /* the last piece to be posted did not fit */
 	uint64_t stalled_ns; /* since when nothing can be posted though nothing is in flight; 0: not so */
-	struct tfd_list queue[TFD_QUEUES]; /* shards with something to post, by priority; messages */
+	struct tfd_list lanes; /* tfd_lanes.conn_link: of all sessions that have an open with a path by it */
+	struct tfd_list held[TFD_CLASSES]; /* tfd_lane.link: those that wait until it takes something */
+	bool holds[TFD_CLASSES];
+	struct tfd_list messages; /* shards with a request to make */
 	struct tfd_channel *channel; /* owned; NULL once closed */
 	struct tfd_wr *outstanding; /* doubly linked */
 	struct tfd_list inflight_link; /* on worker->conns_inflight while there are any */
 	uint64_t progress_ns; /* when the last piece came back, or the first went out */
-	struct tfd_list busy_link; /* on worker->conns_busy: a queue is not empty, or a probe waits */
+	struct tfd_list busy_link; /* on worker->conns_busy: lanes are held, messages or a probe wait */
 	struct tfd_list link; /* on worker->conns while it has a half */
 	struct tfd_wr *probe; /* its piece, while it is under way */
 	uint8_t probe_state; /* enum tfd_probe_state */
@@ -185,6 +190,7 @@ enum tfd_probe_state {
 
 struct tfd_path {
 	struct tfd_conn *conn; /* shared (refcount) */
+	struct tfd_lanes *lanes; /* shared (refcount; worker) */
 	uint64_t key;
 	uint64_t address;
 };
@@ -256,7 +262,8 @@ enum tfd_shard_state {
 
 /* The part of a job that travels on one path of one open. Owner: worker. */
 struct tfd_shard {
-	struct tfd_list link; /* in its conn's queue */
+	struct tfd_list link; /* in its lane, its conn's messages, or parked with its open */
+	struct tfd_lane *lane; /* NULL: in none */
 	struct tfd_list open_link; /* open->shards, until it is settled */
 	struct tfd_job *job;
 	struct tfd_open *open; /* NULL once settled */
@@ -311,6 +318,7 @@ struct tfd_job {
 	struct tfd_tables *tables; /* NULL: the arena's */
 	const uint8_t *table; /* untrusted; pages */
 	uint64_t job_id;
+	uint64_t number; /* of the session's jobs, in the order in which they could go */
 	uint32_t record;
 	uint8_t op;
 	uint8_t flags;
@@ -436,6 +444,8 @@ struct tfd_session {
 	struct tfd_list jobs;
 	uint32_t job_count;
 	uint32_t shard_count; /* of jobs in flight */
+	uint64_t next_job;
+	struct tfd_flow *flows; /* owned; [rails of the group][TFD_CLASSES] */
 	struct tfd_list link; /* worker->sessions */
 	uint8_t state; /* enum tfd_session_state; others look, relaxed */
 	bool control_watch; /* control wants control_fd signalled */
@@ -458,6 +468,8 @@ struct tfd_rail {
 	uint32_t index;
 	int wait_fd;
 	uint64_t segment_bytes; /* most bytes posted at once */
+	struct tfd_list round[TFD_CLASSES]; /* worker; tfd_flow.link: whose turn is next */
+	uint64_t lead; /* worker; bytes that latency is ahead while bulk waits for its turn */
 	struct tfd_list regions[TFD_KEY_BUCKETS]; /* worker; tfd_region.key_links, by key */
 };
 
@@ -507,6 +519,7 @@ struct tfd_worker {
 	struct tfd_session *name_spaces[TFD_NAME_SPACES];
 	struct tfd_list conns; /* all that are open */
 	struct tfd_list conns_busy;
+	uint32_t first_rail; /* of the next pass */
 	struct tfd_list conns_inflight;
 	uint64_t next_stall_check_ns;
 	struct tfd_heap deadlines;

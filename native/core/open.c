@@ -9,8 +9,10 @@
 void tfd_open_destroy(struct tfd_open *open)
 {
 	tfd_fences_free(open);
-	for (uint32_t i = 0; i < open->path_count; i++)
+	for (uint32_t i = 0; i < open->path_count; i++) {
+		tfd_lanes_put(open->paths[i].lanes);
 		tfd_conn_put(open->paths[i].conn);
+	}
 	free(open);
 }
 
@@ -67,18 +69,30 @@ struct open_call {
 	uint32_t detail;
 };
 
+static void lanes_leave(struct tfd_open *open)
+{
+	for (uint32_t i = 0; i < open->path_count; i++) {
+		tfd_lanes_put(open->paths[i].lanes);
+		open->paths[i].lanes = NULL;
+	}
+}
+
 static int add_command(struct tfd_worker *worker, void *argument)
 {
 	struct open_call *call = argument;
 	struct tfd_open *open = call->open;
 	int rc = open->rights & TFD_RIGHT_SEND ? tfd_sender_take(worker, open) : 0;
 
+	for (uint32_t i = 0; !rc && i < open->path_count; i++)
+		rc = tfd_lanes_get(call->session, open->paths[i].conn, &open->paths[i].lanes);
 	if (!rc)
 		rc = tfd_table_add(&call->session->opens, open, &open->handle);
-	if (rc)
+	if (rc) {
+		lanes_leave(open);
 		tfd_sender_give(worker, open);
-	else
+	} else {
 		call->handle = open->handle;
+	}
 	return rc;
 }
 
@@ -203,6 +217,7 @@ static int path_command(struct tfd_worker *worker, void *argument)
 	struct path_call *call = argument;
 	struct tfd_open *open = tfd_table_get(&call->session->opens, call->open);
 	struct tfd_path old = { 0 };
+	int rc;
 
 	(void)worker;
 	if (!open)
@@ -213,9 +228,12 @@ static int path_command(struct tfd_worker *worker, void *argument)
 		old = open->paths[call->index];
 		if (old.conn->half) /* its shards would lose it */
 			return -EBUSY;
-	} else {
-		open->path_count++;
 	}
+	rc = tfd_lanes_get(call->session, call->path.conn, &call->path.lanes);
+	if (rc)
+		return rc;
+	tfd_lanes_put(old.lanes);
+	open->path_count += call->index == open->path_count;
 	open->paths[call->index] = call->path;
 	call->path = old;
 	return 0;

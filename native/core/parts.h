@@ -111,8 +111,20 @@ void tfd_shard_done(struct tfd_shard *shard);
 bool tfd_shard_path_next(struct tfd_shard *shard); /* to another path that lives; false: there is none */
 void tfd_shard_advance(struct tfd_shard *shard); /* after an acknowledgement */
 
+/* schedule.c. Lanes and flows come and go by commands, which may allocate. */
+int tfd_lanes_get(struct tfd_session *session, struct tfd_conn *conn, struct tfd_lanes **out); /* -ENOMEM */
+void tfd_lanes_put(struct tfd_lanes *lanes); /* NULL-safe */
+int tfd_flows_open(struct tfd_session *session, uint32_t weight); /* control, before the worker knows it */
+void tfd_schedule_enter(struct tfd_shard *shard); /* it has something to post by its path */
+void tfd_schedule_leave(struct tfd_shard *shard);
+void tfd_schedule_charge(const struct tfd_shard *shard, uint64_t bytes); /* they were posted */
+void tfd_schedule_resume(struct tfd_conn *conn, uint32_t priority);
+void tfd_schedule_move(struct tfd_conn *conn, uint32_t detail); /* all its shards, to other paths */
+uint32_t tfd_schedule_post(struct tfd_worker *worker);
+
 /* post.c */
 uint32_t tfd_conns_post(struct tfd_worker *worker);
+int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard); /* one piece */
 void tfd_conns_check_progress(struct tfd_worker *worker);
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
 /* On the list of what its connection has in flight, and off it. */
@@ -126,7 +138,9 @@ void tfd_wr_return(struct tfd_wr *wr);
 /* window.c */
 void tfd_window_open(struct tfd_conn *conn);
 uint64_t tfd_window_segment(const struct tfd_conn *conn);
-bool tfd_window_takes(struct tfd_conn *conn, uint64_t length);
+/* Whether so many bytes of that class may go out; if not, they are what it waits for. */
+bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length);
+bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority); /* for what did not fit last */
 void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr);
 
 /* loss.c */
@@ -149,6 +163,7 @@ void tfd_counter_add(struct tfd_session *session, uint32_t slot); /* one write *
 void tfd_conn_put(struct tfd_conn *conn);
 struct tfd_conn *tfd_conn_get(struct tfd_core *core, uint64_t handle); /* takes a reference; NULL: closed */
 void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
+void tfd_conn_wake(struct tfd_conn *conn); /* it has something to look at in each pass */
 void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail, const struct tfd_conn *only);
 
 /* probe.c */
@@ -181,7 +196,6 @@ int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address
 void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_landed);
 bool tfd_channel_has_work(const struct tfd_conn *conn);
 int tfd_channel_post(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count);
-void tfd_channel_wake(struct tfd_conn *conn); /* it has something to post */
 void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc);
 void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc);
 void tfd_channels_check(struct tfd_worker *worker);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Posting the pieces of shards under each connection's window, and taking them back. Work is posted in bounded segments, so that a
- * cancel, or a small write, never waits behind more than a window.
+ * Posting the next piece of a shard under its connection's window, and taking pieces back. Work is posted in bounded segments, so that
+ * a cancel, or a small write, never waits behind more than a window. Whose piece is next: schedule.c.
  */
 #include <errno.h>
 
@@ -104,6 +104,8 @@ static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd
 	wr->imm_number = conn->imms_posted + 1;
 	conn->imms_posted += plan->units != 0;
 	tfd_wr_enter(conn, wr, plan->length);
+	conn->class_bytes[shard->job->priority] += plan->length;
+	conn->class_wrs[shard->job->priority]++;
 	shard->inflight++;
 	shard->job->inflight++;
 }
@@ -150,12 +152,14 @@ void tfd_wr_leave(struct tfd_wr *wr)
 
 static void wr_detach(struct tfd_wr *wr)
 {
+	wr->conn->class_bytes[wr->job->priority] -= wr->length;
+	wr->conn->class_wrs[wr->job->priority]--;
 	wr->job->shards[wr->shard].inflight--;
 	wr->job->inflight--;
 	tfd_wr_leave(wr);
 }
 
-/* After a piece went out: the shard goes to the queue's end while it has more, so that others get their turn. */
+/* A piece went out: the shard keeps its place while it has more. */
 static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
                    const struct tfd_plan *plan)
 {
@@ -169,18 +173,16 @@ static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 	shard->units_owed -= shard->units_owed < plan->units ? shard->units_owed : plan->units;
 	job->rails |= 1ull << conn->rail->index;
 	job->ops = conn->rail->ops;
-	tfd_list_remove(&shard->link);
-	if (shard->units_owed || (shard->state == TFD_SHARD_DATA && shard->posted < shard->length)) {
-		tfd_list_push(&conn->queue[job->priority], &shard->link);
+	tfd_schedule_charge(shard, plan->length);
+	if (shard->units_owed || (shard->state == TFD_SHARD_DATA && shard->posted < shard->length))
 		return;
-	}
-	shard->queued = false;
+	tfd_shard_unqueue(shard);
 	shard->state = TFD_SHARD_DRAIN;
 	tfd_batch_drop(shard);
 	job->posted_ns = worker->now_ns;
 }
 
-static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard)
+int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard)
 {
 	struct tfd_wr *wr = worker->wr_free;
 	uint64_t owed = shard->units_owed;
@@ -198,7 +200,7 @@ static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd
 		tfd_job_finish_if_quiet(shard->job);
 		return 0;
 	}
-	if (!tfd_window_takes(conn, plan.length))
+	if (!tfd_window_takes(conn, shard->job->priority, plan.length))
 		return -EAGAIN;
 	if (!pays(shard) && (plan.extent || !shard->length))
 		plan.units = plan_units(shard, conn->rail, plan.extent);
@@ -247,47 +249,59 @@ void tfd_conns_check_progress(struct tfd_worker *worker)
 	tfd_senders_check(worker);
 }
 
-static uint32_t conn_post(struct tfd_worker *worker, struct tfd_conn *conn)
+static uint32_t channel_post(struct tfd_worker *worker, struct tfd_conn *conn)
 {
 	uint32_t count = 0;
-	int rc = tfd_channel_has_work(conn) ? tfd_channel_post(worker, conn, &count) : 0;
+	int rc = tfd_channel_post(worker, conn, &count);
 
-	if (!rc && conn->probe_state == TFD_PROBE_WAITS) {
-		rc = tfd_probe_post(worker, conn);
-		if (rc && rc != -EAGAIN)
-			tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
-		return count + (rc == 0);
-	}
 	if (count)
 		conn->stalled_ns = 0;
-	if (rc && rc != -EAGAIN) { /* of an incoming half PROVIDER would say that it has lost counts */
-		tfd_conn_break(conn, conn->outgoing ? TFD_DETAIL_PROVIDER : TFD_DETAIL_CONNECTION);
-		return count + 1;
-	}
-	if (rc) {
+	if (rc == -EAGAIN)
 		check_stall(worker, conn);
-		return count;
+	else if (rc) /* of an incoming half PROVIDER would say that it has lost counts */
+		tfd_conn_break(conn, conn->outgoing ? TFD_DETAIL_PROVIDER : TFD_DETAIL_CONNECTION);
+	return count;
+}
+
+static uint32_t probe_post(struct tfd_worker *worker, struct tfd_conn *conn)
+{
+	int rc = tfd_probe_post(worker, conn);
+
+	if (rc && rc != -EAGAIN)
+		tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
+	return rc == 0;
+}
+
+/* Messages go ahead of writes; lanes that it has held up may try again once there is room for what they wait for. */
+static uint32_t conn_serve(struct tfd_worker *worker, struct tfd_conn *conn)
+{
+	uint32_t count = 0;
+
+	if (!conn->half || conn->broken)
+		return 0;
+	if (!conn->started) { /* the far side never told its address */
+		check_stall(worker, conn);
+		return 0;
 	}
-	for (int priority = TFD_PRIORITY_LATENCY; priority >= 0; priority--) {
-		struct tfd_list *queue = &conn->queue[priority];
-
-		while (!tfd_list_empty(queue)) {
-			struct tfd_shard *shard = tfd_container(queue->next, struct tfd_shard, link);
-
-			rc = post_one(worker, conn, shard);
-			if (rc == -EAGAIN) {
-				check_stall(worker, conn);
-				return count;
-			}
-			conn->stalled_ns = 0;
-			if (rc) {
-				tfd_conn_break(conn, TFD_DETAIL_PROVIDER);
-				return count + 1;
-			}
-			count++;
-		}
+	if (tfd_channel_has_work(conn))
+		count += channel_post(worker, conn);
+	if (!conn->broken && conn->probe_state == TFD_PROBE_WAITS)
+		count += probe_post(worker, conn);
+	for (uint32_t priority = 0; priority < TFD_CLASSES && !conn->broken; priority++) {
+		if (tfd_list_empty(&conn->held[priority]))
+			continue;
+		check_stall(worker, conn);
+		if (tfd_window_opens(conn, priority))
+			tfd_schedule_resume(conn, priority);
 	}
 	return count;
+}
+
+static bool conn_waits(const struct tfd_conn *conn)
+{
+	return !tfd_list_empty(&conn->held[TFD_PRIORITY_BULK]) ||
+	       !tfd_list_empty(&conn->held[TFD_PRIORITY_LATENCY]) || tfd_channel_has_work(conn) ||
+	       conn->probe_state == TFD_PROBE_WAITS;
 }
 
 uint32_t tfd_conns_post(struct tfd_worker *worker)
@@ -304,20 +318,18 @@ uint32_t tfd_conns_post(struct tfd_worker *worker)
 		tfd_list_push(&worker->conns_busy, link);
 	}
 	for (link = worker->conns_busy.next; link != &worker->conns_busy; link = next) {
+		next = link->next;
+		count += conn_serve(worker, tfd_container(link, struct tfd_conn, busy_link));
+	}
+	count += tfd_schedule_post(worker);
+	for (link = worker->conns_busy.next; link != &worker->conns_busy; link = next) {
 		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, busy_link);
 
 		next = link->next;
-		if (conn->half && !conn->broken) {
-			if (conn->started)
-				count += conn_post(worker, conn);
-			else
-				check_stall(worker, conn); /* the far side never told its address */
-		}
-		if (tfd_list_empty(&conn->queue[0]) && tfd_list_empty(&conn->queue[1]) &&
-		    !tfd_channel_has_work(conn) && conn->probe_state != TFD_PROBE_WAITS) {
-			tfd_list_remove(&conn->busy_link);
-			conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
-		}
+		if (conn_waits(conn))
+			continue;
+		tfd_list_remove(&conn->busy_link);
+		conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
 	}
 	return count;
 }

@@ -64,6 +64,7 @@ static int probe_command(struct tfd_worker *worker, void *argument)
 {
 	struct tfd_conn *conn = argument;
 
+	(void)worker;
 	if (!conn->half)
 		return -ENOENT;
 	if (!conn->started || !conn->outgoing)
@@ -71,8 +72,7 @@ static int probe_command(struct tfd_worker *worker, void *argument)
 	if (conn->probe_state != TFD_PROBE_NONE)
 		return -EBUSY;
 	conn->probe_state = TFD_PROBE_WAITS;
-	if (tfd_list_empty(&conn->busy_link))
-		tfd_list_push(&worker->conns_busy, &conn->busy_link);
+	tfd_conn_wake(conn);
 	return 0;
 }
 

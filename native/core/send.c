@@ -67,8 +67,8 @@ static void queue_on_conn(struct tfd_shard *shard)
 {
 	struct tfd_conn *conn = conn_of(shard);
 
-	push(shard, &conn->queue[TFD_QUEUE_MESSAGES]);
-	tfd_channel_wake(conn);
+	push(shard, &conn->messages);
+	tfd_conn_wake(conn);
 }
 
 void tfd_send_queue(struct tfd_shard *shard)
@@ -243,8 +243,7 @@ void tfd_senders_conn_closed(struct tfd_worker *worker, const struct tfd_conn *c
 /* Whether nothing shows that the far half which is to tell it READY is still there, nor will soon. */
 static bool is_doubtful(const struct tfd_conn *conn, uint64_t now_ns)
 {
-	return conn->half && !conn->broken && !conn->channel->calls_open &&
-	       tfd_list_empty(&conn->queue[TFD_QUEUE_MESSAGES]) &&
+	return conn->half && !conn->broken && !conn->channel->calls_open && tfd_list_empty(&conn->messages) &&
 	       now_ns >= conn->channel->progress_ns + ASK_AGAIN_NS;
 }
 

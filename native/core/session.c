@@ -101,6 +101,9 @@ static int check_options(struct tfd_core *core, const struct tfd_session_options
 		                "%u counters, %u watchers or %llu arena bytes are out of range",
 		                options->counter_count, options->watcher_count,
 		                (unsigned long long)options->arena_bytes);
+	if (options->weight > TFD_WEIGHT_MAX)
+		return tfd_fail(error, -EINVAL, "a weight of %u is more than %u", options->weight,
+		                TFD_WEIGHT_MAX);
 	return 0;
 }
 
@@ -209,6 +212,7 @@ static void session_free(struct tfd_session *session)
 	free(session->counts);
 	free(session->wake_counters);
 	free(session->wake_records);
+	free(session->flows);
 	tfd_table_fini(&session->regions);
 	tfd_table_fini(&session->opens);
 	free(session);
@@ -302,6 +306,8 @@ int tfd_session_open(struct tfd_core *core, const struct tfd_session_options *op
 		rc = fds_open(session);
 	if (!rc)
 		rc = tables_open(session, options);
+	if (!rc)
+		rc = tfd_flows_open(session, options->weight ? options->weight : 1);
 	if (rc) {
 		rc = tfd_fail(error, rc, "the session's segment cannot be made: %s", strerror(-rc));
 		goto err_free;

@@ -17,22 +17,23 @@ void tfd_shard_queue(struct tfd_shard *shard)
 		return;
 	}
 	if (shard->state == TFD_SHARD_VERIFY) {
-		tfd_list_push(&conn->queue[TFD_QUEUE_MESSAGES], &shard->link);
+		tfd_list_push(&conn->messages, &shard->link);
 		shard->queued = true;
-		tfd_channel_wake(conn);
+		tfd_conn_wake(conn);
 		return;
 	}
-	tfd_list_push(&conn->queue[shard->job->priority], &shard->link);
 	shard->queued = true;
-	if (tfd_list_empty(&conn->busy_link))
-		tfd_list_push(&conn->group->worker->conns_busy, &conn->busy_link);
+	tfd_schedule_enter(shard);
 }
 
 void tfd_shard_unqueue(struct tfd_shard *shard)
 {
 	if (!shard->queued)
 		return;
-	tfd_list_remove(&shard->link);
+	if (shard->lane)
+		tfd_schedule_leave(shard);
+	else
+		tfd_list_remove(&shard->link);
 	shard->queued = false;
 }
 

@@ -126,7 +126,7 @@ static void posted(struct tfd_shard *shard, struct tfd_conn *conn, const struct 
 	tfd_list_remove(&shard->link);
 	shard->queued = shard->posted < shard->length;
 	if (shard->queued)
-		tfd_list_push(&conn->queue[TFD_QUEUE_MESSAGES], &shard->link);
+		tfd_list_push(&conn->messages, &shard->link);
 	else
 		tfd_batch_drop(shard);
 }

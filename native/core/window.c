@@ -36,12 +36,21 @@ uint64_t tfd_window_segment(const struct tfd_conn *conn)
 	return smaller(segment > SEGMENT_LEAST ? segment : SEGMENT_LEAST, most);
 }
 
-bool tfd_window_takes(struct tfd_conn *conn, uint64_t length)
+/* Each class has the window for itself: so what is urgent need not wait until there is room, and what is not goes on beside it. */
+bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length)
 {
-	bool fits = conn->inflight_bytes + length <= conn->window_bytes;
+	bool fits = conn->class_bytes[priority] + length <= conn->window_bytes;
 
-	conn->window_tight = !fits;
-	return !conn->inflight_wrs || (fits && conn->inflight_wrs < WINDOW_WRS);
+	conn->window_tight[priority] = !fits;
+	conn->awaited_bytes[priority] = length;
+	return !conn->class_wrs[priority] || (fits && conn->class_wrs[priority] < WINDOW_WRS);
+}
+
+bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority)
+{
+	uint64_t segment = tfd_window_segment(conn); /* a smaller one than it was, perhaps */
+
+	return tfd_window_takes(conn, priority, smaller(conn->awaited_bytes[priority], segment));
 }
 
 /* At most to half in a round trip: a worker that had no processor for a while looks like a rail that has become slow. */
@@ -67,7 +76,7 @@ void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr)
 	conn->least_ns = smaller(conn->least_ns, took);
 	bound = 2 * conn->least_ns > DRAIN_NS ? 2 * conn->least_ns : DRAIN_NS;
 	if (took <= bound) {
-		if (conn->window_tight)
+		if (conn->window_tight[wr->job->priority])
 			conn->window_bytes += conn->window_rises ? wr->length : wr->length / 8;
 		conn->window_bytes = smaller(conn->window_bytes, conn->group->window_bytes);
 	} else if (wr->posted_ns > conn->shrunk_ns && 2 * wr->ahead >= conn->window_bytes) {

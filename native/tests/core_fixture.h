@@ -76,16 +76,8 @@ static inline void host_open(struct host *host)
 	host_open_rails(host, 1, 256u << 10);
 }
 
-/* `records`: entries of its ring, too. */
-static inline void user_open_sized(struct host *host, struct user *user, uint32_t records)
+static inline void user_open_as(struct host *host, struct user *user, struct tfd_session_options options)
 {
-	struct tfd_session_options options = {
-		.ring_entries = records,
-		.record_count = records,
-		.counter_count = 64,
-		.watcher_count = 8,
-		.arena_bytes = 131072,
-	};
 	struct tfd_region_options region = { .writable = 1, .length = REGION_BYTES };
 	struct stat info;
 
@@ -109,6 +101,20 @@ static inline void user_open_sized(struct host *host, struct user *user, uint32_
 	user->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, region.fd, 0);
 	CHECK_OK(tfd_region_add(host->core, user->session, &region, &user->region, &error));
 	(void)close(region.fd);
+}
+
+/* `records`: entries of its ring, too. */
+static inline void user_open_sized(struct host *host, struct user *user, uint32_t records)
+{
+	struct tfd_session_options options = {
+		.ring_entries = records,
+		.record_count = records,
+		.counter_count = 64,
+		.watcher_count = 8,
+		.arena_bytes = 131072,
+	};
+
+	user_open_as(host, user, options);
 }
 
 static inline void user_open(struct host *host, struct user *user)

@@ -79,4 +79,11 @@ mutant slot-taken-twice core/mailbox.c "mailbox->free[--mailbox->free_count]" "m
 mutant never-compared core/verify.c "crc == frame->argument ?" "crc != frame->argument + 1 ?" core_checksum
 mutant counted-before-compared core/shard.c "if (job->status == TFD_JOB_PENDING && tfd_verify_wanted(shard)) {" "if (job->status == TFD_JOB_STATUS_COUNT) {" core_checksum
 mutant turn-lost core/shard.c "tfd_send_unpark(open);" "(void)0;" mailbox_property
+mutant turn-saved-up core/schedule.c "if (!--flow->shards && flow->deficit > 0)" "if (!--flow->shards && flow->deficit > 1 << 30)" core_schedule
+mutant turn-without-going core/schedule.c "if (lane && flow->deficit <= 0)" "if (flow->deficit <= 0)" core_schedule
+mutant no-weight core/schedule.c "(int64_t)QUANTUM * weight" "(int64_t)(QUANTUM + 0 * weight)" core_schedule
+mutant never-charged core/schedule.c "flow->deficit -= (int64_t)charge;" "(void)flow;" core_schedule
+mutant bulk-starves core/schedule.c "rail->lead <= LEAD_MAX" "rail->lead <= UINT64_MAX" core_schedule
+mutant never-resumed core/schedule.c "conn->holds[priority] = false;" "(void)0;" core_schedule
+mutant order-lost core/schedule.c "age_of_shard(lane->shards.prev) <= age)" "age_of_shard(lane->shards.prev) != age + (1ull << 60))" core_schedule
 exit $failed

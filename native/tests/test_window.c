@@ -12,6 +12,7 @@ struct pipe {
 	struct tfd_group group;
 	struct tfd_rail rail;
 	struct tfd_conn conn;
+	struct tfd_job job;
 	struct tfd_wr pieces[PIECES];
 	uint64_t back_ns[PIECES];
 	uint32_t first, count;
@@ -41,10 +42,11 @@ static void post(struct pipe *pipe, uint64_t length)
 	uint32_t slot = (pipe->first + pipe->count++) % PIECES;
 	uint64_t now = pipe->worker.now_ns;
 
-	pipe->conn.inflight_bytes += length;
-	pipe->conn.inflight_wrs++;
-	pipe->pieces[slot] =
-		(struct tfd_wr){ .length = length, .posted_ns = now, .ahead = pipe->conn.inflight_bytes };
+	pipe->conn.inflight_bytes = pipe->conn.class_bytes[0] += length;
+	pipe->conn.class_wrs[0]++;
+	pipe->pieces[slot] = (struct tfd_wr){
+		.job = &pipe->job, .length = length, .posted_ns = now, .ahead = pipe->conn.inflight_bytes
+	};
 	if (pipe->free_ns < now)
 		pipe->free_ns = now;
 	pipe->free_ns += (uint64_t)((double)length / pipe->bytes_per_ns);
@@ -60,8 +62,8 @@ static void take(struct pipe *pipe, uint64_t late)
 		pipe->worker.now_ns = pipe->back_ns[slot] + late;
 	pipe->count--;
 	tfd_window_acked(&pipe->conn, &pipe->pieces[slot]);
-	pipe->conn.inflight_bytes -= pipe->pieces[slot].length;
-	pipe->conn.inflight_wrs--;
+	pipe->conn.inflight_bytes = pipe->conn.class_bytes[0] -= pipe->pieces[slot].length;
+	pipe->conn.class_wrs[0]--;
 	pipe->sent += pipe->pieces[slot].length;
 }
 
@@ -72,7 +74,7 @@ static double flood(struct pipe *pipe, uint64_t time_ns)
 	uint64_t before = pipe->sent;
 
 	while (pipe->worker.now_ns < begin + time_ns) {
-		while (tfd_window_takes(&pipe->conn, tfd_window_segment(&pipe->conn)))
+		while (tfd_window_takes(&pipe->conn, 0, tfd_window_segment(&pipe->conn)))
 			post(pipe, tfd_window_segment(&pipe->conn));
 		take(pipe, 0);
 	}
@@ -136,14 +138,14 @@ static void test_hiccup(void)
 
 	pipe_open(&pipe, 40, MS / 20, true);
 	(void)flood(&pipe, 50 * MS);
-	while (tfd_window_takes(&pipe.conn, MIB))
+	while (tfd_window_takes(&pipe.conn, 0, MIB))
 		post(&pipe, MIB);
 	for (uint64_t late = 10 * MS; pipe.count; late = 0)
 		take(&pipe, late);
 	CHECK(pipe.conn.window_bytes >= 2 * MIB && pipe.conn.window_bytes < 4 * MIB);
 	(void)flood(&pipe, 50 * MS);
 	CHECK(pipe.conn.window_bytes == 4 * MIB);
-	CHECK(tfd_window_takes(&pipe.conn, 4096));
+	CHECK(tfd_window_takes(&pipe.conn, 0, 4096));
 	(void)drain(&pipe);
 	post(&pipe, 4096);
 	take(&pipe, 50 * MS);

@@ -216,7 +216,7 @@ def test_cancel_and_deadline_end_jobs(sender: Client, receiver: Client) -> None:
     ends = [job.cancel(WAIT_S) for job in reversed(jobs)]
     assert set(ends) <= {JobStatus.OK, JobStatus.CANCELLED}
     assert JobStatus.CANCELLED in ends
-    jobs = [sender.write(source, grant.descriptor, imm=1, deadline_s=0.03) for _ in range(8)]
+    jobs = [sender.write(source, grant.descriptor, imm=1, deadline_s=0.005) for _ in range(8)]
     ended = set()
     for job in jobs:
         with contextlib.suppress(transferd.JobFailed):

@@ -120,6 +120,8 @@ int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct 
 
 /* ---- sessions ---- */
 
+#define TFD_WEIGHT_MAX 1000
+
 struct tfd_session_options {
 	uint32_t group; /* for now one group: the session's ring 0 */
 	uint32_t ring_entries; /* power of two */
@@ -128,6 +130,7 @@ struct tfd_session_options {
 	uint32_t watcher_count; /* at most 65,536 */
 	uint64_t arena_bytes;
 	uint64_t session_id; /* the control plane's own number, shown in the segment */
+	uint32_t weight; /* its share of a rail beside other sessions; 1 to TFD_WEIGHT_MAX; 0: 1 */
 };
 
 struct tfd_session_fds { /* the caller's to close */
