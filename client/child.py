@@ -26,12 +26,13 @@ STOP_S = 10.0
 class Child:
     """The process, seen from its parent; a context manager that ends it."""
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, own_group: bool = False) -> None:
         """Starts it.
 
         Args:
             module: Run as ``python -m``.
             arguments: Of its command line.
+            own_group: Whether Ctrl-C reaches the parent alone, which then ends it.
         """
         self._module = module
         self._process = subprocess.Popen(
@@ -40,6 +41,7 @@ class Child:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONSAFEPATH": "1"},
+            process_group=0 if own_group else None,
         )
 
     def read(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transferd import __version__
 from transferd.client import errors
 from transferd.client.ctl import render
-from transferd.client.ctl.bench import bench_command
+from transferd.client.ctl.bench.command import bench_command
 from transferd.client.ctl.render import Column, age, column, number, size, speed
 from transferd.client.rpc import ADDRESS_VARIABLE, Control, resolve_address
 from transferd.v1 import admin_pb2

@@ -106,24 +106,11 @@ def test_rails_are_chosen_where_peers_are_elsewhere(
     assert "loopback" in {nic["name"]: nic["why"] for nic in told["unused"]}["lo"]
 
 
-def test_bench(daemon_pair: tuple[DaemonProcess, DaemonProcess]) -> None:
-    near, far = daemon_pair
-    options = ["--sizes", "1,4K,1M", "--seconds", "0.3", "--json"]
-    rows = json.loads(ctl("bench", "--socket", near.socket, "--to", far.socket, *options))
-    assert [row["size_bytes"] for row in rows] == [1, 4096, 1 << 20]
-    assert all(row["consistent"] for row in rows)
-    assert all(0 < row["latency_p50_us"] <= row["latency_p99_us"] for row in rows)
-    assert all(row["gbps"] > 0 for row in rows)
-
-
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
         (["status", "--socket", "/nowhere/x.sock"], 1, "no daemon answers at unix:///nowhere"),
         (["health", "--socket", "/nowhere/x.sock"], 1, "no daemon answers"),
-        (["bench", "--socket", "/nowhere/x.sock"], 1, "transferd serve"),
-        (["bench", "--sizes", "many"], 1, "--sizes"),
-        (["bench", "--window", "0"], 2, "--window"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a benchmark, as ``--json`` writes it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from transferd.client.ctl.bench.machine import Machine, Plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SCHEMA = 1
+NS_PER_US = 1000
+P999_SAMPLES = 1000
+
+
+class Spread(Plain):
+    """How times are spread, in microseconds.
+
+    Attributes:
+        count: Of the times; percentiles of few lie near their maximum.
+    """
+
+    count: int
+    mean: float
+    p50: float
+    p99: float
+    p999: float
+    max: float
+
+
+def spread(times_ns: Sequence[int]) -> Spread:
+    """Sums up times in ns; at least one."""
+    times = [time / NS_PER_US for time in times_ns]
+    # One value alone has no quantiles; twice the same has, and they are it.
+    cuts = statistics.quantiles(times if len(times) > 1 else times * 2, n=1000, method="inclusive")
+    return Spread(
+        count=len(times),
+        mean=statistics.fmean(times),
+        p50=cuts[499],
+        p99=cuts[989],
+        p999=cuts[998],
+        max=max(times),
+    )
+
+
+class Path(Plain):
+    """What jobs really used."""
+
+    provider: str
+    rails: int
+    staged: bool
+    packed: bool
+
+    def __str__(self) -> str:
+        """Says it in a line."""
+        words = [self.provider or "none", f"{self.rails} rail{'' if self.rails == 1 else 's'}"]
+        return ", ".join(words + [word for word in ("staged", "packed") if getattr(self, word)])
+
+
+class Row(Plain):
+    """One step of the sweep.
+
+    Attributes:
+        operation: write, pages, read, scatter, imm.
+        size_bytes: Of each operation.
+        batch: Operations submitted together.
+        scheme: pairs, many-to-one.
+        initiators: Processes that submitted.
+        in_flight: Batches of each, in the rate phase.
+        slots: Places that the batches of each went to in turn.
+        shape: Preset; empty: none.
+        shape_pages: Pages that the preset has; ``batch`` is what the memory holds of them.
+        batches: Of all initiators, in the rate phase of the figures below.
+        seconds: From the first submission of any to the last end.
+        gbit_per_s: Payload.
+        gbyte_per_s: The same.
+        operations_per_s: Writes, pages, reads, targets or immediates.
+        repeats_gbit_per_s: Of each rate phase; the row is the median one.
+        latency_us: Of a batch, one at a time: from the call that submits it until its end is known.
+        prep_us: Making the description of its jobs, before that.
+        post_us: The call alone.
+        transfer_us: After the call.
+        register_ms: Making and registering the memory, at the slowest initiator.
+        target_register_ms: The same at the target.
+        open_ms: Opening the target's memory.
+        paths: All that the jobs used.
+        batches_in_all: Of all phases; what was counted at the target is their operations.
+        compared_bytes: Found to be as they ought to be, after the step.
+    """
+
+    operation: str
+    size_bytes: int
+    batch: int
+    scheme: str
+    initiators: int
+    in_flight: int
+    slots: int
+    shape: str
+    shape_pages: int
+    batches: int
+    seconds: float
+    gbit_per_s: float
+    gbyte_per_s: float
+    operations_per_s: float
+    repeats_gbit_per_s: list[float]
+    latency_us: Spread
+    prep_us: Spread
+    post_us: Spread
+    transfer_us: Spread
+    register_ms: float
+    target_register_ms: float
+    open_ms: float
+    paths: list[Path]
+    batches_in_all: int
+    compared_bytes: int
+
+
+class Report(Plain):
+    """The whole.
+
+    Attributes:
+        schema_version: Of this form.
+        started: ISO 8601, UTC.
+        parameters: As given or by default.
+        complete: Whether all steps were measured.
+        error: Why not; empty where they were.
+        notes: What a reader of the figures has to know.
+    """
+
+    schema_version: int
+    started: str
+    parameters: dict[str, Any]
+    initiator: Machine
+    target: Machine | None
+    complete: bool
+    error: str
+    notes: list[str]
+    rows: list[Row]
+
+
+def path_notes(
+    rows: Sequence[Row], initiator: Machine, target: Machine, *, meant: bool
+) -> list[str]:
+    """Says where jobs did not go the way that one would think.
+
+    Args:
+        rows: What was measured.
+        initiator: One end.
+        target: The other.
+        meant: Whether both ends were put on one daemon on purpose.
+    """
+    notes = []
+    paths = {str(path): path for row in rows for path in row.paths}
+    providers = {path.provider for path in paths.values()}
+    if "local" in providers and not meant:
+        notes.append(
+            "both ends are on one daemon, which copies in memory: no NIC was measured; run "
+            "`transferctl bench --serve` on another host"
+        )
+    if any(path.staged for path in paths.values()):
+        notes.append("jobs were staged through memory of the daemon: the NIC cannot reach theirs")
+    daemon = initiator.daemon
+    most = max((path.rails for path in paths.values()), default=0)
+    if daemon is not None and providers - {"local", ""} and most < len(daemon.rails):
+        notes.append(f"jobs used {most} of the {len(daemon.rails)} rails that are up here")
+    if len(paths) > 1:
+        notes.append(f"jobs went several ways: {'; '.join(sorted(paths))}")
+    told: dict[str, list[str]] = {}
+    for end, found in (("this host", daemon), (target.host, target.daemon)):
+        for warning in found.warnings if found is not None else ():
+            told.setdefault(warning, []).append(end)
+    return notes + [f"daemon of {', '.join(ends)}: {warning}" for warning, ends in told.items()]

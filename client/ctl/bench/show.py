@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report for people: a table, and what one has to know to read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transferd.client.ctl import render
+from transferd.client.ctl.bench.report import P999_SAMPLES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from transferd.client.ctl.bench.machine import Machine
+    from transferd.client.ctl.bench.report import Report
+
+MODES = {"pairs": "{} to {}", "many-to-one": "{} to 1"}
+
+
+def microseconds(value: float) -> str:
+    """Says a time in the unit that fits."""
+    if value < 1000:
+        return f"{value:.1f} us"
+    return f"{value / 1000:.2f} ms" if value < 1_000_000 else f"{value / 1_000_000:.2f} s"
+
+
+def per_second(value: float) -> str:
+    """Says a number of operations a second in the unit that fits."""
+    if value < 10_000:
+        return f"{value:,.0f}"
+    return f"{value / 1000:,.1f} k" if value < 10_000_000 else f"{value / 1_000_000:,.1f} M"
+
+
+def scheme_text(row: dict[str, Any]) -> str:
+    """Says who writes to whom."""
+    count = row["initiators"]
+    return MODES[row["scheme"]].format(count, count)
+
+
+def batch_text(row: dict[str, Any]) -> str:
+    """Says the batch, and of which preset it is."""
+    return f"{row['batch']:,}" + (f" {row['shape']}" if row["shape"] else "")
+
+
+def _time(title: str, field: str, figure: str) -> render.Column:
+    return render.Column(title, lambda row: microseconds(row[field][figure]), right=True)
+
+
+COLUMNS = (
+    render.column("OPERATION", "operation"),
+    render.Column("SIZE", lambda row: render.bytes_text(row["size_bytes"]), right=True),
+    render.Column("BATCH", batch_text, right=True),
+    render.Column("FROM", scheme_text),
+    render.Column("Gbit/s", lambda row: f"{row['gbit_per_s']:.2f}", right=True),
+    render.Column("GB/s", lambda row: f"{row['gbyte_per_s']:.3f}", right=True),
+    render.Column("OPS/s", lambda row: per_second(row["operations_per_s"]), right=True),
+    _time("P50", "latency_us", "p50"),
+    _time("P99", "latency_us", "p99"),
+    _time("P99.9", "latency_us", "p999"),
+    _time("PREP", "prep_us", "p50"),
+    _time("POST", "post_us", "p50"),
+    _time("TRANSFER", "transfer_us", "p50"),
+    render.Column("PATH", lambda row: "; ".join(map(path_text, row["paths"]))),
+    render.Column("DATA", lambda row: "ok"),
+)
+
+
+def path_text(path: dict[str, Any]) -> str:
+    """Says what jobs used."""
+    words = [path["provider"], f"{path['rails']} rail{'' if path['rails'] == 1 else 's'}"]
+    return ", ".join(words + [word for word in ("staged", "packed") if path[word]])
+
+
+def machine_text(machine: Machine) -> str:
+    """Says a host and its daemon in a line."""
+    words = [f"{machine.host}: {machine.cpus} x {machine.cpu}"]
+    if machine.daemon is not None:
+        words.append(f"transferd {machine.daemon.version}, {machine.daemon.provider}")
+        words += [f"{r.name} {render.speed_text(r.speed_mbit_per_s)}" for r in machine.daemon.rails]
+    else:
+        words.append(f"transferd {machine.transferd}, its admin service does not answer")
+    return ", ".join(words)
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints a report."""
+    console.print(f"from {machine_text(report.initiator)}", soft_wrap=True)
+    if report.target is not None:
+        console.print(f"to   {machine_text(report.target)}", soft_wrap=True)
+    rows = [row.model_dump() for row in report.rows]
+    render.print_table(COLUMNS, rows, "nothing was measured", console)
+    few = [row.latency_us.count for row in report.rows if row.latency_us.count < P999_SAMPLES]
+    if few:
+        console.print(
+            f"note: percentiles are of {min(few):,} batches where there are fewest; P99.9 of fewer "
+            f"than {P999_SAMPLES:,} is near their maximum (--seconds, --iterations)",
+            soft_wrap=True,
+        )
+    for note in report.notes:
+        console.print(f"note: {note}", soft_wrap=True)
