@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from bench import peers, raw_provider, writes
 from bench.pair import daemons, endpoints
 from bench.random_pages import Shape, size_name
-from bench.report import Row
-from bench.stats import median, spread
+from bench.stats import spread
+from bench.turns import best, in_turn, ratio_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.pair import Endpoint
+    from bench.report import Row
     from bench.topic import Run
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -36,31 +37,6 @@ def rows(run: Run) -> list[Row]:
     with daemons() as pair, endpoints(pair, SET) as (one, other):
         found = [row for shape in SMALL for row in small_pages(run, one, other, shape)]
         return found + large_pages(run, one, other)
-
-
-# ---- in turn ----
-
-
-def in_turn(run: Run, measured: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Measures things in turn, every second time in reverse: none always follows another."""
-    found: dict[str, list[float]] = {name: [] for name in measured}
-    order = list(measured.items())
-    for _ in range(run.turns):
-        run.gate.wait()
-        for name, measure in order:
-            found[name].append(measure())
-        order.reverse()
-    return found
-
-
-def best(found: dict[str, list[float]], names: list[str]) -> str:
-    """Chooses what to compare with: the best by medians."""
-    return max(names, key=lambda name: median(found[name]))
-
-
-def ratios(found: dict[str, list[float]], mine: str, theirs: str) -> list[float]:
-    """Divides turn by turn."""
-    return [a / b for a, b in zip(found[mine], found[theirs], strict=True)]
 
 
 # ---- pages of 1 KiB ----
@@ -86,12 +62,15 @@ def small_pages(run: Run, one: Endpoint, other: Endpoint, shape: Shape) -> list[
         for number, way in enumerate(running.get(peers.NIXL_TCP, [])):
             nixl.append(name := f"{peers.NIXL_TCP}, {'without' if number else 'with'} thread")
             measured[name] = peer_pages(way, shape)
-        found = in_turn(run, measured)
+        found = in_turn(run, measured, run.turns)
     for name, all_of in found.items():
-        run.beside(f"{shape.name}: {name}", f"{spread(millions(all_of, shape))} M pages/s")
-    made = [row(f"{shape.name}: ratio to the bare loop", found, us, best(found, loops), OVER_LOOP)]
+        rates = [shape.millions(gbps) for gbps in all_of]
+        run.beside(f"{shape.name}: {name}", f"{spread(rates)} M pages/s")
+    made = [
+        ratio_row(f"{shape.name}: ratio to the bare loop", found, us, best(found, loops), OVER_LOOP)
+    ]
     if nixl:
-        made.append(row(peer, found, us, best(found, nixl), OVER_PEER))
+        made.append(ratio_row(peer, found, us, best(found, nixl), OVER_PEER))
     return made
 
 
@@ -105,18 +84,6 @@ def daemons_pages(one: Endpoint, other: Endpoint, shape: Shape, jobs: int) -> Ca
 def peer_pages(way: peers.Peer, shape: Shape) -> Callable[[], float]:
     """Binds a peer to a shape."""
     return lambda: way.gbps(shape, WINDOW, PEER_JOBS)
-
-
-def millions(gbps: list[float], shape: Shape) -> list[float]:
-    """Pages a second."""
-    return [rate * 1e9 / 8 / shape.page / 1e6 for rate in gbps]
-
-
-def row(bar: str, found: dict[str, list[float]], mine: str, theirs: str, limit: float) -> Row:
-    """Makes a row of the ratios of each turn."""
-    by_turn = ratios(found, mine, theirs)
-    note = f"to {theirs}; {median(found[mine]):.1f} of {median(found[theirs]):.1f} Gbps; "
-    return Row(bar, median(by_turn), "", ">=", limit, f"{note}ratios {spread(by_turn)}")
 
 
 # ---- pages of 8 and 64 KiB ----
@@ -133,11 +100,11 @@ def large_pages(run: Run, one: Endpoint, other: Endpoint) -> list[Row]:
             shape.name: daemons_pages(one, other, shape, run.scaled(jobs))
             for shape, (_, jobs) in LARGE.items()
         }
-        found = in_turn(run, {**raw, **ours})
+        found = in_turn(run, {**raw, **ours}, run.turns)
     for name, all_of in found.items():
         run.beside(name, f"{spread(all_of)} Gbps")
     theirs = best(found, list(raw))
     return [
-        row(f"{shape.name}: ratio to raw 1 MiB", found, shape.name, theirs, least)
+        ratio_row(f"{shape.name}: ratio to raw 1 MiB", found, shape.name, theirs, least)
         for shape, (least, _) in LARGE.items()
     ]

@@ -45,6 +45,10 @@ class Shape:
         sizes = f"{size_name(self.page)} x {self.pages:,}"
         return f"paged {sizes}, working set {size_name(self.set_bytes)}"
 
+    def millions(self, gbps: float) -> float:
+        """Tells a rate in millions of pages a second."""
+        return gbps / 8e-3 / self.page
+
     def tables(self) -> Tables:
         """Makes tables of source and destination pages for job after job.
 

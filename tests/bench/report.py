@@ -74,7 +74,13 @@ class Report:
             }
             for row in self.rows
         ]
-        content = {"name": self.name, "machine": machine(), "rows": rows}
+        content = {
+            "name": self.name,
+            "machine": machine(),
+            "rows": rows,
+            "skipped": [{"what": what, "why": why} for what, why in self.skipped],
+            "beside": [{"what": what, "value": value} for what, value in self.beside],
+        }
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def print(self, console: Console) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ TOPICS = {
     "pages over tcp": "pages",
     "submitting": "submission",
     "worker": "worker_cost",
+    "peers beside us": "peer_table",
 }
 MAIN = "main-job bars"
 
@@ -51,7 +53,7 @@ def topic(run: Run, name: str, module: str) -> None:
     try:
         run.report.rows += importlib.import_module(f"bench.{module}").rows(run)
     except Exception as error:
-        run.options.console.print_exception()
+        run.options.console.print(traceback.format_exc(), markup=False, highlight=False)
         run.report.rows.append(Row(f"{name}: measured", 0, "", ">=", 1, repr(error)))
 
 

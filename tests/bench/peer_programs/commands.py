@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from bench.random_pages import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+PR_SET_PDEATHSIG = 1
 
 
 class Refused(Exception):
@@ -63,6 +67,11 @@ class Far:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(10)
+
+
+def end_with_parent() -> None:
+    """Lets this process die with the one that started it, be it stopped or polling for ever."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def say(what: dict[str, Any]) -> None:

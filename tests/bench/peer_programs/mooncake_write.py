@@ -98,6 +98,7 @@ class Sender:
 
 def main() -> None:
     """Runs either side."""
+    commands.end_with_parent()
     length = int(sys.argv[1])
     if sys.argv[-1] == "target":
         target(length)

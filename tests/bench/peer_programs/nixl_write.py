@@ -105,6 +105,7 @@ class Sender:
 
 def main() -> None:
     """Runs either side."""
+    commands.end_with_parent()
     length, transport = int(sys.argv[1]), sys.argv[2]
     os.environ.update(QUIET | TRANSPORTS[transport])
     if sys.argv[-1] == "target":
