@@ -14,7 +14,8 @@ from transferd.client.ctl.bench import target as target_module
 from transferd.client.ctl.bench.link import to_token
 from transferd.client.ctl.bench.report import Report
 
-from support.bench import bench, quiet, serving, target
+from support.bench import END_S, bench, quiet, serving, start, target
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,6 +95,57 @@ def test_many_to_one_and_pairs(shared_pair: Pair, tmp_path: Path) -> None:
         assert row.batches == 12 * row.initiators
         assert row.latency_us.count == 12 * row.initiators
         assert row.compared_bytes == 4 * 4096 * row.initiators
+        assert len(row.each_operations_per_s) == row.initiators
+        assert 1 / row.initiators <= row.jain <= 1 + 1e-9
+        assert row.hosts == 1
+    quiet(near, far)
+
+
+def two_hosts(
+    near: DaemonProcess, where: str, tmp_path: Path, *options: str
+) -> list[tuple[int, str]]:
+    """Runs two initiators, which the target takes for two hosts; gives how each ended."""
+    both = ("--to", where, "--socket", near.socket)
+    first = start(*both, *SHORT, "--sizes", "4K,8K", *options, log=tmp_path / "first")
+    try:
+        eventually(lambda: "has come" in (tmp_path / "far").read_text(), "the first is here")
+        second = start(
+            *(*both, *SHORT, "--sizes", "4K,8K", "--json", str(tmp_path / "report.json")),
+            log=tmp_path / "second",
+        )
+        try:
+            ends = [first.wait(END_S), second.wait(END_S)]
+        finally:
+            second.kill()
+    finally:
+        first.kill()
+    logs = [(tmp_path / name).read_text() for name in ("first", "second")]
+    return list(zip(ends, logs, strict=True))
+
+
+def test_two_hosts_to_one_begin_together(shared_pair: Pair, tmp_path: Path) -> None:
+    near, far = shared_pair
+    with serving(far, tmp_path / "far", "--initiators", "2", "--once") as (process, where):
+        ends = two_hosts(near, where, tmp_path)
+        assert process.wait(20) == 0
+    assert [status for status, _ in ends] == [0, 0]
+    assert all("ALL HOSTS" in told for _, told in ends)
+    told = (tmp_path / "far").read_text()
+    for row, size in zip(read(tmp_path / "report.json").rows, ("4 KiB", "8 KiB"), strict=True):
+        assert row.hosts == 2
+        assert row.all_gbit_per_s > row.gbit_per_s
+        assert f"= {row.all_gbit_per_s:,.2f} Gbit/s" in told
+        assert f"write of {size}: " in told
+    quiet(near, far)
+
+
+def test_two_hosts_that_do_not_do_the_same(shared_pair: Pair, tmp_path: Path) -> None:
+    near, far = shared_pair
+    with serving(far, tmp_path / "far", "--initiators", "2") as (_, where):
+        ends = two_hosts(near, where, tmp_path, "--op", "read")
+    assert [status for status, _ in ends] == [1, 1]
+    for _, told in ends:
+        assert "do not do the same: ready read of 4 KiB; ready write of 4 KiB" in told
     quiet(near, far)
 
 
@@ -299,6 +351,7 @@ def test_a_target_outlives_what_others_send_it(shared_pair: Pair, tmp_path: Path
             return answer if answer["number"] else heard()
 
         hostile.send(made.descriptor, b"\xff\x00 no JSON").wait(10)
+        hostile.send(made.descriptor, b"[" * 8192).wait(10)
         say(**hello, protocol=1, reply_to="AAAA")  # no descriptor
         reply_to = to_base64(mailbox.descriptor)
         say(**hello, protocol=7, reply_to=reply_to, new="field")

@@ -21,7 +21,7 @@ from transferd.client.ctl.bench import link, messages, plot
 from transferd.client.ctl.bench.command import bench_command
 from transferd.client.ctl.bench.machine import Daemon, Machine, Rail
 from transferd.client.ctl.bench.pattern import CHUNK, Pattern
-from transferd.client.ctl.bench.report import SCHEMA, Path, Report, Row, path_notes, spread
+from transferd.client.ctl.bench.report import SCHEMA, Path, Report, Row, jain, path_notes, spread
 from transferd.client.ctl.bench.shapes import SHAPES
 from transferd.client.ctl.bench.sweep import (
     MANY_TO_ONE,
@@ -189,6 +189,13 @@ def test_percentiles() -> None:
     assert 2.9 < two.p99 <= two.p999 <= two.max == 3
 
 
+def test_fairness() -> None:
+    assert jain([5.0, 5.0, 5.0]) == pytest.approx(1)
+    assert jain([7.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    assert jain([1.0, 3.0]) == pytest.approx(0.8)
+    assert jain([0.0, 0.0]) == 1
+
+
 # ---- patterns ----
 
 
@@ -326,6 +333,8 @@ def test_errors_travel() -> None:
         '{"do": "sessions", "guest": "a", "number": 1, "scheme": "ring", "initiators": 1}',
         '{"do": "open", "guest": "a", "number": 1, "step": 0, "operation": "write", "length": 0,'
         ' "seed": 1}',
+        '{"do": "done", "guest": "a", "number": 1, "step": "s", "gbit_per_s": NaN,'
+        ' "operations_per_s": 1.0}',
         '{"do": "places", "guest": "a", "number": 1, "first": "0"}',
         '{"do": "verify", "guest": "a", "number": 1, "lengths": [-1], "counts": [1]}',
         '{"do": "hello", "guest": "a", "number": 1, "protocol": 1, "version": "", "host": ""}',
@@ -379,6 +388,11 @@ def row(size: int, rate: float, operation: str = "write", **changed: Any) -> Row
         "gbit_per_s": rate,
         "gbyte_per_s": rate / 8,
         "operations_per_s": 10.0,
+        "hosts": 1,
+        "all_gbit_per_s": rate,
+        "all_operations_per_s": 10.0,
+        "each_operations_per_s": [10.0],
+        "jain": 1.0,
         "repeats_gbit_per_s": [rate],
         "latency_us": times,
         "prep_us": times,
@@ -444,6 +458,9 @@ def test_paths_that_nobody_expected_are_said() -> None:
     notes = path_notes([row(1, 1.0, paths=[local])], here, there, meant=False)
     assert "no NIC was measured" in notes[0]
     assert path_notes([row(1, 1.0, paths=[local])], here, there, meant=True) == [warning]
+    other = Path(provider="sim", rails=2, staged=False, packed=False)
+    notes = path_notes([row(1, 1.0, paths=[other])], here, there, meant=False)
+    assert "jobs went by sim, and this daemon's provider is libfabric" in notes[0]
     staged = Path(provider="libfabric", rails=2, staged=True, packed=False)
     mixed = path_notes([row(1, 1.0), row(2, 1.0, paths=[staged])], here, there, meant=False)
     assert any("staged" in note for note in mixed)

@@ -18,7 +18,9 @@ import secrets
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
 
 import transferd
 from transferd.client import errors
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from transferd import Client, Job
 
+Answer = TypeVar("Answer", bound=BaseModel)
+
 PROTOCOL = 1
 PREFIX = "tfb1:"
 DEFAULT_PORT = 7473
@@ -36,6 +40,7 @@ SLOT_BYTES = 8192
 LOOK_S = 0.25  # a waiting end looks this often whether the other lives
 ANSWER_S = 60.0
 CONNECT_S = 5.0
+PAUSE_S = 0.1
 TOKEN_LINE_MAX = 16_384
 # What an end that has died, or has ended its session, is told by.
 GONE = (
@@ -119,21 +124,24 @@ class TokenPort:
                 "--listen HOST:PORT names another address"
             ) from None
         self.address = join_host_port(host, self._socket.getsockname()[1])
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="token", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 connection, _ = self._socket.accept()
-            except OSError:  # closed
-                return
+            except OSError:  # closed, or they gave up, or too many files are open just now
+                self._closed.wait(PAUSE_S)
+                continue
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(CONNECT_S)
                 connection.sendall(self._line)
 
     def close(self) -> None:
         """Ends it. Idempotent."""
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self._socket.close()
@@ -216,11 +224,14 @@ class Link:
         """Descriptor of its mailbox, for the target."""
         return base64.b64encode(self._mailbox.descriptor).decode()
 
-    def ask(self, do: str, *, timeout_s: float | None = ANSWER_S, **values: Any) -> dict[str, Any]:
+    def ask(
+        self, do: str, form: type[Answer], *, timeout_s: float | None = ANSWER_S, **values: Any
+    ) -> Answer:
         """Asks for something and waits for the answer.
 
         Args:
             do: What.
+            form: Of the answer.
             timeout_s: How long a target that lives may take; None: as long as it does.
             values: Of the message.
 
@@ -233,8 +244,8 @@ class Link:
         with told_gone("the target"):
             self._send(do=do, guest=self._name, number=self._number, **values).wait(ANSWER_S)
         for answer in self._answers(timeout_s, do):
-            if answer.get("number") == self._number:
-                return checked(answer, "target")
+            if answer.pop("number", None) == self._number:
+                return _to_form(do, checked(answer, "target"), form)
         raise AssertionError("unreachable")
 
     def _send(self, **message: Any) -> Job:
@@ -245,7 +256,7 @@ class Link:
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             try:
-                yield json.loads(self._mailbox.receive(LOOK_S))
+                yield _to_plain(self._mailbox.receive(LOOK_S))
             except errors.WaitTimeout:
                 self._look()
                 if end is not None and time.monotonic() > end:
@@ -268,6 +279,29 @@ class Link:
             self._send(do="bye", guest=self._name, number=0).wait(LOOK_S)
         with contextlib.suppress(errors.TransferdError):
             self._mailbox.close()
+
+
+def _to_plain(data: bytes) -> dict[str, Any]:
+    """Reads a message; nothing of what is none."""
+    try:
+        plain = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def _to_form(do: str, answer: dict[str, Any], form: type[Answer]) -> Answer:
+    """Checks an answer.
+
+    Raises:
+        Internal: It is none.
+    """
+    try:
+        return form.model_validate(answer)
+    except ValueError:
+        raise errors.Internal(
+            f"the target's answer to {do!r} is not understood: {str(answer)[:200]}"
+        ) from None
 
 
 @contextlib.contextmanager

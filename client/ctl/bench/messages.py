@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an initiator may ask of a target. It is not trusted: whatever does not fit is refused."""
+"""What an initiator may ask of a target, and the answers. Neither trusts the other's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, TypeAdapter
 
+from transferd.client.ctl.bench.machine import Machine  # noqa: TC001, pydantic reads it
 from transferd.client.ctl.bench.sweep import INITIATORS_MAX
 
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
+Rate = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Length = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
@@ -65,9 +67,23 @@ class Places(Message):
 
 
 class Ready(Message):
-    """Asks to begin; the answer comes when all initiators that are expected have asked."""
+    """Asks to begin; the answer comes when all initiators that are expected have asked.
+
+    Attributes:
+        step: What it is about to do, the same for all.
+    """
 
     do: Literal["ready"]
+    step: str = Field(max_length=256)
+
+
+class Done(Message):
+    """Tells rates; the answer, when all have told theirs, is their sum."""
+
+    do: Literal["done"]
+    step: str = Field(max_length=256)
+    gbit_per_s: Rate
+    operations_per_s: Rate
 
 
 class Verify(Message):
@@ -97,7 +113,60 @@ class Ping(Message):
 
 
 Any = Annotated[
-    Hello | Sessions | Open | Places | Ready | Verify | Close | Bye | Ping,
+    Hello | Sessions | Open | Places | Ready | Done | Verify | Close | Bye | Ping,
     Field(discriminator="do"),
 ]
 parse = TypeAdapter(Any).validate_json
+
+
+# ---- answers ----
+
+
+class Reply(BaseModel):
+    """What all have; what later targets add is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Greeted(Reply):
+    """To hello."""
+
+    machine: Machine
+
+
+class Opened(Reply):
+    """To open."""
+
+    register_ms: float
+
+
+class Where(BaseModel):
+    """Where an initiator's bytes go: descriptor (base64), first byte in its range, immediate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    descriptor: str
+    base: Count
+    imm: int = Field(ge=0, lt=1 << 20)
+
+
+class Placed(Reply):
+    """To places."""
+
+    places: list[Where] = Field(min_length=1, max_length=INITIATORS_MAX)
+
+
+class Together(Reply):
+    """To ready and done: how many hosts, and the sums of their rates."""
+
+    hosts: int
+    gbit_per_s: Rate
+    operations_per_s: Rate
+
+
+class Verified(Reply):
+    """To verify: bytes compared, or the first that differs (where, what is there, what ought)."""
+
+    compared: Count = 0
+    initiator: Count = 0
+    difference: tuple[int, int, int] | None = None

@@ -46,6 +46,12 @@ def spread(times_ns: Sequence[int]) -> Spread:
     )
 
 
+def jain(rates: Sequence[float]) -> float:
+    """Tells how alike rates are, by Jain's index: 1: all the same; 1 / n: one has everything."""
+    squares = sum(rate * rate for rate in rates)
+    return sum(rates) ** 2 / (len(rates) * squares) if squares else 1.0
+
+
 class Path(Plain):
     """What jobs really used."""
 
@@ -78,6 +84,11 @@ class Row(Plain):
         gbit_per_s: Payload.
         gbyte_per_s: The same.
         operations_per_s: Writes, pages, reads, targets or immediates.
+        hosts: That did this step together, at one target.
+        all_gbit_per_s: Of all of them.
+        all_operations_per_s: The same.
+        each_operations_per_s: Of each initiator here.
+        jain: Of these, 1.0: each had the same.
         repeats_gbit_per_s: Of each rate phase; the row is the median one.
         latency_us: Of a batch, one at a time: from the call that submits it until its end is known.
         prep_us: Making the description of its jobs, before that.
@@ -105,6 +116,11 @@ class Row(Plain):
     gbit_per_s: float
     gbyte_per_s: float
     operations_per_s: float
+    hosts: int
+    all_gbit_per_s: float
+    all_operations_per_s: float
+    each_operations_per_s: list[float]
+    jain: float
     repeats_gbit_per_s: list[float]
     latency_us: Spread
     prep_us: Spread
@@ -153,6 +169,7 @@ def path_notes(
         meant: Whether both ends were put on one daemon on purpose.
     """
     notes = []
+    daemon = initiator.daemon
     paths = {str(path): path for row in rows for path in row.paths}
     providers = {path.provider for path in paths.values()}
     if "local" in providers and not meant:
@@ -162,7 +179,13 @@ def path_notes(
         )
     if any(path.staged for path in paths.values()):
         notes.append("jobs were staged through memory of the daemon: the NIC cannot reach theirs")
-    daemon = initiator.daemon
+    meant_provider = daemon.provider.split()[0] if daemon is not None and daemon.provider else ""
+    others = providers - {"local", "", meant_provider}
+    if meant_provider and others:
+        notes.append(
+            f"jobs went by {', '.join(sorted(others))}, and this daemon's provider is "
+            f"{meant_provider}: `transferctl rails --why` tells why"
+        )
     most = max((path.rails for path in paths.values()), default=0)
     if daemon is not None and providers - {"local", ""} and most < len(daemon.rails):
         notes.append(f"jobs used {most} of the {len(daemon.rails)} rails that are up here")

@@ -13,28 +13,43 @@ import transferd
 from transferd.client import errors
 from transferd.client.child import Child
 from transferd.client.ctl import render
-from transferd.client.ctl.bench.link import PROTOCOL, Link, check_protocol, checked
-from transferd.client.ctl.bench.machine import Machine
-from transferd.client.ctl.bench.report import Path, Row, spread
+from transferd.client.ctl.bench import messages
+from transferd.client.ctl.bench.link import PROTOCOL, Link, checked
+from transferd.client.ctl.bench.report import Path, Row, jain, spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from transferd.client.ctl.bench.machine import Machine
     from transferd.client.ctl.bench.sweep import Settings, Step
 
 WORKER = "transferd.client.ctl.bench.worker"
 ALIVE_S = 3.0
+NO_RING = (
+    "jobs were submitted by gRPC, at a call each: these sessions have no shared memory with their "
+    "daemon"
+)
 
 
 class Flood(NamedTuple):
-    """A rate phase of all workers."""
+    """A rate phase of all workers; ``each`` is in batches a second."""
 
     batches: int
     seconds: float
+    each: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Batches a second of all."""
+        return self.batches / self.seconds
 
 
 class Workers:
-    """The processes of a scheme; a context manager that ends them."""
+    """The processes of a scheme; a context manager that ends them.
+
+    Attributes:
+        shared_memory: Whether they submit through it.
+    """
 
     def __init__(self, address: str, count: int, settings: Settings) -> None:
         """Starts them, each with a session of its own.
@@ -48,7 +63,7 @@ class Workers:
             for index in range(count):
                 child = Child(WORKER, address, str(index), own_group=True)
                 self._children.append(self._stack.enter_context(child))
-            self._read()
+            self.shared_memory = all(told["shared_memory"] for told in self._read())
             self.ask("settings", [asdict(settings)] * count)
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
@@ -113,18 +128,14 @@ class Runner:
             raise
 
     def _greet(self, link: Link) -> Machine:
-        answer = link.ask(
+        return link.ask(
             "hello",
+            messages.Greeted,
             protocol=PROTOCOL,
             version=transferd.__version__,
             host=platform.node(),
             reply_to=link.reply_to,
-        )
-        try:
-            return Machine.model_validate(answer["machine"])
-        except ValueError:
-            check_protocol(answer.get("protocol"), "the target")
-            raise
+        ).machine
 
     def rows(self, steps: Sequence[Step]) -> Iterator[Row]:
         """Does the steps, which are ordered by their schemes, and yields a row for each.
@@ -133,8 +144,10 @@ class Runner:
         """
         link = self._checked_link
         for (scheme, count), chosen in _by_scheme(steps):
-            link.ask("sessions", scheme=scheme, initiators=count)
+            link.ask("sessions", messages.Reply, scheme=scheme, initiators=count)
             with Workers(self._address, count, self._settings) as workers:
+                if not workers.shared_memory and NO_RING not in self.notes:
+                    self.notes.append(NO_RING)
                 refused = 0
                 for step in chosen:
                     if refused and step.length >= refused:
@@ -149,9 +162,11 @@ class Runner:
                             f"{count} initiators on: {error}"
                         )
                         workers.ask("release")
-                        link.ask("close")
+                        link.ask("close", messages.Reply)
                     except errors.TransferdError:
-                        link.ask("ping", timeout_s=ALIVE_S)  # that it has died says more
+                        link.ask(
+                            "ping", messages.Reply, timeout_s=ALIVE_S
+                        )  # that it has died says more
                         raise
                     else:
                         yield row
@@ -160,6 +175,7 @@ class Runner:
         link = self._checked_link
         opened = link.ask(
             "open",
+            messages.Opened,
             step=step.number,
             operation=step.operation,
             length=step.length,
@@ -167,24 +183,41 @@ class Runner:
         )
         places = self._places(step.initiators)
         prepared = workers.ask("prepare", [{"step": step.plain(), **place} for place in places])
-        link.ask("ready", timeout_s=None)
+        text = step_text(step)
+        link.ask("ready", messages.Together, timeout_s=None, step=text)
         workers.ask("warm_up")
         samples = workers.ask("latency")
         floods = []
         for _ in range(self._settings.repeats):
-            link.ask("ready", timeout_s=None)
+            link.ask("ready", messages.Together, timeout_s=None, step=text)
             floods.append(_flood(workers.ask("rate")))
         finished = workers.ask("finish")
         compared = self._verify(step, finished)
         workers.ask("release")
-        link.ask("close")
-        return _row(step, self._settings, samples, floods, finished, prepared, opened, compared)
+        link.ask("close", messages.Reply)
+        row = _row(step, self._settings, samples, floods, finished, prepared, opened, compared)
+        together = link.ask(
+            "done",
+            messages.Together,
+            timeout_s=None,
+            step=text,
+            gbit_per_s=row.gbit_per_s,
+            operations_per_s=row.operations_per_s,
+        )
+        return row.model_copy(
+            update={
+                "hosts": together.hosts,
+                "all_gbit_per_s": together.gbit_per_s,
+                "all_operations_per_s": together.operations_per_s,
+            }
+        )
 
     def _places(self, count: int) -> list[dict[str, Any]]:
-        places: list[dict[str, Any]] = []
+        places: list[messages.Where] = []
         while len(places) < count:
-            places += self._checked_link.ask("places", first=len(places))["places"]
-        return places
+            answer = self._checked_link.ask("places", messages.Placed, first=len(places))
+            places += answer.places
+        return [place.model_dump() for place in places[:count]]
 
     def _verify(self, step: Step, finished: Sequence[dict[str, Any]]) -> int:
         """Has all that was moved compared; returns the bytes.
@@ -198,13 +231,12 @@ class Runner:
         lengths = [each["length"] for each in finished]
         answer = self._checked_link.ask(
             "verify",
+            messages.Verified,
             timeout_s=None,
             lengths=[0] * len(finished) if reading else lengths,
             counts=[0 if reading else each["batches"] * step.batch for each in finished],
         )
-        _check_difference(
-            step, answer.get("initiator", 0), answer.get("difference"), "the target's memory"
-        )
+        _check_difference(step, answer.initiator, answer.difference, "the target's memory")
         return sum(lengths)
 
     @property
@@ -224,6 +256,14 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def step_text(step: Step) -> str:
+    """Says a step in a few words."""
+    size = f" of {render.bytes_text(step.size)}" if step.size else ""
+    many = f" x {step.batch:,}" if step.batch > 1 else ""
+    who = f", {step.initiators} {step.scheme}" if step.initiators > 1 else ""
+    return f"{step.operation}{size}{many}{who}"
 
 
 def _by_scheme(steps: Sequence[Step]) -> Iterator[tuple[tuple[str, int], list[Step]]]:
@@ -250,7 +290,11 @@ def _check_difference(step: Step, i: int, difference: Any, where: str) -> None:
 def _flood(answers: Sequence[dict[str, Any]]) -> Flood:
     begun = min(answer["begun_ns"] for answer in answers)
     ended = max(answer["ended_ns"] for answer in answers)
-    return Flood(sum(answer["batches"] for answer in answers), (ended - begun) / 1e9)
+    return Flood(
+        batches=sum(answer["batches"] for answer in answers),
+        seconds=(ended - begun) / 1e9,
+        each=[a["batches"] / (a["ended_ns"] - a["begun_ns"]) * 1e9 for a in answers],
+    )
 
 
 def _row(
@@ -260,15 +304,16 @@ def _row(
     floods: Sequence[Flood],
     finished: Sequence[dict[str, Any]],
     prepared: Sequence[dict[str, Any]],
-    opened: dict[str, Any],
+    opened: messages.Opened,
     compared: int,
 ) -> Row:
-    flood = sorted(floods, key=lambda each: each.batches / each.seconds)[(len(floods) - 1) // 2]
+    flood = sorted(floods, key=lambda each: each.rate)[(len(floods) - 1) // 2]
     prep, post, transfer = (
         [time for each in samples for time in each[name]] for name in ("prep", "post", "transfer")
     )
     paths = {Path.model_validate(path) for each in finished for path in each["paths"]}
-    bytes_per_s = flood.batches * step.slot_bytes / flood.seconds
+    bytes_per_s = flood.rate * step.slot_bytes
+    operations_per_s = flood.rate * step.batch
     return Row(
         operation=step.operation,
         size_bytes=step.size,
@@ -283,16 +328,19 @@ def _row(
         seconds=flood.seconds,
         gbit_per_s=bytes_per_s * 8 / 1e9,
         gbyte_per_s=bytes_per_s / 1e9,
-        operations_per_s=flood.batches * step.batch / flood.seconds,
-        repeats_gbit_per_s=[
-            each.batches * step.slot_bytes * 8 / each.seconds / 1e9 for each in floods
-        ],
+        operations_per_s=operations_per_s,
+        hosts=1,
+        all_gbit_per_s=bytes_per_s * 8 / 1e9,
+        all_operations_per_s=operations_per_s,
+        each_operations_per_s=[rate * step.batch for rate in flood.each],
+        jain=jain(flood.each),
+        repeats_gbit_per_s=[each.rate * step.slot_bytes * 8 / 1e9 for each in floods],
         latency_us=spread([a + b for a, b in zip(post, transfer, strict=True)]),
         prep_us=spread(prep),
         post_us=spread(post),
         transfer_us=spread(transfer),
         register_ms=max(each["register_ms"] for each in prepared),
-        target_register_ms=opened["register_ms"],
+        target_register_ms=opened.register_ms,
         open_ms=statistics.median(each["open_ms"] for each in prepared),
         paths=sorted(paths, key=str),
         batches_in_all=sum(each["batches"] for each in finished),

@@ -65,6 +65,27 @@ COLUMNS = (
 )
 
 
+FAIR = render.Column(
+    "JAIN", lambda row: f"{row['jain']:.3f}" if row["initiators"] > 1 else "-", right=True
+)
+ALL = render.Column("ALL HOSTS", lambda row: all_text(row), right=True)
+RATES_END = 7
+
+
+def columns(report: Report) -> list[render.Column]:
+    """Chooses the columns: those of several initiators only where there are some."""
+    more = [FAIR] if any(row.initiators > 1 for row in report.rows) else []
+    more += [ALL] if any(row.hosts > 1 for row in report.rows) else []
+    return [*COLUMNS[:RATES_END], *more, *COLUMNS[RATES_END:]]
+
+
+def all_text(row: dict[str, Any]) -> str:
+    """Says the rate of all hosts that did a step together."""
+    if row["size_bytes"]:
+        return f"{row['hosts']}: {row['all_gbit_per_s']:.2f} Gbit/s"
+    return f"{row['hosts']}: {per_second(row['all_operations_per_s'])} ops/s"
+
+
 def path_text(path: dict[str, Any]) -> str:
     """Says what jobs used."""
     words = [path["provider"], f"{path['rails']} rail{'' if path['rails'] == 1 else 's'}"]
@@ -88,7 +109,7 @@ def show(report: Report, console: Console) -> None:
     if report.target is not None:
         console.print(f"to   {machine_text(report.target)}", soft_wrap=True)
     rows = [row.model_dump() for row in report.rows]
-    render.print_table(COLUMNS, rows, "nothing was measured", console)
+    render.print_table(columns(report), rows, "nothing was measured", console)
     few = [row.latency_us.count for row in report.rows if row.latency_us.count < P999_SAMPLES]
     if few:
         console.print(

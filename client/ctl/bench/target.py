@@ -23,6 +23,7 @@ from transferd.client.ctl.bench.link import (
 )
 from transferd.client.ctl.bench.machine import Machine, machine
 from transferd.client.ctl.bench.pattern import Pattern
+from transferd.client.ctl.bench.report import jain
 from transferd.client.ctl.bench.sweep import MANY_TO_ONE, MEMORY_SHARE, memory_available
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ LOOK_S = 0.5
 PLACES = 12  # of one answer
 COUNT_S = 10.0  # counts follow the sender's acknowledgement by much less
 GUESTS_MAX = 64
+NO_MESSAGE = (ValueError, KeyError, TypeError, RecursionError)
 
 
 class Guest:
@@ -44,13 +46,13 @@ class Guest:
         host: The same.
         regions: That it has, one for each session.
         before: What each initiator's counter was when they were opened.
-        waits: Number of the message in which it said that it is ready; 0: it has not.
+        waits: Its message that is answered when all have sent theirs; None: there is none.
     """
 
     def __init__(self, address: str, client: Client, hello: messages.Hello) -> None:
         self.name = hello.guest
         self.host = hello.host
-        self.waits = 0
+        self.waits: messages.Ready | messages.Done | None = None
         self._address = address
         self._client = client
         self._reply_to = hello.reply_to
@@ -196,6 +198,16 @@ class Guest:
         return False
 
 
+def _sum_text(done: list[messages.Done]) -> str:
+    """Says the rates of a step."""
+    if done[0].gbit_per_s:
+        rates, unit = [each.gbit_per_s for each in done], "Gbit/s"
+    else:
+        rates, unit = [each.operations_per_s for each in done], "operations/s"
+    each = " + ".join(f"{rate:,.2f}" for rate in rates)
+    return f"{done[0].step}: {each} = {sum(rates):,.2f} {unit} (Jain index {jain(rates):.3f})"
+
+
 def _check_memory(total: int, memory: int) -> None:
     """Refuses more than the target may lend, or than its host has.
 
@@ -292,9 +304,9 @@ class Target:
         if isinstance(asked, messages.Bye):
             self._drop(guest, "has left")
             return
-        if isinstance(asked, messages.Ready):
-            guest.waits = asked.number
-            self._begin()
+        if isinstance(asked, messages.Ready | messages.Done):
+            guest.waits = asked
+            self._meet()
             return
         if asked.number:
             self._answer(guest, asked.number, lambda: self._act(guest, asked))
@@ -342,18 +354,37 @@ class Target:
         """Tells an initiator that is known what is wrong with its message; others hear nothing."""
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        with contextlib.suppress(ValueError, KeyError, TypeError, errors.TransferdError):
+        with contextlib.suppress(*NO_MESSAGE, errors.TransferdError):
             told = json.loads(data)
             wrong = errors.InvalidRequest(f"message {told['do']!r}: {where}: {first['msg']}")
             self.guests[told["guest"]].answer(int(told["number"]), failed(wrong))
 
-    def _begin(self) -> None:
-        waiting = [guest for guest in self.guests.values() if guest.waits]
-        if len(waiting) < self._expected - self._left:
+    def _meet(self) -> None:
+        """Answers those who wait for each other, once all of them do."""
+        waiting = {guest: guest.waits for guest in self.guests.values() if guest.waits is not None}
+        if not waiting or len(waiting) < self._expected - self._left:
             return
         for guest in waiting:
-            number, guest.waits = guest.waits, 0
-            self._answer(guest, number, dict)
+            guest.waits = None
+        for guest, asked in waiting.items():
+            self._answer(guest, asked.number, lambda: self._met(list(waiting.values())))
+        done = [asked for asked in waiting.values() if isinstance(asked, messages.Done)]
+        if len(done) > 1:
+            self.on_event(_sum_text(done))
+
+    def _met(self, asked: list[messages.Ready | messages.Done]) -> dict[str, Any]:
+        steps = sorted({(each.do, each.step) for each in asked})
+        if len(steps) > 1:
+            raise errors.InvalidRequest(
+                f"the initiators do not do the same: {'; '.join(' '.join(s) for s in steps)}; "
+                "start all with the same options"
+            )
+        rates = [each for each in asked if isinstance(each, messages.Done)]
+        return {
+            "hosts": len(asked),
+            "gbit_per_s": sum(each.gbit_per_s for each in rates),
+            "operations_per_s": sum(each.operations_per_s for each in rates),
+        }
 
     def _look(self) -> None:
         for guest in list(self.guests.values()):
@@ -365,7 +396,7 @@ class Target:
         guest.end_sessions()
         self._left += 1
         self.on_event(f"{guest.host} {why}")
-        self._begin()
+        self._meet()
 
     def close(self) -> None:
         """Ends everything; the mailbox first, which tells the initiators why. Idempotent."""
