@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from transferd.client.ctl.bench.link import to_token
 from transferd.client.ctl.bench.report import Report
 
 from support.bench import END_S, bench, quiet, serving, start, target
+from support.daemon import free_port
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -157,6 +159,19 @@ def test_loopback_json_to_stdout(daemon: DaemonProcess, tmp_path: Path) -> None:
     found = json.loads(told[told.index("{\n") :])
     assert [path["provider"] for path in found["rows"][0]["paths"]] == ["local"]
     assert not any("no NIC" in note for note in found["notes"])
+    quiet(daemon)
+
+
+def test_without_shared_memory(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    at = f"127.0.0.1:{free_port()}"
+    tenant = {"name": "default", "lease_sessions": True, "shm_paths": True, "uids": [os.getuid()]}
+    daemon = make_daemon(listen_tcp=at, tenants=[tenant])
+    told = bench(
+        *("--loopback", "--socket", at, "--sizes", "4K", "--op", "write,read", *SHORT),
+        log=tmp_path / "log",
+    )
+    assert "jobs were submitted by gRPC" in told
+    assert told.count("local, 1 rail") == 2
     quiet(daemon)
 
 

@@ -9,10 +9,12 @@ from transferd.client.ctl import render
 from transferd.client.ctl.bench.report import P999_SAMPLES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from transferd.client.ctl.bench.machine import Machine
-    from transferd.client.ctl.bench.report import Report
+    from transferd.client.ctl.bench.report import Report, Row
 
 MODES = {"pairs": "{} to {}", "many-to-one": "{} to 1"}
 
@@ -103,6 +105,18 @@ def machine_text(machine: Machine) -> str:
     return ", ".join(words)
 
 
+def memory_text(rows: Sequence[Row]) -> str:
+    """Says what came before the first job of each step."""
+    here, there, opening = (
+        max(getattr(row, name) for row in rows)
+        for name in ("register_ms", "target_register_ms", "open_ms")
+    )
+    return (
+        f"registering took {here:.1f} ms at most here and {there:.1f} ms there, opening what is "
+        f"there {opening:.1f} ms"
+    )
+
+
 def show(report: Report, console: Console) -> None:
     """Prints a report."""
     console.print(f"from {machine_text(report.initiator)}", soft_wrap=True)
@@ -110,6 +124,8 @@ def show(report: Report, console: Console) -> None:
         console.print(f"to   {machine_text(report.target)}", soft_wrap=True)
     rows = [row.model_dump() for row in report.rows]
     render.print_table(columns(report), rows, "nothing was measured", console)
+    if report.rows:
+        console.print(f"memory: {memory_text(report.rows)}", soft_wrap=True)
     few = [row.latency_us.count for row in report.rows if row.latency_us.count < P999_SAMPLES]
     if few:
         console.print(
