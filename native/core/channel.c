@@ -6,7 +6,8 @@
  * answers. An answer goes into the frame with the number of its request, and a frame is used again when its answer has come: so no
  * frame is ever written over before it was read, and there are no credits that could be lost.
  *
- * The immediate: [3: kind][9: 0][20: number of the far half * TFD_CALLS + frame], or, of READY, [20: number of the far open].
+ * The immediate: [3: kind][9: 0][20: number of the far half * TFD_CALLS + frame], or, of READY, [20: number of the far open]. ASK and
+ * SEEN (credits.c) have a frame each, in both directions, and need no credit.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,17 +18,19 @@
 #include "parts.h"
 
 #define CHANNELS_MAX (TFD_IMM_COUNT / TFD_CALLS)
-#define REQUEST_BYTES (sizeof(struct tfd_frame) + TFD_MESSAGE_BYTES_MAX)
-#define ANSWERS_AT (TFD_CALLS * REQUEST_BYTES)
-#define MEMORY_BYTES (ANSWERS_AT + TFD_CALLS * sizeof(struct tfd_frame))
+#define ANSWERS_AT (TFD_CALLS * TFD_REQUEST_BYTES)
+#define CREDITS_AT (ANSWERS_AT + TFD_CALLS * sizeof(struct tfd_frame))
+#define MEMORY_BYTES (CREDITS_AT + 4 * sizeof(struct tfd_frame))
 #define ANSWER_BOUND_NS 5000000000u /* a worker that lives answers at once */
 #define READIES_MAX 64u             /* in flight of a connection, with all else: as its pieces */
-#define MAGIC 0x316d6674u           /* "tfm1" */
+#define MAGIC 0x326d6674u           /* "tfm2" */
 
 enum wire_kind {
 	WIRE_REQUEST = 0,
 	WIRE_ANSWER = 1,
 	WIRE_READY = 2,
+	WIRE_ASK = 3,
+	WIRE_SEEN = 4,
 };
 
 _Static_assert(sizeof(struct tfd_frame) == TFD_LINE, "answers are frames without a payload");
@@ -39,16 +42,23 @@ struct channel_address {
 	uint32_t number;
 	uint64_t token;
 	struct tfd_region_key key;
+	uint32_t grant; /* immediates that it lets us have posted; 0: without bound */
+	uint32_t _pad;
 };
 
 static size_t request_at(uint32_t frame)
 {
-	return frame * REQUEST_BYTES;
+	return frame * TFD_REQUEST_BYTES;
 }
 
 static size_t answer_at(uint32_t frame)
 {
 	return ANSWERS_AT + frame * sizeof(struct tfd_frame);
+}
+
+static size_t credit_at(enum wire_kind kind, bool by_outgoing)
+{
+	return CREDITS_AT + (2u * (kind == WIRE_SEEN) + by_outgoing) * sizeof(struct tfd_frame);
 }
 
 static uint32_t wire(enum wire_kind kind, uint32_t number)
@@ -112,6 +122,7 @@ int tfd_channel_start(struct tfd_conn *conn, void *address, size_t *address_byte
 		return tfd_fail(error, rc, "the domain group has all its %u halves of connections",
 		                CHANNELS_MAX);
 	tail.number = channel->number;
+	tail.grant = tfd_credits_grant(conn);
 	memcpy((uint8_t *)address + *address_bytes, &tail, sizeof(tail));
 	*address_bytes += sizeof(tail);
 	return 0;
@@ -134,6 +145,7 @@ int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address
 	channel->far_number = tail.number;
 	channel->far_token = tail.token;
 	channel->far_key = tail.key;
+	tfd_credits_join(conn, tail.grant);
 	return 0;
 }
 
@@ -174,10 +186,31 @@ void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_lande
 bool tfd_channel_has_work(const struct tfd_conn *conn)
 {
 	const struct tfd_channel *channel = conn->channel;
+	const struct tfd_credits *credits = &conn->credits;
 
-	return channel &&
-	       (!tfd_list_empty(&conn->messages) || channel->checks_due ||
-	        (channel->answers_due & ~channel->answers_writing) || !tfd_list_empty(&channel->readies));
+	return channel && (!tfd_list_empty(&conn->messages) || channel->checks_due ||
+	                   (channel->answers_due & ~channel->answers_writing) ||
+	                   !tfd_list_empty(&channel->readies) || (credits->due & ~credits->writing) ||
+	                   (tfd_credits_left(conn) && tfd_credits_shards_wait(conn)));
+}
+
+static uint32_t checksum(const struct tfd_frame *frame, const void *payload)
+{
+	struct tfd_frame copy = *frame;
+
+	copy.check = 0;
+	return tfd_crc32c(tfd_crc32c(0, &copy, sizeof(copy)), payload, frame->bytes);
+}
+
+/*
+ * On rails that keep no order an immediate of an earlier half may come while a frame of this one is being written: half of it must
+ * not be taken for all of it.
+ */
+static void seal(const struct tfd_conn *conn, struct tfd_frame *frame, const void *payload)
+{
+	frame->token = conn->channel->far_token;
+	if (!conn->rail->info.ordered)
+		frame->check = checksum(frame, payload);
 }
 
 /* `bytes` at `at` of our memory go to the same place of the far half's; 0: an immediate alone. */
@@ -205,8 +238,40 @@ static int post_frame(struct tfd_worker *worker, struct tfd_conn *conn, size_t a
 	wr->units = 0;
 	wr->extent = 0;
 	wr->imm_number = ++conn->imms_posted;
+	wr->credit = imm >> 29 < WIRE_ASK;
+	conn->credits.taken += wr->credit;
 	tfd_wr_enter(conn, wr, bytes);
 	return 0;
+}
+
+static int post_credit(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t message, uint64_t number)
+{
+	struct tfd_channel *channel = conn->channel;
+	enum wire_kind kind = message == TFD_CREDIT_ASK ? WIRE_ASK : WIRE_SEEN;
+	struct tfd_frame *frame = (void *)(channel->memory + credit_at(kind, conn->outgoing));
+	int rc;
+
+	if (!(conn->credits.due & ~conn->credits.writing & message))
+		return 0;
+	*frame = (struct tfd_frame){ .target = number };
+	seal(conn, frame, NULL);
+	rc = post_frame(worker, conn, credit_at(kind, conn->outgoing), sizeof(*frame),
+	                wire(kind, channel->far_number * TFD_CALLS));
+	if (!rc)
+		tfd_credits_posted(conn, message);
+	return rc;
+}
+
+static int post_credits(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
+{
+	uint8_t due = conn->credits.due;
+	int rc = post_credit(worker, conn, TFD_CREDIT_SEEN, conn->credits.far_number);
+
+	if (!rc)
+		rc = post_credit(worker, conn, TFD_CREDIT_ASK, conn->credits.number);
+	*count += conn->credits.due != due;
+	tfd_credits_release(conn);
+	return rc;
 }
 
 static int post_answers(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count)
@@ -218,8 +283,10 @@ static int post_answers(struct tfd_worker *worker, struct tfd_conn *conn, uint32
 		uint32_t frame = (uint32_t)__builtin_ctz(due);
 		int rc;
 
+		if (!tfd_credits_may_post(conn))
+			return 0;
 		/* Only now: a request may come before its half is told where the far one is. */
-		channel->answers[frame].token = channel->far_token;
+		seal(conn, &channel->answers[frame], NULL);
 		memcpy(channel->memory + answer_at(frame), &channel->answers[frame],
 		       sizeof(struct tfd_frame));
 		rc = post_frame(worker, conn, answer_at(frame), sizeof(struct tfd_frame),
@@ -239,8 +306,11 @@ static int post_readies(struct tfd_worker *worker, struct tfd_conn *conn, uint32
 
 	while (!tfd_list_empty(&channel->readies) && conn->inflight_wrs < READIES_MAX) {
 		struct tfd_waiter *waiter = tfd_container(channel->readies.next, struct tfd_waiter, link);
-		int rc = post_frame(worker, conn, 0, 0, wire(WIRE_READY, waiter->sender));
+		int rc;
 
+		if (!tfd_credits_may_post(conn))
+			return 0;
+		rc = post_frame(worker, conn, 0, 0, wire(WIRE_READY, waiter->sender));
 		if (rc)
 			return rc;
 		tfd_waiter_drop(waiter);
@@ -272,7 +342,7 @@ int tfd_channel_call(struct tfd_worker *worker, struct tfd_conn *conn, struct tf
 	struct tfd_frame *frame = tfd_channel_frame(conn, call);
 	int rc;
 
-	frame->token = channel->far_token;
+	seal(conn, frame, frame + 1);
 	rc = post_frame(worker, conn, request_at(number), sizeof(*frame) + frame->bytes,
 	                wire(WIRE_REQUEST, channel->far_number * TFD_CALLS + number));
 	if (rc)
@@ -315,7 +385,7 @@ static int post_requests(struct tfd_worker *worker, struct tfd_conn *conn, uint3
 			continue;
 		}
 		call = call_free(conn->channel);
-		if (!call) /* an answer comes */
+		if (!call || !tfd_credits_may_post(conn)) /* an answer comes */
 			return 0;
 		rc = post_request(worker, conn, call, shard);
 		if (rc == -EBUSY) /* its turn comes in the next pass */
@@ -351,7 +421,9 @@ int tfd_channel_post(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t 
 	int rc;
 
 	answer_checks(worker, conn, count);
-	rc = post_answers(worker, conn, count);
+	rc = post_credits(worker, conn, count);
+	if (!rc)
+		rc = post_answers(worker, conn, count);
 	if (!rc)
 		rc = post_readies(worker, conn, count);
 	return rc ? rc : post_requests(worker, conn, count);
@@ -371,12 +443,18 @@ void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc)
 		break;
 	case WIRE_ANSWER:
 		channel->answers_writing &= ~(1u << frame);
-		if (tfd_channel_has_work(conn))
-			tfd_conn_wake(conn);
+		break;
+	case WIRE_ASK:
+		conn->credits.writing &= (uint8_t)~TFD_CREDIT_ASK;
+		break;
+	case WIRE_SEEN:
+		conn->credits.writing &= (uint8_t)~TFD_CREDIT_SEEN;
 		break;
 	default:
 		break;
 	}
+	if (tfd_channel_has_work(conn))
+		tfd_conn_wake(conn);
 	if (wc->type == TFD_WC_ERROR)
 		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 }
@@ -427,49 +505,79 @@ static void take_answer(struct tfd_worker *worker, struct tfd_conn *conn, uint32
 		tfd_verify_answered(shard, frame);
 }
 
+/* Where the frame of an immediate is, and whether it is for halves of that direction; false: there is no such kind. */
+static bool place_of(const struct tfd_conn *conn, enum wire_kind kind, uint32_t frame, size_t *at)
+{
+	switch (kind) {
+	case WIRE_REQUEST:
+		*at = request_at(frame);
+		return !conn->outgoing;
+	case WIRE_ANSWER:
+		*at = answer_at(frame);
+		return conn->outgoing;
+	case WIRE_ASK:
+	case WIRE_SEEN:
+		*at = credit_at(kind, !conn->outgoing);
+		return true;
+	default:
+		return false;
+	}
+}
+
 /*
  * A frame is taken out once: an immediate that was meant for an earlier half of this number, and comes late, must not find there what
- * was read before. False: nothing for this half is there.
+ * was read before. False: nothing for this half is there, or not all of it yet.
  */
-static bool take_frame(struct tfd_channel *channel, size_t at, struct tfd_frame *frame)
+static bool take_frame(const struct tfd_conn *conn, size_t at, struct tfd_frame *frame)
 {
+	const struct tfd_channel *channel = conn->channel;
+	const uint8_t *payload = channel->memory + at + sizeof(*frame);
 	const uint64_t taken = 0;
 
 	memcpy(frame, channel->memory + at, sizeof(*frame));
 	if (frame->token != channel->token)
 		return false;
+	if (!conn->rail->info.ordered) {
+		uint32_t most = at < ANSWERS_AT ? TFD_MESSAGE_BYTES_MAX : 0;
+
+		if (frame->bytes > most || frame->check != checksum(frame, payload))
+			return false;
+	}
 	memcpy(channel->memory + at + offsetof(struct tfd_frame, token), &taken, sizeof(taken));
 	return true;
 }
 
+static void take_ready(struct tfd_worker *worker, uint32_t sender)
+{
+	struct tfd_open *open = tfd_numbers_get(&worker->senders, sender);
+
+	if (open) /* else one that was closed meanwhile */
+		tfd_send_ready(open);
+}
+
 void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc)
 {
+	enum wire_kind kind = wc->imm >> 29;
 	uint32_t low = wc->imm & (TFD_IMM_COUNT - 1);
-	bool request = wc->imm >> 29 == WIRE_REQUEST;
 	struct tfd_conn *conn = tfd_numbers_get(&worker->channels, low / TFD_CALLS);
 	struct tfd_frame frame;
+	size_t at;
 
-	if (wc->imm >> 29 == WIRE_READY) {
-		struct tfd_open *open = tfd_numbers_get(&worker->senders, low);
-
-		if (open) /* else one that was closed meanwhile */
-			tfd_send_ready(open);
+	if (kind == WIRE_READY) {
+		take_ready(worker, low);
 		return;
 	}
-	if (wc->imm >> 29 > WIRE_READY || !conn || request == conn->outgoing ||
-	    (wc->owner && wc->owner != conn)) {
+	if (!conn || (wc->owner && wc->owner != conn) || !place_of(conn, kind, low % TFD_CALLS, &at) ||
+	    !take_frame(conn, at, &frame)) {
 		worker->dropped_imms++;
 		return;
 	}
-	low %= TFD_CALLS;
-	if (!take_frame(conn->channel, request ? request_at(low) : answer_at(low), &frame)) {
-		worker->dropped_imms++;
-		return;
-	}
-	if (request)
-		take_request(worker, conn, low, &frame);
+	if (kind == WIRE_REQUEST)
+		take_request(worker, conn, low % TFD_CALLS, &frame);
+	else if (kind == WIRE_ANSWER)
+		take_answer(worker, conn, low % TFD_CALLS, &frame);
 	else
-		take_answer(worker, conn, low, &frame);
+		tfd_credits_arrived(conn, kind == WIRE_ASK ? TFD_CREDIT_ASK : TFD_CREDIT_SEEN, frame.target);
 }
 
 void tfd_channels_check(struct tfd_worker *worker)
@@ -477,6 +585,8 @@ void tfd_channels_check(struct tfd_worker *worker)
 	for (uint32_t i = 0; i < worker->channels.capacity; i++) {
 		struct tfd_conn *conn = worker->channels.items[i];
 
+		if (conn)
+			tfd_credits_check(conn);
 		if (conn && conn->channel->calls_open && worker->now_ns > conn->channel->progress_ns &&
 		    worker->now_ns - conn->channel->progress_ns > ANSWER_BOUND_NS)
 			tfd_conn_break(conn, TFD_DETAIL_CONNECTION);

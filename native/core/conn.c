@@ -53,6 +53,7 @@ void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail,
 static void move_queued(struct tfd_conn *conn, uint32_t detail)
 {
 	tfd_schedule_move(conn, detail);
+	tfd_credits_move(conn, detail);
 	while (!tfd_list_empty(&conn->messages)) {
 		struct tfd_shard *shard = tfd_container(conn->messages.next, struct tfd_shard, link);
 		struct tfd_job *job = shard->job;
@@ -102,6 +103,7 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	struct tfd_wc flushed = { .type = TFD_WC_ERROR, .error = ECANCELED };
 	bool known = far_landed != TFD_LANDED_UNKNOWN && conn->rail->info.ordered;
 	struct tfd_wr *wr;
+	bool drained;
 
 	if (!conn->half)
 		return;
@@ -111,8 +113,11 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 			tfd_shard_fail(&wr->job->shards[wr->shard], TFD_JOB_PEER_LOST, detail);
 	}
 	conn->rail->ops->half_close(conn->half);
-	if (!drain_closed(worker, conn)) /* what was flushed, and what had landed before */
+	drained = drain_closed(worker, conn); /* what was flushed, and what had landed before */
+	if (!drained)
 		conn->uncounted = true;
+	/* An unordered rail goes on receiving what was meant for the half. */
+	tfd_credits_close(conn, drained && conn->rail->info.ordered);
 	conn->rail->ops->half_free(conn->half);
 	conn->half = NULL;
 	tfd_list_remove(&conn->link);
@@ -150,8 +155,11 @@ static int open_command(struct tfd_worker *worker, void *argument)
 
 	if (rc)
 		return rc;
-	rc = tfd_channel_start(conn, call->address, call->address_bytes, call->error);
+	rc = tfd_credits_open(conn, call->error);
+	if (!rc)
+		rc = tfd_channel_start(conn, call->address, call->address_bytes, call->error);
 	if (rc) {
+		tfd_credits_close(conn, true);
 		ops->half_close(conn->half);
 		ops->half_free(conn->half);
 		conn->half = NULL;
@@ -210,8 +218,10 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 	tfd_list_init(&conn->link);
 	tfd_list_init(&conn->lanes);
 	tfd_list_init(&conn->messages);
-	for (uint32_t i = 0; i < TFD_CLASSES; i++)
+	for (uint32_t i = 0; i < TFD_CLASSES; i++) {
 		tfd_list_init(&conn->held[i]);
+		tfd_list_init(&conn->creditless[i]);
+	}
 	tfd_list_init(&conn->busy_link);
 	tfd_list_init(&conn->inflight_link);
 	tfd_window_open(conn);

@@ -121,11 +121,18 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 	rc = ops->domain_open(options, name, &rail->info, &rail->domain, error);
 	if (rc)
 		return rc;
+	group->rail_count++; /* from here on its domain is the group's to close */
+	if (rail->info.max_message_bytes < TFD_REQUEST_BYTES)
+		return tfd_fail(error, -ENOTSUP,
+		                "rail %s: %s carries at most %llu bytes at once, and messages between "
+		                "daemons take %zu: use another provider",
+		                name, rail->info.provider, (unsigned long long)rail->info.max_message_bytes,
+		                TFD_REQUEST_BYTES);
 	rail->info.state = 1;
+	rail->credits_free = rail->info.imm_depth;
 	rail->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
 	if (rail->info.max_message_bytes < rail->segment_bytes)
 		rail->segment_bytes = rail->info.max_message_bytes;
-	group->rail_count++;
 	return 0;
 }
 
@@ -208,5 +215,8 @@ int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct 
 	out->writes_sent = tfd_load_relaxed(&info->writes_sent);
 	out->imms_received = tfd_load_relaxed(&info->imms_received);
 	out->errors = tfd_load_relaxed(&info->errors);
+	out->imm_depth = info->imm_depth;
+	out->credit_stalls = tfd_load_relaxed(&info->credit_stalls);
+	out->credit_floods = tfd_load_relaxed(&info->credit_floods);
 	return 0;
 }

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "../providers/provider.h"
+#include "credits.h"
 #include "heap.h"
 #include "table.h"
 #include "transferd/core.h"
@@ -75,8 +76,11 @@ struct tfd_frame {
 	uint32_t bytes; /* of the payload, which follows; answers have none */
 	uint32_t argument;
 	uint32_t name_space; /* of the session whose memory is meant */
-	uint32_t _pad[8];
+	uint32_t check; /* on rails that keep no order: CRC-32C of it, with 0 here, and of the payload */
+	uint32_t _pad[7];
 };
+
+#define TFD_REQUEST_BYTES (sizeof(struct tfd_frame) + TFD_MESSAGE_BYTES_MAX)
 
 /* A request of ours. Its frame is free once the write is back and the answer is here. */
 struct tfd_call {
@@ -171,8 +175,10 @@ struct tfd_conn {
 	struct tfd_list lanes; /* tfd_lanes.conn_link: of all sessions that have an open with a path by it */
 	struct tfd_list held[TFD_CLASSES]; /* tfd_lane.link: those that wait until it takes something */
 	bool holds[TFD_CLASSES];
+	struct tfd_list creditless[TFD_CLASSES]; /* tfd_lane.credit_link */
 	struct tfd_list messages; /* shards with a request to make */
 	struct tfd_channel *channel; /* owned; NULL once closed */
+	struct tfd_credits credits;
 	struct tfd_wr *outstanding; /* doubly linked */
 	struct tfd_list inflight_link; /* on worker->conns_inflight while there are any */
 	uint64_t progress_ns; /* when the last piece came back, or the first went out */
@@ -470,6 +476,10 @@ struct tfd_rail {
 	uint64_t segment_bytes; /* most bytes posted at once */
 	struct tfd_list round[TFD_CLASSES]; /* worker; tfd_flow.link: whose turn is next */
 	uint64_t lead; /* worker; bytes that latency is ahead while bulk waits for its turn */
+	/* Of info.imm_depth. Owner: worker. */
+	uint32_t credits_free;
+	uint32_t credits_late[2]; /* of halves that were closed a while ago, and lately */
+	uint64_t credits_late_ns; /* when the first of them are free again */
 	struct tfd_list regions[TFD_KEY_BUCKETS]; /* worker; tfd_region.key_links, by key */
 };
 

@@ -143,6 +143,40 @@ bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length)
 bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority); /* for what did not fit last */
 void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr);
 
+/* credits.c */
+int tfd_credits_open(struct tfd_conn *conn, struct tfd_error *error); /* -ENOSPC */
+/* Its share is free again. `quiet`: at once, for nothing comes by it any more. */
+void tfd_credits_close(struct tfd_conn *conn, bool quiet);
+uint32_t tfd_credits_grant(const struct tfd_conn *conn); /* to be told to the far half; 0: without bound */
+void tfd_credits_join(struct tfd_conn *conn, uint32_t grant); /* the far half's */
+bool tfd_credits_may_post(
+	struct tfd_conn *conn); /* notes that something waits for a credit, if none is left */
+void tfd_credits_wait(struct tfd_conn *conn, struct tfd_shard *shard);
+void tfd_credits_release(struct tfd_conn *conn); /* those that wait, if there are credits */
+void tfd_credits_move(struct tfd_conn *conn, uint32_t detail);
+void tfd_credits_ask(struct tfd_conn *conn);
+void tfd_credits_posted(struct tfd_conn *conn, uint32_t message);
+void tfd_credits_arrived(struct tfd_conn *conn, uint32_t message, uint64_t number);
+void tfd_credits_flooded(struct tfd_conn *conn);
+void tfd_credits_check(struct tfd_conn *conn);
+
+static inline bool tfd_credits_left(const struct tfd_conn *conn)
+{
+	return conn->credits.taken < conn->credits.limit;
+}
+
+static inline bool tfd_credits_shards_wait(const struct tfd_conn *conn)
+{
+	return !tfd_list_empty(&conn->creditless[TFD_PRIORITY_BULK]) ||
+	       !tfd_list_empty(&conn->creditless[TFD_PRIORITY_LATENCY]);
+}
+
+static inline void tfd_credits_acked(struct tfd_conn *conn)
+{
+	if (++conn->credits.acked >= conn->credits.ask_at)
+		tfd_credits_ask(conn);
+}
+
 /* loss.c */
 void tfd_loss_tell(const struct tfd_shard *shard, uint32_t status, uint32_t detail);
 bool tfd_losses_wait(const struct tfd_session *session); /* so many that it may start nothing */

@@ -102,7 +102,9 @@ static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd
 	wr->extent = plan->extent;
 	wr->units = plan->units;
 	wr->imm_number = conn->imms_posted + 1;
-	conn->imms_posted += plan->units != 0;
+	wr->credit = plan->units != 0;
+	conn->imms_posted += wr->credit;
+	conn->credits.taken += wr->credit;
 	tfd_wr_enter(conn, wr, plan->length);
 	conn->class_bytes[shard->job->priority] += plan->length;
 	conn->class_wrs[shard->job->priority]++;
@@ -147,6 +149,8 @@ void tfd_wr_leave(struct tfd_wr *wr)
 	if (!conn->inflight_wrs)
 		tfd_list_remove(&conn->inflight_link);
 	conn->group->worker->inflight_wrs--;
+	if (wr->credit)
+		tfd_credits_acked(conn);
 	wr->conn = NULL;
 }
 
@@ -204,6 +208,11 @@ int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 		return -EAGAIN;
 	if (!pays(shard) && (plan.extent || !shard->length))
 		plan.units = plan_units(shard, conn->rail, plan.extent);
+	if (plan.units && !tfd_credits_may_post(conn)) {
+		shard->units_owed = owed;
+		tfd_credits_wait(conn, shard);
+		return 0;
+	}
 	fill_post(worker, shard, &plan, &post);
 	rc = conn->rail->ops->post(conn->half, &post, wr);
 	if (rc) {

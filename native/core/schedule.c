@@ -47,6 +47,8 @@ int tfd_lanes_get(struct tfd_session *session, struct tfd_conn *conn, struct tfd
 
 		tfd_list_init(&lane->link);
 		tfd_list_init(&lane->shards);
+		tfd_list_init(&lane->creditless);
+		tfd_list_init(&lane->credit_link);
 		lane->conn = conn;
 		lane->flow = &session->flows[conn->rail->index * TFD_CLASSES + priority];
 	}
@@ -60,6 +62,8 @@ void tfd_lanes_put(struct tfd_lanes *lanes)
 	if (!lanes || --lanes->refs)
 		return;
 	tfd_list_remove(&lanes->conn_link);
+	for (uint32_t priority = 0; priority < TFD_CLASSES; priority++)
+		tfd_list_remove(&lanes->lane[priority].credit_link);
 	free(lanes);
 }
 

@@ -22,6 +22,9 @@ struct tfd_lane {
 	struct tfd_list shards; /* tfd_shard.link, in the order of their jobs */
 	struct tfd_flow *flow;
 	struct tfd_conn *conn; /* borrowed: of the opens whose paths count in `refs` */
+	/* Shards that wait for a credit; while there are any the lane is on conn->creditless. */
+	struct tfd_list creditless;
+	struct tfd_list credit_link;
 	struct tfd_shard *returned; /* borrowed; the last that came back out of order; NULL: it has left */
 };
 

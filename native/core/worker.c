@@ -34,8 +34,8 @@ static void take_imm(struct tfd_worker *worker, struct tfd_rail *rail, const str
 		worker->dropped_imms++;
 		return;
 	}
-	if (conn)
-		conn->imms_landed++;
+	if (conn && ++conn->imms_landed > conn->credits.flood_at)
+		tfd_credits_flooded(conn);
 	if (tfd_wire_name_space(wc->imm) == TFD_NAME_SPACE_WORKER)
 		tfd_channel_arrived(worker, wc);
 	else

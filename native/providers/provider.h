@@ -32,6 +32,7 @@ struct tfd_wr {
 	uint32_t shard;
 	uint32_t back; /* the provider has done with it; its fate is not known yet */
 	uint32_t units; /* eighths of a write that its immediate counts */
+	uint32_t credit; /* its immediate has taken one */
 	uint64_t extent; /* of its shard: bytes, or pages */
 	uint64_t length;
 	uint64_t posted_ns;

@@ -86,4 +86,23 @@ mutant never-charged core/schedule.c "flow->deficit -= (int64_t)charge;" "(void)
 mutant bulk-starves core/schedule.c "rail->lead <= LEAD_MAX" "rail->lead <= UINT64_MAX" core_schedule
 mutant never-resumed core/schedule.c "conn->holds[priority] = false;" "(void)0;" core_schedule
 mutant order-lost core/schedule.c "age_of_shard(lane->shards.prev) <= age)" "age_of_shard(lane->shards.prev) != age + (1ull << 60))" core_schedule
+mutant credits-not-needed core/parts.h "return conn->credits.taken < conn->credits.limit;" "return conn->credits.limit != 0;" core_credits
+mutant credits-not-needed-at-random core/parts.h "return conn->credits.taken < conn->credits.limit;" "return conn->credits.limit != 0;"
+mutant asked-before-acknowledged core/credits.c "credits->asked = credits->acked;" "credits->asked = credits->taken;" core_credits
+mutant no-room-for-questions core/credits.c "#define RESERVED 2u" "#define RESERVED 0u" core_credits
+mutant counts-need-no-credit core/post.c "if (plan.units && !tfd_credits_may_post(conn)) {" "if (plan.units > 8 && !tfd_credits_may_post(conn)) {" core_credits
+mutant bytes-need-credits core/post.c "if (plan.units && !tfd_credits_may_post(conn)) {" "if (!tfd_credits_may_post(conn)) {" core_credits
+mutant nobody-released core/credits.c "for (; left && (lane" "for (; left > 1 && (lane" core_credits
+mutant creditless-forgotten core/conn.c "tfd_credits_move(conn, detail);" "(void)detail;" core_credits_faults
+mutant never-given-up core/credits.c "now_ns - conn->credits.stalled_ns > STALL_BOUND_NS" "now_ns == 1" core_credits
+mutant given-up-too-soon core/credits.c "if (!conn->started || !is_stalled(conn))" "if (!conn->started || (!is_stalled(conn) && !conn->credits.stalled_ns))" core_credits
+mutant share-kept core/conn.c "tfd_credits_close(conn, drained && conn->rail->info.ordered);" "(void)drained;" core_credits_faults
+mutant share-free-at-once core/conn.c "drained && conn->rail->info.ordered" "drained" core_credits_faults
+mutant more-than-there-is core/credits.c "if (share > rail->credits_free)" "if (!share)" core_credits_faults
+mutant seen-unasked core/credits.c "if (!credits->asking || number != credits->number)" "if (number != credits->number)" core_credits_faults
+mutant seen-of-another core/credits.c "if (!credits->asking || number != credits->number)" "if (!credits->asking || number == UINT64_MAX)" core_credits_faults
+mutant asked-twice core/credits.c "if (credits->due & TFD_CREDIT_SEEN) {" "if (credits->due == UINT8_MAX) {" core_credits_faults
+mutant flood-not-seen core/worker.c "++conn->imms_landed > conn->credits.flood_at" "++conn->imms_landed == 0" core_credits_faults
+mutant flood-where-none-is core/credits.c "credits->flood_at = conn->imms_landed + credits->share;" "credits->flood_at += 1;" core_credits
+mutant half-of-a-frame core/channel.c "frame->check != checksum(frame, payload)" "0" core_channel
 exit $failed

@@ -23,7 +23,7 @@
 #define TARGETS 6
 #define TABLE_BYTES 2048u
 #define STEP_NS 5000u
-#define JOB_STEPS 100000u
+#define JOB_STEPS 400000u /* ten thousand counts, each an immediate, a dozen at a time over a long path */
 #define CANARY_STEPS 50u
 #define OPENS 8192u /* of one world */
 
@@ -90,6 +90,7 @@ struct world {
 	uint32_t path_count, here, there;
 	char fabric[TFD_NAME_MAX];
 	bool ordered;
+	uint32_t rarely; /* host B polls in one of so many steps */
 	bool calm; /* nothing goes wrong: what is visible can be said of all counts (check_visible) */
 	bool broken; /* some connection was */
 	struct path paths[PATHS];
@@ -105,7 +106,7 @@ struct world {
 	uint64_t quiet_session; /* of host A, told last */
 	uint64_t ended[TFD_JOB_STATUS_COUNT];
 	uint64_t reconciled, fences, proven, retried, revoked, sessions_ended, peers_died, rails_died, muted,
-		exact;
+		exact, stalls;
 };
 
 static uint64_t seed_now;
@@ -238,8 +239,20 @@ static void writer_open(struct world *w)
 	open_grants(w);
 }
 
+/* Room for arrived immediates: without bound, or for little more than the connections that there are at one time. */
+static uint32_t some_depth(struct world *w)
+{
+	static const uint32_t ordered[] = { 0, 16, 32, 128 };
+	/* What was a closed half's is free again only a second later. */
+	static const uint32_t unordered[] = { 0, 256, 320, 512 };
+
+	return (w->ordered ? ordered : unordered)[chance(w, 4)];
+}
+
 static void world_open(struct world *w, uint64_t seed)
 {
+	uint32_t depth;
+
 	memset(w, 0, sizeof(*w));
 	w->random = seed * 0x9e3779b97f4a7c15ull;
 	(void)chance(w, 1);
@@ -247,9 +260,12 @@ static void world_open(struct world *w, uint64_t seed)
 	w->calm = chance(w, 3) == 0;
 	w->ordered = chance(w, w->calm ? 2 : 4) != 0;
 	tfd_sim_set_now(w->now);
-	(void)snprintf(w->fabric, sizeof(w->fabric), "seed=%u,ordered=%u,delay_us=%u,again=%u,parts=%u",
-	               chance(w, 1000), w->ordered, w->calm || chance(w, 2) ? chance(w, 200) : 0,
-	               chance(w, 3) ? 0 : chance(w, 60), chance(w, 2) ? 1 : 2 + chance(w, 30));
+	depth = some_depth(w);
+	w->rarely = depth ? 1 + chance(w, 8) : 1;
+	(void)snprintf(w->fabric, sizeof(w->fabric),
+	               "seed=%u,ordered=%u,delay_us=%u,again=%u,parts=%u,imm_depth=%u", chance(w, 100),
+	               w->ordered, w->calm || chance(w, 2) ? chance(w, 200) : 0,
+	               chance(w, 3) ? 0 : chance(w, 60), chance(w, 2) ? 1 : 2 + chance(w, 30), depth);
 	w->here = 1 + chance(w, RAILS);
 	w->there = 1 + chance(w, RAILS);
 	if (w->calm || chance(w, 3) == 0) /* one path: more can be said */

@@ -77,6 +77,33 @@ static void test_late_request(void)
 	world_close(&w);
 }
 
+/* One that comes while a frame of this half is being written does not take the half of it for all. */
+static void test_torn_request(void)
+{
+	struct world w;
+	struct tfd_channel *channel;
+	struct tfd_frame *frame;
+	struct tfd_letter letter;
+	uint64_t dropped;
+
+	world_open(&w, 1, "ordered=0");
+	channel = sim_conn(&w.pair.b, w.pair.in[0])->channel;
+	frame = (void *)channel->memory;
+	*frame = (struct tfd_frame){ .token = channel->token,
+	                             .target = w.box.info.mailbox,
+	                             .kind = TFD_MESSAGE_SEND,
+	                             .bytes = 8,
+	                             .check = 1 };
+	dropped = worker_of(&w.pair.b)->dropped_imms;
+	stray(&w.pair.b, w.pair.in[0], 0);
+	frame->bytes = UINT32_MAX;
+	stray(&w.pair.b, w.pair.in[0], 0);
+	CHECK(worker_of(&w.pair.b)->dropped_imms == dropped + 2 && frame->token == channel->token);
+	send_all(&w, 1); /* the rest of it arrives */
+	CHECK(box_next(&w.box, &letter) && !box_next(&w.box, &letter));
+	world_close(&w);
+}
+
 /* The same with an answer, while the next request is under way: it does not end it. */
 static void test_late_answer(void)
 {
@@ -290,6 +317,7 @@ static void test_many_readies(void)
 int main(void)
 {
 	test_late_request();
+	test_torn_request();
 	test_late_answer();
 	test_ready_lost();
 	test_ready_dropped();

@@ -509,7 +509,7 @@ static void test_bad_address(struct world *w)
 	uint64_t conn;
 
 	CHECK_OK(tfd_conn_open(w->a->core, w->a->group, 0, 1, 1, &conn, address, &bytes, &error));
-	address[bytes - 32] ^= 1;
+	address[bytes - 40] ^= 1;
 	CHECK(tfd_conn_start(w->a->core, conn, address, bytes, &error) == -EPROTO);
 	CHECK(tfd_conn_start(w->a->core, conn, address, 8, &error) == -EPROTO);
 	CHECK(tfd_conn_start(w->a->core, conn, address, 0, &error) == -EPROTO);

@@ -97,6 +97,9 @@ struct tfd_rail_info {
 	uint32_t ordered; /* not 0: an immediate on the last segment follows the earlier ones' data */
 	uint32_t state; /* 1: usable */
 	uint32_t max_parts; /* separate ranges that one post may carry (packing); 0 as 1 */
+	uint32_t imm_depth; /* immediates that can have arrived and not been polled; 0: without bound */
+	uint64_t credit_stalls; /* times that a connection began to wait for a credit of the far side */
+	uint64_t credit_floods; /* connections whose far side posted more immediates than it was granted */
 };
 
 struct tfd_group_options {

@@ -190,6 +190,7 @@ static int describe(struct tfd_domain *domain, const char *name, struct tfd_rail
 	               fi->fabric_attr->prov_name, fi->ep_attr->protocol, fi->ep_attr->protocol_version);
 	memcpy(info->protocol, domain->protocol, sizeof(info->protocol));
 	info->max_message_bytes = fi->ep_attr->max_msg_size;
+	info->imm_depth = tfd_fi_queue_grows(domain) ? 0 : TFD_FI_CQ_IMMS;
 	info->ordered = (fi->tx_attr->msg_order & FI_ORDER_WAW) && !domain->shared;
 	return 0;
 }

@@ -57,6 +57,7 @@ struct tfd_half {
 	struct tfd_half *prev;
 };
 
+#define TFD_FI_CQ_IMMS 4096u /* arrived immediates in a completion queue, beside what we have posted */
 #define TFD_FI_LINKS 65536u /* halves of a rail with one queue for all */
 
 /* A half's address on the peer service; `name` is as long as the provider says. */
@@ -66,6 +67,8 @@ struct tfd_fi_address {
 	uint8_t name[TFD_ADDRESS_MAX - TFD_NAME_MAX - sizeof(uint32_t)];
 };
 
+/* Whether a completion queue that is full grows instead of losing completions. */
+bool tfd_fi_queue_grows(const struct tfd_domain *domain);
 /* Opens a completion queue with a wait fd. */
 int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out);
 /* Makes an endpoint, with a queue of its own where the domain has none. Worker, or control before the worker runs. */

@@ -8,8 +8,6 @@
 #include "../../core/parts.h"
 #include "domain.h"
 
-#define CQ_ENTRIES 4096
-
 static void ring_insert(struct tfd_domain *domain, struct tfd_half *half)
 {
 	struct tfd_half *first = domain->halves;
@@ -52,11 +50,19 @@ static int endpoint_open(struct tfd_half *half)
 	return rc ? rc : fi_enable(half->ep);
 }
 
+/* Those of libfabric's own, which wrap sockets or another endpoint: their size is where they begin. */
+bool tfd_fi_queue_grows(const struct tfd_domain *domain)
+{
+	const char *name = domain->info->fabric_attr->prov_name;
+
+	return strcmp(name, "tcp") == 0 || strcmp(name, "net") == 0 || strstr(name, "ofi_rxm");
+}
+
 int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out)
 {
-	struct fi_cq_attr attributes = { .size = CQ_ENTRIES,
-	                                 .format = FI_CQ_FORMAT_DATA,
-	                                 .wait_obj = FI_WAIT_FD };
+	/* What goes out by the rail completes in the same queue. 8,192 in all is what EFA takes when one asks for none. */
+	size_t size = tfd_fi_queue_grows(domain) ? TFD_FI_CQ_IMMS : TFD_FI_CQ_IMMS + TFD_WRS_PER_WORKER;
+	struct fi_cq_attr attributes = { .size = size, .format = FI_CQ_FORMAT_DATA, .wait_obj = FI_WAIT_FD };
 
 	return fi_cq_open(domain->domain, &attributes, out, NULL);
 }

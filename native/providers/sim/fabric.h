@@ -42,6 +42,7 @@ struct tfd_domain {
 	bool null; /* pieces neither move, nor take time, nor are refused by chance */
 	uint64_t random;
 	uint32_t flights;
+	uint32_t imms; /* that wait to be polled */
 	bool dead;
 };
 
@@ -68,6 +69,7 @@ struct tfd_half {
 /* sim.c */
 void tfd_sim_lock(void);
 void tfd_sim_unlock(void);
+bool tfd_sim_takes_imm_locked(struct tfd_domain *domain); /* where there is a bound; else an overrun */
 void tfd_sim_grow_locked(struct tfd_wc_queue *queue);
 uint64_t tfd_sim_random_locked(struct tfd_domain *domain);
 struct tfd_half *tfd_sim_find_locked(uint64_t name); /* NULL: it was freed */
@@ -84,6 +86,8 @@ static inline void tfd_sim_complete_locked(struct tfd_domain *domain, const stru
 {
 	struct tfd_wc_queue *queue = &domain->done;
 
+	if (domain->options.imm_depth && wc->type == TFD_WC_IMM && !tfd_sim_takes_imm_locked(domain))
+		return;
 	if (queue->tail - queue->head == queue->capacity)
 		tfd_sim_grow_locked(queue);
 	queue->items[queue->tail++ & (queue->capacity - 1)] = *wc;

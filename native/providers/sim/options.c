@@ -19,6 +19,8 @@ static int set(struct tfd_sim_options *options, const char *key, uint64_t value)
 		options->move = (uint32_t)value;
 	else if (strcmp(key, "again") == 0 && value < 100)
 		options->again = (uint32_t)value;
+	else if (strcmp(key, "imm_depth") == 0 && value <= UINT32_MAX)
+		options->imm_depth = (uint32_t)value;
 	else if (strcmp(key, "max_message") == 0 && value)
 		options->max_message = value;
 	else if (strcmp(key, "parts") == 0 && value && value <= UINT32_MAX)
@@ -48,7 +50,7 @@ int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_erro
 		if (!value || !*value || set(&options, key, strtoull(value, &end, 0)) != 0 || *end)
 			return tfd_fail(error, -EINVAL,
 			                "sim: \"%s\" in \"%s\" is no seed=, ordered=0|1, delay_us=, "
-			                "move=0|1, again=, parts= or max_message=",
+			                "move=0|1, again=, parts=, imm_depth= or max_message=",
 			                key, text);
 	}
 	*out = options;

@@ -18,6 +18,7 @@
 static uint32_t fabric_lock;
 static struct tfd_list fabric_domains = { &fabric_domains, &fabric_domains };
 static uint64_t fabric_names;
+static uint64_t fabric_overruns;
 static uint64_t fabric_now_ns; /* 0: real time */
 
 /* Held for a moment by one that polls: a mutex would be a third of what a piece costs on the null fabric. */
@@ -77,6 +78,24 @@ void tfd_sim_grow_locked(struct tfd_wc_queue *queue)
 	free(queue->items);
 	queue->items = items;
 	queue->capacity = capacity;
+}
+
+static void overrun_locked(struct tfd_domain *domain)
+{
+	domain->done.head = domain->done.tail;
+	domain->imms = 0;
+	tfd_sim_complete_locked(domain, &(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW });
+}
+
+bool tfd_sim_takes_imm_locked(struct tfd_domain *domain)
+{
+	if (domain->imms < domain->options.imm_depth) {
+		domain->imms++;
+		return true;
+	}
+	fabric_overruns++;
+	overrun_locked(domain);
+	return false;
 }
 
 static void flight_end_locked(struct tfd_half *half, struct tfd_flight *flight, bool error)
@@ -190,6 +209,7 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	info->max_message_bytes = options.max_message;
 	info->ordered = options.ordered;
 	info->max_parts = options.parts;
+	info->imm_depth = options.imm_depth;
 	*out = domain;
 	return 0;
 }
@@ -401,8 +421,11 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 		if (!tfd_list_empty(&half->flights))
 			half_step_locked(half);
 	}
-	while (count < max && done->head != done->tail)
-		wc[count++] = done->items[done->head++ & (done->capacity - 1)];
+	while (count < max && done->head != done->tail) {
+		wc[count] = done->items[done->head++ & (done->capacity - 1)];
+		domain->imms -= domain->options.imm_depth && wc[count].type == TFD_WC_IMM;
+		count++;
+	}
 	tfd_sim_unlock();
 	return count;
 }
@@ -461,9 +484,18 @@ void tfd_sim_fail(struct tfd_half *half)
 void tfd_sim_overrun(struct tfd_domain *domain)
 {
 	tfd_sim_lock();
-	domain->done.head = domain->done.tail;
-	tfd_sim_complete_locked(domain, &(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW });
+	overrun_locked(domain);
 	tfd_sim_unlock();
+}
+
+uint64_t tfd_sim_overruns(void)
+{
+	uint64_t overruns;
+
+	tfd_sim_lock();
+	overruns = fabric_overruns;
+	tfd_sim_unlock();
+	return overruns;
 }
 
 void tfd_sim_kill(struct tfd_domain *domain)

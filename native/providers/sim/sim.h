@@ -17,6 +17,7 @@ struct tfd_sim_options {
 	uint64_t max_message; /* 1 GiB */
 	uint32_t parts; /* ranges of one post; 1 */
 	uint32_t again; /* of 100 posts that are refused for now; 0 */
+	uint32_t imm_depth; /* immediates that wait to be polled: one more is an overrun; 0: any number */
 };
 
 /* The time that the fabric goes by; 0: the real one. */
@@ -29,6 +30,8 @@ void tfd_sim_mute(struct tfd_half *half);
 void tfd_sim_fail(struct tfd_half *half);
 /* What has completed and was not polled is lost, as if the completion queue had been too short. */
 void tfd_sim_overrun(struct tfd_domain *domain);
+/* Overruns that came by themselves, for want of room for immediates; of all rails. */
+uint64_t tfd_sim_overruns(void);
 /* The same as tfd_sim_break to every connection of the rail, in both directions, for ever. */
 void tfd_sim_kill(struct tfd_domain *domain);
 
