@@ -218,6 +218,8 @@ class DataPlane:
                     errors=info.errors,
                     ordered=info.ordered != 0,
                     up=info.state == 1,
+                    credit_stalls=info.credit_stalls,
+                    credit_floods=info.credit_floods,
                 )
             )
         return rails

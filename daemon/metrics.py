@@ -131,6 +131,16 @@ class Snapshot:
         errors = CounterMetricFamily(
             "transferd_rail_errors", "Errors reported by the provider.", labels=labels
         )
+        stalls = CounterMetricFamily(
+            "transferd_rail_credit_stalls",
+            "Times that a connection began to wait for room in its peer's queue of immediates.",
+            labels=labels,
+        )
+        floods = CounterMetricFamily(
+            "transferd_rail_credit_floods",
+            "Connections cut off because their peer posted more immediates than it was granted.",
+            labels=labels,
+        )
         paths = GaugeMetricFamily(
             "transferd_rail_paths", "Paths to peers by a rail.", labels=[*labels, "state"]
         )
@@ -144,7 +154,9 @@ class Snapshot:
             writes.add_metric(key, rail.writes_sent)
             imms.add_metric(key, rail.imms_received)
             errors.add_metric(key, rail.errors)
-        return up, paths, sent, writes, imms, errors
+            stalls.add_metric(key, rail.credit_stalls)
+            floods.add_metric(key, rail.credit_floods)
+        return up, paths, sent, writes, imms, errors, stalls, floods
 
 
 class SnapshotCollector(Collector):

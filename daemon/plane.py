@@ -132,6 +132,8 @@ class RailInfo:
     errors: int
     ordered: bool
     up: bool
+    credit_stalls: int = 0
+    credit_floods: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ COLUMNS: dict[str, Sequence[Column]] = {
         size("SENT", "bytes_sent"),
         number("WRITES", "writes_sent"),
         number("COUNTED", "imms_received"),
+        number("STALLS", "credit_stalls"),
         number("ERRORS", "errors"),
     ),
     "rails --why": (

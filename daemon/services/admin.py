@@ -271,6 +271,7 @@ def _rail(number: int, rail: RailInfo, verdict: Verdict | None, paths: PathCount
         speed_mbit_per_s=nic.speed_mbit if nic is not None else 0,
         paths_up=paths.up,
         paths_down=paths.down,
+        credit_stalls=rail.credit_stalls,
     )
 
 
