@@ -56,6 +56,7 @@ _PROVIDERS = {
     int(lib.TFD_PATH_LIBFABRIC): "libfabric",
     int(lib.TFD_PATH_LOCAL): "local",
     int(lib.TFD_PATH_SIM): "sim",
+    int(lib.TFD_PATH_TCP): "tcp",
 }
 _STATUS = {int(status): status for status in JobStatus}
 

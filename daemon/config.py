@@ -220,7 +220,7 @@ class Config(Section):
     http_listen: HostPort | None = None
     admin_listen: AnyAddress | None = None
     state_dir: AbsolutePath | None = None
-    provider: Literal["auto", "libfabric", "verbs", "sim"] = "auto"
+    provider: Literal["auto", "libfabric", "tcp", "verbs", "sim"] = "auto"
     rails: tuple[str, ...] = ()
     fabric: FabricConfig = FabricConfig()
     tls: TlsConfig | None = None

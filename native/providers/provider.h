@@ -57,7 +57,7 @@ struct tfd_post {
 	uint32_t imm;
 	uint32_t read; /* not 0: from the remote range into `local`; no immediate */
 	uint32_t
-		part_count; /* further parts, less than info.max_parts; the immediate counts after all of them */
+		part_count; /* further parts, less than info.max_parts, of a read 0; the immediate counts after all of them */
 	const struct tfd_post_part
 		*parts; /* borrowed during the call; all that they carry together is at most
 	                                      info.max_message_bytes */
@@ -133,5 +133,6 @@ const struct tfd_provider_ops *tfd_provider_find(const char *name);
 extern const struct tfd_provider_ops tfd_libfabric_ops;
 extern const struct tfd_provider_ops tfd_local_ops;
 extern const struct tfd_provider_ops tfd_sim_ops;
+extern const struct tfd_provider_ops tfd_tcp_ops;
 
 #endif

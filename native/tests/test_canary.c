@@ -29,6 +29,7 @@ struct fabric {
 
 static const struct fabric fabrics[] = {
 	{ "libfabric", "libfabric", "127.0.0.1", "", false },
+	{ "tcp", "tcp", "127.0.0.1", "", false },
 	{ "local", "local", "local", "", true },
 	{ "sim, ordered", "sim", "sim0", "ordered=1,delay_us=300", false },
 	{ "sim, unordered", "sim", "sim0", "ordered=0,delay_us=300", false },

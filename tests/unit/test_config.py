@@ -73,7 +73,7 @@ def test_every_documented_key() -> None:
         ("peer_listen: 10.0.0.1:7471", "peer_listen", "tls"),
         ("rails: [eth0]", "rails", "tls"),
         ("rails: eth0", "rails", "a list"),
-        ("provider: tcp", "provider", "libfabric"),
+        ("provider: tpc", "provider", "tcp"),
         ("polling: lazy", "polling", "adaptive"),
         ("tls: {cert: /c, key: /k}", "tls.ca", "required"),
         ("tls: {cert: c, key: /k, ca: /ca}", "tls.cert", "pattern"),
