@@ -29,12 +29,24 @@ END_S = 60.0
 
 
 def start(
-    *arguments: str, log: Path, environment: Mapping[str, str] | None = None
+    *arguments: str,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    at: DaemonProcess | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts a command whose output goes to a file; Ctrl-C works as from a terminal."""
+    """Starts a command whose output goes to a file; Ctrl-C works as from a terminal.
+
+    Args:
+        arguments: Of the command.
+        log: The file.
+        environment: What differs from the test's.
+        at: Whose daemon, and whose host, it is on; None: what the arguments say.
+    """
+    where = () if at is None else ("--socket", at.socket)
+    prefix = [] if at is None else at.prefix
     with log.open("wb") as file:
         return subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*prefix, *COMMAND, *arguments, *where],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

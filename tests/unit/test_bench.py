@@ -114,6 +114,16 @@ def test_working_set() -> None:
     assert [step.slots * step.slot_bytes for step in steps] == [64 * MIB, 64 * MIB]
 
 
+def test_a_working_set_of_too_many_operations_is_cut() -> None:
+    asked = Asked(("write",), (1, 64 << 10), (1,), ((PAIRS, 1),))
+    (tiny, small), (note,) = plan(asked, settings(working_set=128 << 10), 1 << 40)
+    assert (tiny.slots, small.slots) == (65_536, 8)
+    assert note == "1 B: the working set is 64 KiB, not 128 KiB: 65,536 operations are prepared"
+    asked = Asked(("write",), (1,), (4096,), ((PAIRS, 1),))
+    (step,), _ = plan(asked, settings(in_flight=256), 1 << 40)
+    assert step.slots == 16
+
+
 @pytest.mark.parametrize(
     ("name", "pages", "page_bytes"),
     [
@@ -304,6 +314,20 @@ def test_ports_of_others(
 ) -> None:
     with pytest.raises(error, match=said):
         link.fetch_token("127.0.0.1", answering(told))
+
+
+def test_a_port_behind_a_firewall(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop(*_: object) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", drop)
+    with pytest.raises(transferd.Unavailable, match=r"nothing answers at a:1 \(timed out\)"):
+        link.fetch_token("a", 1)
+
+
+def test_names_that_nobody_knows() -> None:
+    with pytest.raises(transferd.Unavailable, match=r"nothing answers at nobody.invalid:1 \([A-Z]"):
+        link.fetch_token("nobody.invalid", 1)
 
 
 def test_errors_travel() -> None:

@@ -163,23 +163,22 @@ def fetch_token(host: str, port: int) -> str:
     where = join_host_port(host, port)
     line = b""
     try:
-        with socket.create_connection((host, port), CONNECT_S) as connection:
-            while not line.endswith(b"\n") and len(line) < TOKEN_LINE_MAX:
-                part = connection.recv(TOKEN_LINE_MAX)
-                if not part:
-                    break
-                line += part
-    except TimeoutError:
-        pass  # whatever it is says nothing
+        connection = socket.create_connection((host, port), CONNECT_S)
     except OSError as error:
         raise errors.Unavailable(
-            f"nothing answers at {where} ({reason(error)}): is `transferctl bench "
-            "--serve` running there, and the port open?"
+            f"nothing answers at {where} ({reason(error)}): is `transferctl bench --serve` running "
+            "there, and the port open?"
         ) from None
+    with connection, contextlib.suppress(OSError):  # whatever it is says nothing, or hangs up
+        while not line.endswith(b"\n") and len(line) < TOKEN_LINE_MAX:
+            part = connection.recv(TOKEN_LINE_MAX)
+            if not part:
+                break
+            line += part
     try:
         told = json.loads(line)
         protocol, token = told["bench"], str(told["token"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise errors.Unavailable(
             f"what is at {where} is not `transferctl bench --serve`: --to takes the address that "
             "it prints"

@@ -176,6 +176,7 @@ class Runner:
         opened = link.ask(
             "open",
             messages.Opened,
+            timeout_s=None,
             step=step.number,
             operation=step.operation,
             length=step.length,

@@ -26,8 +26,7 @@ WITH_CHECKSUM = frozenset({"write", "pages", "scatter"})
 PAIRS = "pairs"
 MANY_TO_ONE = "many-to-one"
 INITIATORS_MAX = 64
-SLOTS_MAX = 65_536
-TARGETS_MAX = 4096  # of one scatter
+PREPARED_MAX = 65_536  # operations of a worker, each of which is an object or two
 BATCH_MAX = 262_144
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MEMORY_SHARE = 0.8  # of what the host has available
@@ -211,9 +210,10 @@ def plan(asked: Asked, settings: Settings, available: int) -> tuple[list[Step], 
         each = limit // initiators
         cut: list[str] = []
         for operation, size, batch in _figures(asked):
-            slots = _slots(size * batch, each, settings)
+            slots = _slots(size, batch, each, settings)
             if slots:
                 steps.append(Step(len(steps), operation, size, batch, scheme, initiators, slots))
+                notes += _working_set_note(steps[-1], settings.working_set)
             else:
                 cut.append(_figure_text(size, batch))
         for shape in asked.shapes:
@@ -227,7 +227,7 @@ def plan(asked: Asked, settings: Settings, available: int) -> tuple[list[Step], 
                 f"left out with {initiators} initiators: {', '.join(dict.fromkeys(cut))}: more than"
                 f" the {render.bytes_text(each)} of each; {why}"
             )
-    return steps, notes
+    return steps, list(dict.fromkeys(notes))
 
 
 def _limit(memory: int, available: int) -> tuple[int, str]:
@@ -249,12 +249,27 @@ def _figure_text(size: int, batch: int) -> str:
     return f"{batch} x {render.bytes_text(size)}" if batch > 1 else render.bytes_text(size)
 
 
-def _slots(slot_bytes: int, memory: int, settings: Settings) -> int:
+def _slots(size: int, batch: int, memory: int, settings: Settings) -> int:
     """Tells how many batches have a place of their own; 0: not even one."""
+    slot_bytes = size * batch
     if not slot_bytes:
         return settings.in_flight
     wanted = max(settings.in_flight, settings.working_set // slot_bytes)
-    return min(wanted, memory // slot_bytes, SLOTS_MAX)
+    return min(wanted, memory // slot_bytes, max(1, PREPARED_MAX // batch))
+
+
+def _working_set_note(step: Step, wanted: int) -> list[str]:
+    """Says that a step goes through less memory than was asked for."""
+    if not step.size or step.length > wanted - step.slot_bytes:
+        return []
+    why = f"{PREPARED_MAX:,} operations are prepared"
+    if step.slots < PREPARED_MAX // step.batch:
+        why = "--memory holds no more"
+    figure = _figure_text(step.size, step.batch)
+    return [
+        f"{figure}: the working set is {render.bytes_text(step.length)}, not "
+        f"{render.bytes_text(wanted)}: {why}"
+    ]
 
 
 def _shaped(number: int, shape: Shape, scheme: str, initiators: int, memory: int) -> Step | None:
