@@ -23,6 +23,7 @@ from transferd.client.job import Imm, Job, Write
 from transferd.client.mailbox import Mailbox, Send
 from transferd.client.memory import Region, RegionSlice
 from transferd.client.operations import Barrier, PeerGroup, Read, Scatter, WritePages
+from transferd.client.plan import Plan
 from transferd.client.session import CounterView, JobPath, JobResult
 from transferd.client.watcher import Armed, Watcher
 from transferd.native.names import JobStatus
@@ -49,6 +50,7 @@ __all__ = [
     "NotFound",
     "PeerGroup",
     "PeerLost",
+    "Plan",
     "QuotaExceeded",
     "Read",
     "Region",

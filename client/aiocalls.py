@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from transferd.client.aiomailbox import Mailbox
-from transferd.client.aiowatcher import Watcher
+from transferd.client.aiowatcher import Plan, Watcher
 from transferd.client.mailbox import Send, open_inbox
 from transferd.client.operations import (
     Barrier,
@@ -16,6 +16,7 @@ from transferd.client.operations import (
     WritePages,
     open_group,
 )
+from transferd.client.plan import keep
 from transferd.client.watcher import Armed, take_watcher
 
 if TYPE_CHECKING:
@@ -169,3 +170,11 @@ class AsyncCalls(Generic[J]):
         """Submits a job that a watcher starts. As :meth:`transferd.Client.arm`."""
         spec = Armed(watcher=watcher, value=value, job=job)
         return await self._submit_one(spec.request(), timeout_s)
+
+    async def plan(
+        self, job: Operation, *, table: bool = False, timeout_s: float | None = None
+    ) -> Plan[J]:
+        """Has the daemon keep a job. As :meth:`transferd.Client.plan`."""
+        runtime = self._runtime
+        kept = await runtime.run(keep, runtime.session, job, table, timeout_s)
+        return Plan(runtime, kept, self._submit_one)

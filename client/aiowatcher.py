@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The asyncio face of a watcher."""
+"""The asyncio faces of watchers and plans."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from transferd.client.plan import BasePlan, Kept
 from transferd.client.watcher import BaseWatcher
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
     from typing import Self
+
+    from transferd.client.session import Request
+
+J = TypeVar("J")
 
 
 class Watcher(BaseWatcher):
@@ -23,6 +29,38 @@ class Watcher(BaseWatcher):
 
     async def close(self) -> None:
         """Ends the jobs that still wait for it. As :meth:`transferd.Watcher.close`."""
+        await self._runtime.run(self._close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Plan(BasePlan, Generic[J]):
+    """A plan of a :class:`transferd.aio.Client`: ``async with``."""
+
+    __slots__ = ("_runtime", "_submit")
+
+    def __init__(
+        self, runtime: Any, kept: Kept, submit: Callable[[Request, float | None], Awaitable[J]]
+    ) -> None:
+        super().__init__(kept)
+        self._runtime = runtime
+        self._submit = submit
+
+    async def launch(self, *, deadline_s: float | None = None, timeout_s: float | None = None) -> J:
+        """Starts the job once more. As :meth:`transferd.Plan.launch`."""
+        return await self._submit(self._launch(deadline_s), timeout_s)
+
+    async def close(self) -> None:
+        """Has the daemon forget it. As :meth:`transferd.Plan.close`."""
         await self._runtime.run(self._close)
 
     async def __aenter__(self) -> Self:

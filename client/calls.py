@@ -15,6 +15,7 @@ from transferd.client.operations import (
     WritePages,
     open_group,
 )
+from transferd.client.plan import Plan, keep
 from transferd.client.watcher import Armed, Watcher, take_watcher
 
 if TYPE_CHECKING:
@@ -272,8 +273,9 @@ class Calls:
         Args:
             watcher: Of :meth:`watcher`.
             value: The job starts when ``watcher.value >= value``; at once, if it is.
-            job: :class:`transferd.Write`, or any other member of a batch (:meth:`submit`, which
-                takes :class:`transferd.Armed` as well).
+            job: :class:`transferd.Write`, or any other member of a batch (:meth:`submit` takes
+                :class:`transferd.Armed` as well); a plan is one launch of it, which reads its table
+                when it starts.
             timeout_s: How long to wait for room in the ring; None: as long as it takes.
 
         Raises:
@@ -282,3 +284,26 @@ class Calls:
         """
         spec = Armed(watcher=watcher, value=value, job=job)
         return self._submit_one(spec.request(), timeout_s)
+
+    def plan(self, job: Operation, *, table: bool = False, timeout_s: float | None = None) -> Plan:
+        """Has the daemon check a job and keep it, to be launched by one ring entry each time.
+
+        Destinations, bounds and immediate are kept in the daemon's memory. Each launch looks again
+        at what may have changed: a grant that was revoked, or has expired, ends it.
+
+        Args:
+            job: :class:`transferd.Write`, ``WritePages``, ``Scatter``, ``Barrier``, ``Imm`` or
+                ``Read``; it is not submitted. Its ``deadline_s`` counts from each launch.
+            table: Write, WritePages, Scatter: sizes and offsets are rows of ``plan.table``, in
+                shared memory, which each launch reads and checks; as many rows as the job has
+                targets or pages. A plan of pages has one in any case.
+            timeout_s: How long to wait for room in the ring and the arena; None: as long as it
+                takes.
+
+        Raises:
+            InvalidRequest: It cannot be kept, or has a value that is out of range.
+            Conflict: NO_SHARED_MEMORY: the session goes over gRPC.
+            QuotaExceeded: PLANS: the session has all that it may have.
+            JobFailed: The daemon refused it; also of the class that fits.
+        """
+        return Plan(keep(self._session, job, table, timeout_s), self._submit_one)

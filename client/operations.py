@@ -14,6 +14,7 @@ from transferd.client import errors
 from transferd.client.indices import Pages, Rows, is_array, to_indices, to_rows
 from transferd.client.job import Imm, Write, to_deadline_ns, to_imm, to_offset, to_priority
 from transferd.client.mailbox import Send
+from transferd.client.plan import BasePlan
 from transferd.client.session import (
     FLAG_CHECKSUM,
     FLAG_COUNT_JOB,
@@ -294,7 +295,7 @@ class Read:
         )
 
 
-Operation = Write | Imm | WritePages | Scatter | Barrier | Read | Send | Armed
+Operation = Write | Imm | WritePages | Scatter | Barrier | Read | Send | Armed | BasePlan
 
 
 def to_requests(jobs: Iterable[Operation]) -> list[Request]:
@@ -307,7 +308,7 @@ def to_requests(jobs: Iterable[Operation]) -> list[Request]:
         if error.name != "request":
             raise
         raise errors.InvalidRequest(
-            "jobs are Write, Imm, WritePages, Scatter, Barrier, Read, Send or Armed, not "
+            "jobs are Write, Imm, WritePages, Scatter, Barrier, Read, Send, Armed or a plan, not "
             f"{type(error.obj).__name__}"
         ) from None
 

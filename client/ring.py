@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors, tables
 from transferd.client.fdsocket import FdSocket, close_all
+from transferd.client.job import failure
 from transferd.client.session import (
     OP_ACKNOWLEDGE,
     OP_CANCEL,
@@ -249,6 +250,56 @@ class RingSession(Session):
             found.update(zip(missing, self.open_many(missing), strict=True))
         return found
 
+    def plan_open(
+        self,
+        request: Request,
+        window: tuple[int, int] | None,
+        with_table: bool,
+        timeout_s: float | None,
+    ) -> int:
+        """Has the daemon keep a job; returns the plan's number.
+
+        Args:
+            request: The job.
+            window: Beginning and bytes of the part of the region that a scatter's rows count from.
+            with_table: Launches read sizes and offsets from a table; pages always do.
+            timeout_s: How long to wait for room in the ring and the arena.
+        """
+        batch = tables.make([request], self._handles([request]), self.lengths)
+        entry = batch.entries[0]
+        if window is not None:
+            entry.src_offset, entry.length = window
+        fault = _new("struct tfd_table_fault *")
+        rc = _EINTR
+        while rc == _EINTR:
+            rc = lib.tfd_client_plan_open(
+                self.client, 0, batch.entries, batch.tables, with_table, to_ns(timeout_s), fault
+            )
+        if rc == -errno.ERANGE:
+            raise tables.refusal([request], fault)
+        if rc == -errno.ENOSPC:
+            raise errors.QuotaExceeded(
+                "the session has all the plans that it may have: close some, or raise limits.plans "
+                "of the daemon",
+                reason="PLANS",
+            )
+        if rc == -errno.EMSGSIZE:
+            raise errors.InvalidRequest(
+                f"the table of a plan of {request.table_count} entries is larger than the "
+                f"session's arena of {self.table_limit} bytes: use several plans, or raise "
+                "limits.arena of the daemon",
+                reason="TABLE",
+            )
+        if rc:
+            raise self._refusal(rc, timeout_s)
+        result = self._end_of(entry.job_id)
+        number: int = entry.plan
+        if result.status is not JobStatus.OK:
+            lib.tfd_client_plan_close(self.client, number)
+            self.note_end(result, request.key, self.handles.get(request.dst, 0))
+            raise failure(result)
+        return number
+
     def table_bytes(self, request: Request) -> int:
         """As :meth:`Session.table_bytes`."""
         return tables.table_size(request)
@@ -377,7 +428,9 @@ class RingSession(Session):
 
     def command(self, op: int, imm: int, argument: int) -> JobResult:
         """Has the worker do something that is no job; waits for its answer."""
-        job_id = self._command(op, imm, argument)
+        return self._end_of(self._command(op, imm, argument))
+
+    def _end_of(self, job_id: int) -> JobResult:
         result = self.decode(job_id, self.job_wait(job_id, self.control.timeout_s))
         _release(self.client, job_id)
         return result

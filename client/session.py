@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from transferd.client.indices import Pages, Rows
     from transferd.client.mailbox import Inbox
-    from transferd.client.watcher import BaseWatcher
+    from transferd.client.plan import Launch
+    from transferd.client.watcher import Trigger
 
 OP_WRITE = 1
 OP_IMM = 2
@@ -38,11 +39,15 @@ OP_READ = 8
 OP_SEND = 9
 OP_RELEASE = 10
 OP_DISARM = 11
+OP_LAUNCH = 12
+OP_FORGET = 13
 FLAG_EXACT = 1
 FLAG_COUNT_JOB = 2
 FLAG_CHECKSUM = 4
 FLAG_ARMED = 8
 FLAG_POLLED = 16
+FLAG_PLAN = 32
+FLAG_TABLE = 64
 
 NS_PER_S = 1_000_000_000
 IMM_COUNT = 1 << 20
@@ -133,22 +138,6 @@ class CounterView(NamedTuple):
 Target = tuple[bytes, int, int, int]
 
 
-class Trigger(NamedTuple):
-    """What an armed job waits for.
-
-    Attributes:
-        watcher: Its watcher.
-        slot: Of the watcher.
-        value: The job starts once the watcher has reached it.
-        flags: FLAG_ARMED, and FLAG_POLLED where a device bumps.
-    """
-
-    watcher: BaseWatcher
-    slot: int
-    value: int
-    flags: int
-
-
 class Request(NamedTuple):
     """One job of a batch; the first nine in the order of :meth:`Session.submit`'s arguments."""
 
@@ -167,6 +156,7 @@ class Request(NamedTuple):
     data: bytes | None = None
     trigger: Trigger | None = None
     rows: Rows | None = None
+    launch: Launch | None = None
 
     @property
     def plain(self) -> bool:
@@ -183,6 +173,8 @@ class Request(NamedTuple):
     @property
     def key(self) -> bytes | tuple[bytes, ...]:
         """What its job remembers of them."""
+        if self.launch is not None:
+            return self.launch.key
         return self.dst if self.targets is None and self.rows is None else self.destinations
 
     @property
@@ -298,13 +290,15 @@ class Session(abc.ABC):
         """Cuts a batch into what :meth:`submit_many` takes.
 
         Raises:
-            InvalidRequest: The table of one job alone is too large, or a job is armed on another
-                Client's watcher; raised before the first part.
-            Conflict: A job is armed on a watcher that was closed.
+            InvalidRequest: The table of one job alone is too large, or a watcher or plan is another
+                Client's; raised before the first part.
+            Conflict: A watcher or plan was closed.
         """
         for request in requests:
             if request.trigger is not None:
                 request.trigger.watcher.check(self)
+            if request.launch is not None:
+                request.launch.plan.check(self)
         if not any(r.pages or r.targets or r.rows for r in requests):
             for first in range(0, len(requests), self.batch_limit):
                 yield requests[first : first + self.batch_limit]

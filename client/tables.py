@@ -71,7 +71,7 @@ def make(
     for index, request in enumerate(requests):
         (
             op, priority, imm, region, src_offset, dst, dst_offset, length, deadline_ns, flags,
-            pages, targets, data, trigger, rows,
+            pages, targets, data, trigger, rows, launch,
         ) = request  # fmt: skip
         table_count = request.table_count if pages or targets or data or rows else 0
         ENTRY.pack_into(
@@ -79,7 +79,8 @@ def make(
             op, flags | trigger.flags if trigger else flags, priority, 0, 0, 0, region, src_offset,
             handles[dst] if targets is None and rows is None else 0, dst_offset, length, imm,
             trigger.slot if trigger else 0,
-            now + deadline_ns if deadline_ns else 0, 0, 0, table_count, 0,
+            now + deadline_ns if deadline_ns else 0, 0, 0, table_count,
+            launch.number if launch else 0,
             pages.src_stride if pages else 0, pages.dst_stride if pages else 0,
             trigger.value if trigger else 0,
         )  # fmt: skip

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
-from transferd.client.session import FLAG_ARMED, FLAG_POLLED, OP_DISARM, Trigger
+from transferd.client.session import FLAG_ARMED, FLAG_POLLED, OP_DISARM
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
@@ -25,6 +25,22 @@ if TYPE_CHECKING:
 _bump = lib.tfd_client_watcher_bump
 _read = lib.tfd_client_watcher_read
 BUMP_MAX = (1 << 63) - 1
+
+
+class Trigger(NamedTuple):
+    """What an armed job waits for.
+
+    Attributes:
+        watcher: Its watcher.
+        slot: Of the watcher.
+        value: The job starts once the watcher has reached it.
+        flags: FLAG_ARMED, and FLAG_POLLED where a device bumps.
+    """
+
+    watcher: BaseWatcher
+    slot: int
+    value: int
+    flags: int
 
 
 def no_segment(what: str) -> errors.Conflict:

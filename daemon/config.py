@@ -189,6 +189,7 @@ class LimitsConfig(Section):
     records: int = Field(default=1024, ge=16, le=65_536)
     counters: int = Field(default=4096, ge=16, le=1 << 20)
     watchers: int = Field(default=64, ge=0, le=4096)
+    plans: int = Field(default=64, ge=0, le=4096)
     arena: Bytes = Field(default=2 << 20, ge=0, le=1 << 30)
     peers: int = Field(default=4096, ge=1, le=65_536)
 

@@ -234,6 +234,7 @@ class DataPlane:
         native.record_count = options.record_count
         native.counter_count = options.counter_count
         native.watcher_count = options.watcher_count
+        native.plan_count = options.plan_count
         native.arena_bytes = options.arena_bytes
         native.session_id = options.session_id
         native.weight = options.weight

@@ -158,6 +158,7 @@ class SessionOptions:
     record_count: int
     counter_count: int
     watcher_count: int
+    plan_count: int
     arena_bytes: int
     session_id: int
     weight: int

@@ -112,6 +112,7 @@ class Sessions:
                     record_count=LEASE_RECORDS if lease else records,
                     counter_count=counters,
                     watcher_count=0 if lease else self._limits.watchers,
+                    plan_count=0 if lease else self._limits.plans,
                     arena_bytes=0 if lease else self._limits.arena,
                     session_id=session.session_id,
                     weight=tenant.config.weight,

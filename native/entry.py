@@ -4,7 +4,7 @@
 import struct
 
 # op, flags, priority, 0, record, job_id, src_region, src_offset, dst_grant, dst_offset, length,
-# imm, watcher, deadline_ns, argument, table_offset, table_count, 0, src_stride, dst_stride,
+# imm, watcher, deadline_ns, argument, table_offset, table_count, plan, src_stride, dst_stride,
 # fire_at.
 # tests/unit/test_client_session.py holds it against the C layout.
 ENTRY = struct.Struct("<4BIQQQQQQIIQQQIIQQQ8x")

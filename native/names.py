@@ -56,6 +56,7 @@ class Detail(enum.IntEnum):
     NO_MEMORY = 25
     CHECKSUM = 26
     BAD_WATCHER = 27
+    BAD_PLAN = 28
 
 
 def _text(pointer: object) -> str:

@@ -39,8 +39,8 @@ TFD_ABI_AT(tfd_segment_header, arena_offset, 88);
 TFD_ABI_AT(tfd_segment_header, arena_bytes, 96);
 TFD_ABI_AT(tfd_segment_header, watcher_offset, 104);
 TFD_ABI_AT(tfd_segment_header, watcher_count, 112);
-TFD_ABI_AT(tfd_segment_header, _resv0, 116);
-TFD_ABI_AT(tfd_segment_header, _resv5, 120);
+TFD_ABI_AT(tfd_segment_header, plan_count, 116);
+TFD_ABI_AT(tfd_segment_header, _resv0, 120);
 TFD_ABI_AT(tfd_segment_header, daemon_id, 128);
 TFD_ABI_AT(tfd_segment_header, boot_epoch, 144);
 TFD_ABI_AT(tfd_segment_header, _resv1, 160);
@@ -78,7 +78,7 @@ TFD_ABI_AT(tfd_entry, deadline_ns, 64);
 TFD_ABI_AT(tfd_entry, argument, 72);
 TFD_ABI_AT(tfd_entry, table_offset, 80);
 TFD_ABI_AT(tfd_entry, table_count, 88);
-TFD_ABI_AT(tfd_entry, _resv2, 92);
+TFD_ABI_AT(tfd_entry, plan, 92);
 TFD_ABI_AT(tfd_entry, src_stride, 96);
 TFD_ABI_AT(tfd_entry, dst_stride, 104);
 TFD_ABI_AT(tfd_entry, fire_at, 112);
@@ -93,6 +93,15 @@ TFD_ABI_AT(tfd_target, dst_grant, 0);
 TFD_ABI_AT(tfd_target, src_offset, 8);
 TFD_ABI_AT(tfd_target, dst_offset, 16);
 TFD_ABI_AT(tfd_target, length, 24);
+
+TFD_ABI_SIZE(tfd_plan_table, 64);
+TFD_ABI_AT(tfd_plan_table, count, 0);
+TFD_ABI_AT(tfd_plan_table, _resv0, 4);
+
+TFD_ABI_SIZE(tfd_slice, 24);
+TFD_ABI_AT(tfd_slice, src_offset, 0);
+TFD_ABI_AT(tfd_slice, dst_offset, 8);
+TFD_ABI_AT(tfd_slice, length, 16);
 
 TFD_ABI_SIZE(tfd_letter, 16);
 TFD_ABI_AT(tfd_letter, slot, 0);

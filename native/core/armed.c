@@ -109,17 +109,21 @@ static uint32_t check_again(const struct tfd_job *job)
 	return TFD_DETAIL_NONE;
 }
 
-static void start(struct tfd_job *job)
+void tfd_job_begin(struct tfd_job *job)
 {
 	uint32_t detail = check_again(job);
 
 	tfd_disarm(job);
+	if (!detail && job->launch)
+		detail = tfd_launch_read(job);
 	if (detail) {
 		tfd_job_fail(job, TFD_JOB_INVALID, detail);
 		tfd_job_finish_if_quiet(job);
 		return;
 	}
 	tfd_job_cut(job); /* anew: paths may have come and gone */
+	for (uint32_t i = job->parts; i < job->shard_count; i++)
+		tfd_shard_skip(&job->shards[i]);
 	tfd_job_go(job);
 }
 
@@ -139,7 +143,7 @@ uint32_t tfd_watches_check(struct tfd_worker *worker)
 		for (uint32_t i = 0;
 		     i < START_BUDGET && watch->jobs.count && tfd_heap_first(&watch->jobs)->key <= value;
 		     i++) {
-			start(first_of(watch));
+			tfd_job_begin(first_of(watch));
 			count++;
 		}
 	}

@@ -40,7 +40,7 @@ static uint64_t shard_units(const struct tfd_job *job, const struct tfd_shard *s
 		return 0;
 	if (pages_of(job) && !(job->flags & TFD_FLAG_COUNT_JOB))
 		return 8 * shard->length;
-	return job->open ? 8 / job->shard_count : 8;
+	return job->open ? 8 / job->parts : 8;
 }
 
 /* Where a count rides on the data it counts, it must not arrive before that data. */
@@ -87,27 +87,27 @@ void tfd_job_cut(struct tfd_job *job)
 	uint64_t length = pages_of(job) ? job->counts : job->length;
 	uint64_t part;
 
-	if (!job->shard_count)
+	if (!job->parts)
 		return;
 	if (!job->open) {
-		for (uint32_t i = 0; i < job->shard_count; i++) {
+		for (uint32_t i = 0; i < job->parts; i++) {
 			if (job->shards[i].open) /* else it has failed while the job was armed */
 				shard_plan(&job->shards[i]);
 		}
 		return;
 	}
 	/* The last takes what does not divide; 8-byte steps keep the others aligned. */
-	part = length / job->shard_count;
+	part = length / job->parts;
 	if (!pages_of(job) && part >= TFD_LINE)
 		part &= ~7ull;
-	for (uint32_t i = 0; i < job->shard_count; i++) {
+	for (uint32_t i = 0; i < job->parts; i++) {
 		struct tfd_shard *shard = &job->shards[i];
 
 		shard->open = job->open;
 		shard->src_offset = job->src_offset;
 		shard->dst_offset = job->dst_offset;
 		shard->first = i * part;
-		shard->length = i + 1 < job->shard_count ? part : length - i * part;
+		shard->length = i + 1 < job->parts ? part : length - i * part;
 		shard_plan(shard);
 	}
 }

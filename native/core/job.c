@@ -12,6 +12,20 @@
 
 static const uint32_t class_shards[TFD_JOB_CLASSES] = { 1, 8, 64, 512, TFD_MAX_TARGETS };
 
+uint32_t tfd_job_class_shards(uint8_t shard_class)
+{
+	return class_shards[shard_class];
+}
+
+uint8_t tfd_job_class(uint32_t shard_count)
+{
+	uint8_t shard_class = 0;
+
+	while (class_shards[shard_class] < shard_count)
+		shard_class++;
+	return shard_class;
+}
+
 /*
  * Jobs come from free lists by size; growing one is the one allocation a submit may cause, and it is never given back: so what one
  * session can make the lists grow by has a bound.
@@ -19,11 +33,9 @@ static const uint32_t class_shards[TFD_JOB_CLASSES] = { 1, 8, 64, 512, TFD_MAX_T
 struct tfd_job *tfd_job_alloc(struct tfd_session *session, uint32_t shard_count)
 {
 	struct tfd_worker *worker = session->group->worker;
-	uint8_t shard_class = 0;
+	uint8_t shard_class = tfd_job_class(shard_count);
 	struct tfd_job *job;
 
-	while (class_shards[shard_class] < shard_count)
-		shard_class++;
 	if (class_shards[shard_class] > TFD_SESSION_SHARDS - session->shard_count)
 		return NULL;
 	job = worker->job_free[shard_class];
@@ -41,7 +53,7 @@ struct tfd_job *tfd_job_alloc(struct tfd_session *session, uint32_t shard_count)
 	memset(job, 0, sizeof(*job) + shard_count * sizeof(job->shards[0]));
 	job->session = session;
 	job->shard_class = shard_class;
-	job->shard_count = job->shards_left = job->data_left = shard_count;
+	job->shard_count = job->parts = job->shards_left = job->data_left = shard_count;
 	tfd_list_init(&job->link);
 	for (uint32_t i = 0; i < shard_count; i++) {
 		job->shards[i].job = job;
@@ -88,6 +100,21 @@ void tfd_jobs_free(struct tfd_worker *worker)
 	}
 }
 
+/* The worker has stopped: what is in flight ends with the core. */
+void tfd_jobs_discard(struct tfd_session *session)
+{
+	while (!tfd_list_empty(&session->jobs)) {
+		struct tfd_job *job = tfd_container(session->jobs.next, struct tfd_job, link);
+
+		tfd_list_remove(&job->link);
+		for (uint32_t i = 0; i < job->shard_count; i++)
+			free(job->shards[i].batch);
+		if (job->tables)
+			tfd_tables_put(job->source, job->tables);
+		free(job);
+	}
+}
+
 void tfd_job_enter(struct tfd_job *job)
 {
 	struct tfd_session *session = job->session;
@@ -103,6 +130,8 @@ void tfd_job_enter(struct tfd_job *job)
 	if (job->deadline.key)
 		tfd_deadline_add(session->group->worker, job);
 	tfd_job_cut(job);
+	if (job->launch)
+		tfd_launch_enter(job);
 	for (uint32_t i = 0; i < job->shard_count; i++)
 		tfd_shard_enter(&job->shards[i]);
 }

@@ -308,6 +308,7 @@ struct tfd_tables {
 
 #define TFD_SESSION_SLOTS 262144u /* of a session's mailboxes: some 6 MiB */
 #define TFD_SESSION_SHARDS 65536u /* of a session's jobs in flight: some 11 MiB */
+#define TFD_SESSION_PLAN_TARGETS 65536u /* of all plans of a session: 2 MiB */
 #define TFD_JOB_CLASSES 5u /* 1, 8, 64, 512 or 4096 shards */
 
 /* A job in flight. Owner: worker. */
@@ -323,6 +324,9 @@ struct tfd_job {
 	struct tfd_region *region; /* NULL for an imm */
 	struct tfd_tables *tables; /* NULL: the arena's */
 	const uint8_t *table; /* untrusted; pages */
+	const uint8_t *launch; /* untrusted; table of the plan, read when the job begins; NULL: it has none */
+	uint32_t capacity; /* entries of it */
+	uint32_t parts; /* shards that carry something: all, but for launches that take less than there is */
 	uint64_t job_id;
 	uint64_t number; /* of the session's jobs, in the order in which they could go */
 	uint32_t record;
@@ -351,14 +355,6 @@ struct tfd_job {
 	uint64_t accepted_ns;
 	uint64_t posted_ns;
 	struct tfd_shard shards[]; /* [shard_count] */
-};
-
-/* A watcher and the jobs that wait for it. Owner: worker. */
-struct tfd_watch {
-	struct tfd_session *session;
-	const uint64_t *word; /* untrusted */
-	struct tfd_heap jobs;
-	struct tfd_list link; /* worker->watched while there are any */
 };
 
 /* A submit ring with its completion records: the client's in the segment, or control's in private memory. */
@@ -447,6 +443,9 @@ struct tfd_session {
 	uint32_t watcher_count;
 	uint32_t armed_count; /* jobs that wait for a watcher */
 	uint64_t armed_order; /* of the next one */
+	struct tfd_template **plans; /* owned, [plan_count] */
+	uint32_t plan_count;
+	uint32_t plan_targets; /* room for them in all plans */
 	struct tfd_list jobs;
 	uint32_t job_count;
 	uint32_t shard_count; /* of jobs in flight */
@@ -539,6 +538,7 @@ struct tfd_worker {
 	struct tfd_wr *wr_pool;
 	struct tfd_wr *wr_free;
 	struct tfd_job *job_free[TFD_JOB_CLASSES]; /* by link.next */
+	struct tfd_template *plan_free[TFD_JOB_CLASSES];
 	struct tfd_batch *batch_free;
 	struct tfd_post_part parts[TFD_BATCH_PIECES]; /* of the post that is being made */
 	struct tfd_fraction *fraction_free;

@@ -3,6 +3,7 @@
 #ifndef TFD_PARTS_H
 #define TFD_PARTS_H
 
+#include "armed.h"
 #include "list.h"
 #include "model.h"
 
@@ -44,16 +45,34 @@ void tfd_entry_end(struct tfd_session *session, struct tfd_source *source, const
 uint32_t tfd_ring_drain(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source);
 void tfd_session_break(struct tfd_session *session, uint32_t detail);
 
+/* take.c */
+struct tfd_taking {
+	struct tfd_worker *worker;
+	struct tfd_session *session;
+	struct tfd_source *source;
+	const struct tfd_entry *entry;
+	struct tfd_tables *tables;
+	const struct tfd_template *plan; /* that is launched, or made; NULL: none */
+	struct tfd_region *region;
+};
+
+void tfd_take_job(struct tfd_taking *taking);
+void tfd_take_launch(struct tfd_taking *taking);
+void tfd_take_plan(struct tfd_taking *taking);
+
 /* job.c */
 struct tfd_job *tfd_job_alloc(struct tfd_session *session,
                               uint32_t shard_count); /* NULL: too many, or no memory */
 void tfd_job_drop(struct tfd_job *job); /* not started */
+uint32_t tfd_job_class_shards(uint8_t shard_class);
+uint8_t tfd_job_class(uint32_t shard_count); /* the least that has room for so many */
 void tfd_job_start(struct tfd_job *job);
 void tfd_job_enter(struct tfd_job *job); /* in flight, but nothing goes out yet */
 void tfd_job_go(struct tfd_job *job); /* it has entered: its shards are queued */
 void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail);
 void tfd_job_finish_if_quiet(struct tfd_job *job);
 void tfd_jobs_free(struct tfd_worker *worker); /* the pools */
+void tfd_jobs_discard(struct tfd_session *session);
 void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint32_t record,
                     const struct tfd_record *end);
 
@@ -68,9 +87,21 @@ int tfd_watches_open(struct tfd_session *session, struct tfd_watcher *watchers, 
 void tfd_watches_free(struct tfd_session *session); /* no job waits */
 bool tfd_arm(struct tfd_job *job, const struct tfd_entry *entry); /* false: too many, or no memory */
 void tfd_disarm(struct tfd_job *job); /* idempotent */
+void tfd_job_begin(struct tfd_job *job); /* it has entered: goes out as things are now */
 void tfd_watch_clear(struct tfd_watch *watch); /* its jobs are cancelled */
 uint32_t tfd_watches_check(struct tfd_worker *worker); /* how many jobs were started */
 bool tfd_watches_ready(const struct tfd_worker *worker); /* the last look before a sleep */
+
+/* plan.c */
+int tfd_plans_open(struct tfd_session *session, uint32_t count);
+void tfd_plans_free(struct tfd_session *session); /* once no worker knows it */
+void tfd_plan_pools_free(struct tfd_worker *worker);
+/* Takes that number, which is free; its targets are to be filled. NULL: too many targets, or no memory. */
+struct tfd_template *tfd_plan_add(struct tfd_session *session, uint32_t number, uint32_t target_count);
+struct tfd_template *tfd_plan_get(const struct tfd_session *session, uint64_t number); /* NULL: none */
+void tfd_plan_remove(struct tfd_session *session, uint32_t number);
+void tfd_launch_enter(struct tfd_job *job); /* what is known of a launch before its table is read */
+uint32_t tfd_launch_read(struct tfd_job *job); /* its sizes and offsets; enum tfd_detail */
 
 /* cut.c */
 uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighths, uint64_t least);
@@ -108,6 +139,7 @@ void tfd_shard_move(struct tfd_shard *shard, uint32_t detail);
 void tfd_shard_unqueue(struct tfd_shard *shard);
 void tfd_shard_settle(struct tfd_shard *shard); /* leaves its open */
 void tfd_shard_done(struct tfd_shard *shard);
+void tfd_shard_skip(struct tfd_shard *shard); /* nothing is left for it to carry */
 bool tfd_shard_path_next(struct tfd_shard *shard); /* to another path that lives; false: there is none */
 void tfd_shard_advance(struct tfd_shard *shard); /* after an acknowledgement */
 

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From an untrusted ring entry to a job. Each entry is copied once, the copy is validated against private tables;
- * nothing in the segment is read twice. What is wrong with a request ends that request; what is wrong with the
- * ring itself ends the session.
+ * Taking entries from an untrusted ring. Each is copied once; what is a command is done, of the rest take.c makes jobs. What is wrong with
+ * a request ends that request; what is wrong with the ring itself ends the session.
  */
 #include <string.h>
 
@@ -23,29 +22,6 @@ void tfd_session_break(struct tfd_session *session, uint32_t detail)
 	tfd_event_post(session->group->worker, &event);
 }
 
-static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t now)
-{
-	if (!open)
-		return TFD_DETAIL_BAD_GRANT;
-	if (open->refused)
-		return open->refused;
-	if (open->expires_ns && now >= open->expires_ns)
-		return TFD_DETAIL_EXPIRED;
-	if (!(open->rights & right))
-		return TFD_DETAIL_RIGHTS;
-	return TFD_DETAIL_NONE;
-}
-
-static bool imm_granted(const struct tfd_open *open, uint32_t imm)
-{
-	return imm >= open->imm_first && imm - open->imm_first < open->imm_count;
-}
-
-static bool within(uint64_t offset, uint64_t length, uint64_t bytes)
-{
-	return offset <= bytes && length <= bytes - offset;
-}
-
 /* What an operation may use besides the fields that all have. */
 struct form {
 	bool known;
@@ -56,30 +32,36 @@ struct form {
 };
 
 static const struct form forms[] = {
-	[TFD_OP_WRITE] = { .known = true, .has_region = true, .flags = TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM },
-	[TFD_OP_IMM] = { .known = true },
+	[TFD_OP_WRITE] = { .known = true,
+	                   .has_region = true,
+	                   .flags = TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN | TFD_FLAG_TABLE },
+	[TFD_OP_IMM] = { .known = true, .flags = TFD_FLAG_PLAN },
 	[TFD_OP_ACKNOWLEDGE] = { .known = true },
 	[TFD_OP_CANCEL] = { .known = true },
 	[TFD_OP_WRITE_PAGES] = { .known = true,
 	                         .has_region = true,
 	                         .has_table = true,
 	                         .has_pages = true,
-	                         .flags = TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM },
+	                         .flags = TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM |
+	                                  TFD_FLAG_PLAN | TFD_FLAG_TABLE },
 	[TFD_OP_SCATTER] = { .known = true,
 	                     .has_region = true,
 	                     .has_table = true,
-	                     .flags = TFD_FLAG_CHECKSUM },
-	[TFD_OP_BARRIER] = { .known = true, .has_table = true },
-	[TFD_OP_READ] = { .known = true, .has_region = true },
+	                     .flags = TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN | TFD_FLAG_TABLE },
+	[TFD_OP_BARRIER] = { .known = true, .has_table = true, .flags = TFD_FLAG_PLAN },
+	[TFD_OP_READ] = { .known = true, .has_region = true, .flags = TFD_FLAG_PLAN },
 	[TFD_OP_SEND] = { .known = true, .has_table = true },
 	[TFD_OP_RELEASE] = { .known = true },
 	[TFD_OP_DISARM] = { .known = true },
+	[TFD_OP_LAUNCH] = { .known = true },
+	[TFD_OP_FORGET] = { .known = true },
 };
 
 /* What is done when it is taken, and is no job. */
 static bool is_command(uint8_t op)
 {
-	return op == TFD_OP_ACKNOWLEDGE || op == TFD_OP_CANCEL || op == TFD_OP_RELEASE || op == TFD_OP_DISARM;
+	return op == TFD_OP_ACKNOWLEDGE || op == TFD_OP_CANCEL || op == TFD_OP_RELEASE ||
+	       op == TFD_OP_DISARM || op == TFD_OP_FORGET;
 }
 
 /* Control's ring has no watchers: who arms a job must be able to bump. */
@@ -95,6 +77,21 @@ static uint32_t check_armed(const struct tfd_session *session, const struct tfd_
 	return entry->watcher < session->watcher_count ? TFD_DETAIL_NONE : TFD_DETAIL_BAD_WATCHER;
 }
 
+/* Nor does it have plans: their tables are in the arena. */
+static uint32_t check_plan(const struct tfd_source *source, const struct tfd_entry *entry)
+{
+	bool makes = (entry->flags & TFD_FLAG_PLAN) != 0;
+	bool table = (entry->flags & TFD_FLAG_TABLE) != 0;
+	bool uses = entry->op == TFD_OP_LAUNCH || entry->op == TFD_OP_FORGET;
+
+	if ((source->control && (makes || uses)) || (table && !makes) ||
+	    (entry->plan && !makes && entry->op != TFD_OP_LAUNCH) ||
+	    (makes && (entry->flags & TFD_FLAG_ARMED)) ||
+	    (makes && !table && entry->op == TFD_OP_WRITE_PAGES))
+		return TFD_DETAIL_BAD_FLAGS;
+	return TFD_DETAIL_NONE;
+}
+
 static uint32_t check_form(const struct tfd_entry *entry)
 {
 	const uint8_t armed = TFD_FLAG_ARMED | TFD_FLAG_POLLED; /* check_armed's */
@@ -104,14 +101,15 @@ static uint32_t check_form(const struct tfd_entry *entry)
 	if (!form->known)
 		return TFD_DETAIL_BAD_OP;
 	if (entry->flags & ~(form->flags | armed) || entry->priority > TFD_PRIORITY_LATENCY ||
-	    entry->_resv0 || entry->_resv2 || entry->_resv3)
+	    entry->_resv0 || entry->_resv3)
 		return TFD_DETAIL_BAD_FLAGS;
 	if (entry->imm >= TFD_IMM_COUNT)
 		return TFD_DETAIL_IMM_BITS;
 	if (entry->length > TFD_MAX_LENGTH)
 		return TFD_DETAIL_LENGTH;
 	if (!form->has_region &&
-	    (entry->op == TFD_OP_IMM || entry->op == TFD_OP_BARRIER || entry->op == TFD_OP_SEND) &&
+	    (entry->op == TFD_OP_IMM || entry->op == TFD_OP_BARRIER || entry->op == TFD_OP_SEND ||
+	     entry->op == TFD_OP_LAUNCH) &&
 	    (entry->length || entry->src_region || entry->src_offset))
 		return TFD_DETAIL_BAD_FLAGS;
 	if ((!form->has_table && (entry->table_offset || entry->table_count)) ||
@@ -171,6 +169,16 @@ static void take_cancel(struct tfd_session *session, struct tfd_source *source, 
 	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
 }
 
+static void take_forget(struct tfd_session *session, struct tfd_source *source, const struct tfd_entry *entry)
+{
+	if (!tfd_plan_get(session, entry->argument)) {
+		tfd_entry_end(session, source, entry, TFD_JOB_INVALID, TFD_DETAIL_BAD_PLAN);
+		return;
+	}
+	tfd_plan_remove(session, (uint32_t)entry->argument);
+	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
+}
+
 static void take_disarm(struct tfd_session *session, struct tfd_source *source, const struct tfd_entry *entry)
 {
 	if (entry->argument >= session->watcher_count) {
@@ -181,222 +189,13 @@ static void take_disarm(struct tfd_session *session, struct tfd_source *source, 
 	tfd_entry_end(session, source, entry, TFD_JOB_OK, TFD_DETAIL_NONE);
 }
 
-/* Untrusted. NULL: the table leaves the arena. */
-static const uint8_t *find_table(const struct tfd_source *source, const struct tfd_tables *tables,
-                                 const struct tfd_entry *entry, size_t each)
-{
-	const uint8_t *base = source->control ? (tables ? tables->data : NULL) : source->arena;
-	uint64_t bytes = source->control ? (tables ? tables->bytes : 0) : source->arena_bytes;
-
-	if (entry->table_offset % 8 || !within(entry->table_offset, entry->table_count * each, bytes))
-		return NULL;
-	return base + entry->table_offset;
-}
-
-struct taking {
-	struct tfd_worker *worker;
-	struct tfd_session *session;
-	struct tfd_source *source;
-	const struct tfd_entry *entry;
-	struct tfd_tables *tables;
-	struct tfd_region *region;
-};
-
-/* The region that it reads, or a read writes. */
-static uint32_t check_region(struct taking *taking)
-{
-	const struct tfd_entry *entry = taking->entry;
-	struct tfd_region *region = tfd_table_get(&taking->session->regions, entry->src_region);
-
-	if (!region)
-		return TFD_DETAIL_BAD_REGION;
-	if (tfd_load_relaxed(&region->broken))
-		return TFD_DETAIL_BROKEN_REGION;
-	if (entry->op == TFD_OP_READ && !region->writable)
-		return TFD_DETAIL_READ_ONLY;
-	taking->region = region;
-	return TFD_DETAIL_NONE;
-}
-
-static struct tfd_job *make_job(const struct taking *taking, uint32_t shard_count)
-{
-	const struct tfd_entry *entry = taking->entry;
-	struct tfd_job *job = tfd_job_alloc(taking->session, shard_count);
-
-	if (!job)
-		return NULL;
-	job->source = taking->source;
-	job->region = taking->region;
-	job->tables = taking->tables;
-	job->job_id = entry->job_id;
-	job->record = entry->record;
-	job->op = entry->op;
-	job->flags = entry->flags & (TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM);
-	job->priority = entry->priority;
-	job->imm = entry->imm;
-	job->src_offset = entry->src_offset;
-	job->dst_offset = entry->dst_offset;
-	job->length = entry->length;
-	job->deadline.key = entry->deadline_ns;
-	job->accepted_ns = taking->worker->now_ns;
-	return job;
-}
-
-/* Write, imm, pages, read: one grant. */
-static uint32_t take_single(struct taking *taking, struct tfd_job **out)
-{
-	const struct tfd_entry *entry = taking->entry;
-	struct tfd_open *open = tfd_table_get(&taking->session->opens, entry->dst_grant);
-	bool reads = entry->op == TFD_OP_READ;
-	bool pages = entry->op == TFD_OP_WRITE_PAGES;
-	uint32_t detail = check_open(open, reads ? TFD_RIGHT_READ : TFD_RIGHT_WRITE, taking->worker->now_ns);
-	uint32_t shards;
-
-	if (!detail && entry->op != TFD_OP_IMM)
-		detail = check_region(taking);
-	if (detail)
-		return detail;
-	if (!reads && !imm_granted(open, entry->imm))
-		return TFD_DETAIL_IMM_RANGE;
-	/* Of pages each is checked when it is copied; but what counts them goes to where they begin, even if there are none. */
-	if (!within(entry->dst_offset, pages ? 0 : entry->length, open->length))
-		return TFD_DETAIL_DESTINATION_BOUNDS;
-	if (taking->region && !within(entry->src_offset, pages ? 0 : entry->length, taking->region->length))
-		return TFD_DETAIL_SOURCE_BOUNDS;
-	if (pages && entry->table_count &&
-	    !find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page)))
-		return TFD_DETAIL_TABLE;
-	if (!pages)
-		shards = tfd_cut_count(open, entry->length, true, taking->session->group->cut_bytes);
-	else if (!entry->table_count && !(entry->flags & TFD_FLAG_COUNT_JOB))
-		shards = 0; /* nothing to move, nothing to count */
-	else
-		shards = tfd_cut_count(open, entry->table_count, (entry->flags & TFD_FLAG_COUNT_JOB) != 0, 1);
-	*out = make_job(taking, shards);
-	if (!*out)
-		return TFD_DETAIL_NONE;
-	(*out)->open = open;
-	(*out)->counts = 1;
-	if (pages) {
-		(*out)->table = find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page));
-		(*out)->counts = entry->table_count;
-		(*out)->src_stride = entry->src_stride;
-		(*out)->dst_stride = entry->dst_stride;
-	}
-	return TFD_DETAIL_NONE;
-}
-
-/* A message: its bytes are read from the table, and posted from a copy. */
-static uint32_t take_send(struct taking *taking, struct tfd_job **out)
-{
-	const struct tfd_entry *entry = taking->entry;
-	struct tfd_open *open = tfd_table_get(&taking->session->opens, entry->dst_grant);
-	uint32_t detail = check_open(open, TFD_RIGHT_SEND, taking->worker->now_ns);
-	const uint8_t *bytes;
-
-	if (detail)
-		return detail;
-	if (entry->table_count > open->length || entry->table_count > TFD_MESSAGE_BYTES_MAX)
-		return TFD_DETAIL_DESTINATION_BOUNDS;
-	bytes = find_table(taking->source, taking->tables, entry, 1);
-	if (!bytes && entry->table_count)
-		return TFD_DETAIL_TABLE;
-	*out = make_job(taking, 1);
-	if (!*out)
-		return TFD_DETAIL_NONE;
-	(*out)->open = open;
-	(*out)->table = bytes;
-	(*out)->length = entry->table_count;
-	return TFD_DETAIL_NONE;
-}
-
-static uint32_t check_target(const struct taking *taking, const struct tfd_target *target,
-                             struct tfd_shard *shard)
-{
-	struct tfd_open *open = tfd_table_get(&taking->session->opens, target->dst_grant);
-	uint32_t detail = check_open(open, TFD_RIGHT_WRITE, taking->worker->now_ns);
-
-	if (detail)
-		return detail;
-	if (!imm_granted(open, taking->entry->imm))
-		return TFD_DETAIL_IMM_RANGE;
-	if (!within(target->dst_offset, target->length, open->length))
-		return TFD_DETAIL_DESTINATION_BOUNDS;
-	if (taking->region ? !within(target->src_offset, target->length, taking->region->length) :
-	                     target->length || target->src_offset)
-		return TFD_DETAIL_SOURCE_BOUNDS;
-	shard->open = open;
-	shard->src_offset = target->src_offset;
-	shard->dst_offset = target->dst_offset;
-	shard->length = target->length;
-	return TFD_DETAIL_NONE;
-}
-
-/* Scatter, barrier: every target is checked before anything is sent. */
-static uint32_t take_targets(struct taking *taking, struct tfd_job **out)
-{
-	const struct tfd_entry *entry = taking->entry;
-	const uint8_t *table;
-	uint32_t detail = entry->op == TFD_OP_SCATTER ? check_region(taking) : TFD_DETAIL_NONE;
-
-	if (detail)
-		return detail;
-	table = find_table(taking->source, taking->tables, entry, sizeof(struct tfd_target));
-	if (entry->table_count > TFD_MAX_TARGETS || (!table && entry->table_count))
-		return TFD_DETAIL_TABLE;
-	*out = make_job(taking, entry->table_count);
-	for (uint32_t i = 0; *out && !detail && i < entry->table_count; i++) {
-		struct tfd_target target; /* the one read of it */
-
-		memcpy(&target, table + i * sizeof(target), sizeof(target));
-		__asm__ volatile("" : : "r"(&target) : "memory");
-		detail = check_target(taking, &target, &(*out)->shards[i]);
-	}
-	return detail;
-}
-
-static void take_job(struct taking *taking)
-{
-	const struct tfd_entry *entry = taking->entry;
-	bool many = entry->op == TFD_OP_SCATTER || entry->op == TFD_OP_BARRIER;
-	struct tfd_job *job = NULL;
-	uint32_t status = TFD_JOB_PENDING;
-	uint32_t detail;
-
-	if (entry->deadline_ns && taking->worker->now_ns >= entry->deadline_ns) {
-		status = TFD_JOB_DEADLINE;
-		detail = TFD_DETAIL_NONE;
-	} else {
-		detail = many                     ? take_targets(taking, &job) :
-		         entry->op == TFD_OP_SEND ? take_send(taking, &job) :
-		                                    take_single(taking, &job);
-		if (tfd_detail_is_loss(detail))
-			status = TFD_JOB_PEER_LOST;
-		else if (detail)
-			status = TFD_JOB_INVALID;
-		else if (!job)
-			status = TFD_JOB_QUOTA;
-	}
-	if (status == TFD_JOB_PENDING && !(entry->flags & TFD_FLAG_ARMED)) {
-		tfd_job_start(job);
-		return;
-	}
-	if (status == TFD_JOB_PENDING) {
-		if (tfd_arm(job, entry))
-			return;
-		status = TFD_JOB_QUOTA;
-	}
-	if (job)
-		tfd_job_drop(job);
-	if (taking->tables)
-		tfd_tables_put(taking->source, taking->tables);
-	tfd_entry_end(taking->session, taking->source, entry, status, detail);
-}
-
 /* False: the ring itself is wrong. */
 static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source,
                        const struct tfd_entry *entry, struct tfd_tables *tables)
 {
+	struct tfd_taking taking = {
+		.worker = worker, .session = session, .source = source, .entry = entry, .tables = tables
+	};
 	uint32_t detail;
 
 	/* The record is where an answer goes: without one of its own an entry cannot even be refused. */
@@ -406,6 +205,8 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 	detail = check_form(entry);
 	if (!detail)
 		detail = check_armed(session, source, entry);
+	if (!detail)
+		detail = check_plan(source, entry);
 	if (tables && (detail || is_command(entry->op)))
 		tfd_tables_put(source, tables);
 	if (detail)
@@ -418,8 +219,14 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 		take_release(session, source, entry);
 	else if (entry->op == TFD_OP_DISARM)
 		take_disarm(session, source, entry);
+	else if (entry->op == TFD_OP_FORGET)
+		take_forget(session, source, entry);
+	else if (entry->op == TFD_OP_LAUNCH)
+		tfd_take_launch(&taking);
+	else if (entry->flags & TFD_FLAG_PLAN)
+		tfd_take_plan(&taking);
 	else
-		take_job(&(struct taking){ worker, session, source, entry, tables, NULL });
+		tfd_take_job(&taking);
 	return true;
 }
 

@@ -16,6 +16,7 @@
 #define RECORDS_MAX 65536u /* a job id of the client half carries its record in 16 bits */
 
 #define WATCHERS_MAX 65536u
+#define PLANS_MAX 65536u
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -70,6 +71,7 @@ static void header_layout(struct tfd_segment_header *header, const struct tfd_se
 	header->counter_offset =
 		header->record_offset + (uint64_t)options->record_count * sizeof(struct tfd_record);
 	header->watcher_count = options->watcher_count;
+	header->plan_count = options->plan_count;
 	header->watcher_offset =
 		header->counter_offset + (uint64_t)options->counter_count * sizeof(struct tfd_counter);
 	header->arena_offset =
@@ -96,10 +98,11 @@ static int check_options(struct tfd_core *core, const struct tfd_session_options
 		                "%u ring entries and %u records: each must be a power of two up to %u",
 		                options->ring_entries, options->record_count, RECORDS_MAX);
 	if (!options->counter_count || options->counter_count > TFD_IMM_COUNT ||
-	    options->watcher_count > WATCHERS_MAX || options->arena_bytes > SEGMENT_MAX)
+	    options->watcher_count > WATCHERS_MAX || options->plan_count > PLANS_MAX ||
+	    options->arena_bytes > SEGMENT_MAX)
 		return tfd_fail(error, -EINVAL,
-		                "%u counters, %u watchers or %llu arena bytes are out of range",
-		                options->counter_count, options->watcher_count,
+		                "%u counters, %u watchers, %u plans or %llu arena bytes are out of range",
+		                options->counter_count, options->watcher_count, options->plan_count,
 		                (unsigned long long)options->arena_bytes);
 	if (options->weight > TFD_WEIGHT_MAX)
 		return tfd_fail(error, -EINVAL, "a weight of %u is more than %u", options->weight,
@@ -155,6 +158,8 @@ static int tables_open(struct tfd_session *session, const struct tfd_session_opt
 	session->wake_records = calloc((options->record_count + 63) / 64, sizeof(uint64_t));
 	if (!source->in_flight || !session->counts || !session->wake_counters || !session->wake_records)
 		return -ENOMEM;
+	if (tfd_plans_open(session, options->plan_count) != 0)
+		return -ENOMEM;
 	return tfd_watches_open(session,
 	                        (struct tfd_watcher *)(void *)(session->segment + header->watcher_offset),
 	                        options->watcher_count);
@@ -206,6 +211,7 @@ static void session_free(struct tfd_session *session)
 	put_waiting_tables(&session->sources[1]);
 	tfd_fractions_free(session);
 	tfd_watches_free(session);
+	tfd_plans_free(session);
 	free(session->sources[1].tables);
 	free(session->sources[1].ring);
 	free(session->sources[1].records);
@@ -458,6 +464,8 @@ static int detach_command(struct tfd_worker *worker, void *argument)
 	tfd_list_remove(&session->link);
 	tfd_worker_unwatch(worker, session->doorbell[0]);
 	tfd_mailboxes_free(session, worker);
+	for (uint32_t i = 0; i < session->plan_count; i++)
+		tfd_plan_remove(session, i);
 	for (uint32_t i = 0; i < session->regions.capacity; i++) {
 		if (session->regions.items[i])
 			tfd_region_unlink(session->regions.items[i]);
@@ -521,6 +529,7 @@ void tfd_sessions_close_all(struct tfd_core *core)
 				tfd_open_destroy(session->opens.items[k]);
 		}
 		tfd_mailboxes_free(session, NULL);
+		tfd_jobs_discard(session);
 		session->header->end_reason = TFD_DETAIL_SESSION_ENDED;
 		tfd_store_release(&session->header->state, TFD_SESSION_ENDED);
 		session_destroy(core, session);

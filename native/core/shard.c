@@ -89,6 +89,16 @@ void tfd_shard_done(struct tfd_shard *shard)
 	}
 }
 
+void tfd_shard_skip(struct tfd_shard *shard)
+{
+	if (shard->state == TFD_SHARD_DONE) /* it has failed */
+		return;
+	shard->length = shard->units = 0;
+	shard->data_done = true;
+	shard->job->data_left--;
+	tfd_shard_done(shard);
+}
+
 void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail)
 {
 	struct tfd_job *job = shard->job;

@@ -294,6 +294,7 @@ static int pools_open(struct tfd_worker *worker)
 static void pools_close(struct tfd_worker *worker)
 {
 	tfd_jobs_free(worker);
+	tfd_plan_pools_free(worker);
 	tfd_heap_fini(&worker->deadlines);
 	free(worker->wr_pool);
 	while (worker->waiter_free) {

@@ -181,9 +181,22 @@ static uint64_t some_stride(void)
 	return chance(4) ? chance(70000) : odd[chance(6)];
 }
 
+/* Its table is where near_valid_table writes: slices are of no use by chance, but pages, and heads, may be. */
+static void near_valid_plan(struct tfd_entry *entry)
+{
+	entry->plan = chance(9);
+	entry->flags = TFD_FLAG_PLAN | (entry->flags & TFD_FLAG_EXACT);
+	entry->watcher = 0;
+	entry->fire_at = 0;
+	if (entry->op == TFD_OP_WRITE_PAGES || chance(2)) {
+		entry->flags |= TFD_FLAG_TABLE;
+		entry->argument = 8ull * chance(TABLE_BYTES / 8);
+	}
+}
+
 static void near_valid(struct tfd_entry *entry, uint64_t job, uint8_t *table)
 {
-	uint8_t op = (uint8_t)(1 + chance(TFD_OP_DISARM + 1)); /* one more than there are */
+	uint8_t op = (uint8_t)(1 + chance(TFD_OP_FORGET + 1)); /* one more than there are */
 	bool pages = op == TFD_OP_WRITE_PAGES;
 	bool many = op == TFD_OP_SCATTER || op == TFD_OP_BARRIER;
 
@@ -209,10 +222,17 @@ static void near_valid(struct tfd_entry *entry, uint64_t job, uint8_t *table)
 		entry->src_stride = some_stride();
 		entry->dst_stride = some_stride();
 	}
-	if (chance(4) == 0) {
+	if (chance(4) == 0 && op != TFD_OP_FORGET) {
 		entry->flags |= TFD_FLAG_ARMED | (chance(2) ? TFD_FLAG_POLLED : 0);
 		entry->watcher = chance(9);
 		entry->fire_at = chance(8) ? chance(1u << 16) : UINT64_MAX - chance(2);
+	}
+	if (op == TFD_OP_LAUNCH || op == TFD_OP_FORGET) {
+		entry->src_region = entry->dst_grant = entry->imm = 0;
+		entry->plan = op == TFD_OP_LAUNCH ? chance(9) : 0;
+		entry->argument = op == TFD_OP_FORGET ? chance(9) : 0;
+	} else if (chance(4) == 0) {
+		near_valid_plan(entry);
 	}
 	near_valid_table(op, table);
 	if (chance(20) == 0) /* one byte of it is noise */

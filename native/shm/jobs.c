@@ -107,7 +107,7 @@ void tfd_client_ended_release_locked(struct tfd_client *client)
 	for (uint32_t i = 0; i < client->record_count; i++) {
 		struct tfd_client_slot *slot = &client->slots[i];
 
-		if (slot->table_bytes && has_ended(client, i))
+		if ((slot->table_bytes || slot->plan != TFD_NO_PLAN) && has_ended(client, i))
 			tfd_client_table_release_locked(client, slot);
 	}
 }

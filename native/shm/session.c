@@ -45,7 +45,8 @@ static bool counts_are_sane(const struct tfd_segment_header *h)
 	return h->ring_count >= 1 && h->ring_count <= TFD_CLIENT_MAX_RINGS && h->ring_entries >= 1 &&
 	       h->ring_entries <= TFD_CLIENT_MAX_ENTRIES && (h->ring_entries & (h->ring_entries - 1)) == 0 &&
 	       h->record_count >= 1 && h->record_count <= TFD_CLIENT_MAX_RECORDS &&
-	       h->counter_count <= TFD_CLIENT_MAX_COUNTERS && h->watcher_count <= TFD_CLIENT_MAX_WATCHERS;
+	       h->counter_count <= TFD_CLIENT_MAX_COUNTERS && h->watcher_count <= TFD_CLIENT_MAX_WATCHERS &&
+	       h->plan_count <= TFD_CLIENT_MAX_PLANS;
 }
 
 /* Whether the header describes a segment of this ABI that lies within `total` bytes. */
@@ -108,6 +109,7 @@ static void segment_locate(struct tfd_client *client, const struct tfd_segment_h
 	client->records = (struct tfd_record *)(void *)(client->base + h->record_offset);
 	client->counters = (struct tfd_counter *)(void *)(client->base + h->counter_offset);
 	client->watcher_count = h->watcher_count;
+	client->plan_count = h->plan_count;
 	client->watchers = (struct tfd_watcher *)(void *)(client->base + h->watcher_offset);
 	client->arena_base = client->base + h->arena_offset;
 	for (uint32_t i = 0; i < h->ring_count; i++) {
@@ -131,13 +133,19 @@ static int slots_init(struct tfd_client *client)
 	client->saved = calloc(buckets, sizeof(*client->saved)); /* NOLINT: pointers are meant */
 	client->saved_buckets = buckets;
 	client->watcher_next = calloc((size_t)client->watcher_count + 1, sizeof(*client->watcher_next));
-	if (!client->slots || !client->saved || !client->watcher_next)
+	client->plans = calloc((size_t)client->plan_count + 1, sizeof(*client->plans));
+	if (!client->slots || !client->saved || !client->watcher_next || !client->plans)
 		return -ENOMEM;
+	for (uint32_t i = 0; i < client->plan_count; i++)
+		client->plans[i].next_free = i + 1 < client->plan_count ? i + 1 : TFD_NO_PLAN;
+	client->plan_free = client->plan_count ? 0 : TFD_NO_PLAN;
 	for (uint32_t i = 0; i < client->watcher_count; i++)
 		client->watcher_next[i] = i + 1 < client->watcher_count ? i + 1 : TFD_NO_WATCHER;
 	client->watcher_free = client->watcher_count ? 0 : TFD_NO_WATCHER;
-	for (uint32_t i = 0; i < client->record_count; i++)
+	for (uint32_t i = 0; i < client->record_count; i++) {
 		client->slots[i].next_free = i + 1 < client->record_count ? i + 1 : TFD_NO_RECORD;
+		client->slots[i].plan = TFD_NO_PLAN;
+	}
 	client->free_head = 0;
 	client->free_count = client->record_count;
 	return 0;
@@ -166,8 +174,8 @@ int tfd_client_open(int segment_fd, const int *doorbell_fds, uint32_t doorbell_c
 	rc = slots_init(client);
 	if (rc)
 		goto err_slots;
-	/* As many tables as jobs in flight, and those that are about to be. */
-	rc = tfd_arena_init(&client->arena, header.arena_bytes, 2 * header.record_count);
+	/* As many tables as jobs in flight, those that are about to be, and those of plans. */
+	rc = tfd_arena_init(&client->arena, header.arena_bytes, 2 * header.record_count + header.plan_count);
 	if (rc)
 		goto err_slots;
 	rc = -pthread_mutex_init(&client->lock, NULL);
@@ -181,6 +189,7 @@ err_slots:
 	free(client->saved);
 	free(client->slots);
 	free(client->watcher_next);
+	free(client->plans);
 err_unmap:
 	munmap(client->base, client->mapped_bytes);
 err_free:
@@ -198,6 +207,7 @@ void tfd_client_close(struct tfd_client *client)
 	free(client->saved);
 	free(client->slots);
 	free(client->watcher_next);
+	free(client->plans);
 	munmap(client->base, client->mapped_bytes);
 	free(client);
 }

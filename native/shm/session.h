@@ -20,7 +20,9 @@
 #define TFD_CLIENT_MAX_ENTRIES (1u << 16)
 #define TFD_CLIENT_MAX_COUNTERS TFD_IMM_COUNT
 #define TFD_CLIENT_MAX_WATCHERS (1u << 16)
+#define TFD_CLIENT_MAX_PLANS (1u << 16)
 #define TFD_NO_RECORD UINT32_MAX
+#define TFD_NO_PLAN UINT32_MAX
 #define TFD_NO_WATCHER UINT32_MAX
 #define TFD_WATCHER_TAKEN (UINT32_MAX - 1)
 
@@ -38,8 +40,19 @@ struct tfd_client_slot {
 	uint64_t submitted_ns;
 	uint64_t table_offset; /* of its part of the arena */
 	uint64_t table_bytes; /* 0: it has none, or gave it back */
+	uint32_t plan; /* that it launched; TFD_NO_PLAN: none, or it has ended */
 	uint32_t next_free;
 	bool released; /* nobody will ask for its end */
+};
+
+/* A plan, and its part of the arena. */
+struct tfd_client_plan {
+	uint64_t table_offset;
+	uint64_t table_bytes; /* 0: it has no table */
+	uint32_t launches; /* not known to have ended */
+	uint32_t next_free;
+	bool taken;
+	bool closing; /* free again with the last launch */
 };
 
 /* The end of a job whose record had to be given to another. */
@@ -58,6 +71,7 @@ struct tfd_client {
 	uint32_t record_count;
 	uint32_t counter_count;
 	uint32_t watcher_count;
+	uint32_t plan_count;
 	struct tfd_segment_header *header;
 	struct tfd_record *records;
 	struct tfd_counter *counters;
@@ -76,6 +90,8 @@ struct tfd_client {
 	struct tfd_arena arena;
 	uint32_t *watcher_next; /* owned, watcher_count: the next free one, or TFD_WATCHER_TAKEN */
 	uint32_t watcher_free; /* TFD_NO_WATCHER: none */
+	struct tfd_client_plan *plans; /* owned, plan_count */
+	uint32_t plan_free; /* TFD_NO_PLAN: none */
 };
 
 /* 0, or -EPIPE once the session is over for any reason. */
@@ -94,6 +110,13 @@ void tfd_client_ended_release_locked(struct tfd_client *client);
 void tfd_client_table_give_locked(struct tfd_client_slot *slot, const struct tfd_entry *entry);
 /* Gives back what the slot's job had of the arena, if anything. Only once it has ended. */
 void tfd_client_table_release_locked(struct tfd_client *client, struct tfd_client_slot *slot);
+
+/* For plans.c: a table as it is written into the arena, and what it takes there. */
+uint64_t tfd_client_table_size(const struct tfd_entry *entry);
+void tfd_client_table_fill(void *to, const struct tfd_entry *entry, const struct tfd_client_table *table);
+/* The slot's job launches a plan; it has ended. */
+void tfd_client_plan_hold_locked(struct tfd_client *client, struct tfd_client_slot *slot, uint32_t plan);
+void tfd_client_plan_put_locked(struct tfd_client *client, struct tfd_client_slot *slot);
 
 /* Wakes the worker of a ring, if it sleeps; after what it is to see was stored, sequentially. */
 void tfd_client_doorbell(const struct tfd_client_ring *ring);

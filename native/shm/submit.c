@@ -43,6 +43,8 @@ static int publish_locked(struct tfd_client *client, struct tfd_client_ring *rin
 		entry->job_id = client->slots[entry->record].job_id;
 		if (tables)
 			tfd_client_table_give_locked(&client->slots[entry->record], entry);
+		if (entry->op == TFD_OP_LAUNCH)
+			tfd_client_plan_hold_locked(client, &client->slots[entry->record], entry->plan);
 		ring->entries[(ring->tail + i) & (client->ring_entries - 1)] = *entry;
 	}
 	ring->tail += count;

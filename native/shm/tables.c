@@ -23,7 +23,7 @@ static uint64_t table_each(const struct tfd_entry *entry)
 	return has_pages(entry) ? sizeof(struct tfd_page) : sizeof(struct tfd_target);
 }
 
-static uint64_t table_size(const struct tfd_entry *entry)
+uint64_t tfd_client_table_size(const struct tfd_entry *entry)
 {
 	return tfd_arena_size(entry->table_count * table_each(entry));
 }
@@ -174,7 +174,7 @@ int tfd_client_tables_check(const struct tfd_entry *entries, const struct tfd_cl
 void tfd_client_table_give_locked(struct tfd_client_slot *slot, const struct tfd_entry *entry)
 {
 	slot->table_offset = entry->table_offset;
-	slot->table_bytes = entry->table_count ? table_size(entry) : 0;
+	slot->table_bytes = entry->table_count ? tfd_client_table_size(entry) : 0;
 }
 
 void tfd_client_table_release_locked(struct tfd_client *client, struct tfd_client_slot *slot)
@@ -182,13 +182,15 @@ void tfd_client_table_release_locked(struct tfd_client *client, struct tfd_clien
 	if (slot->table_bytes)
 		tfd_arena_release(&client->arena, slot->table_offset, slot->table_bytes);
 	slot->table_bytes = 0;
+	tfd_client_plan_put_locked(client, slot);
 }
 
 static void release_first_locked(struct tfd_client *client, const struct tfd_entry *entries, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++) {
 		if (entries[i].table_count)
-			tfd_arena_release(&client->arena, entries[i].table_offset, table_size(&entries[i]));
+			tfd_arena_release(&client->arena, entries[i].table_offset,
+			                  tfd_client_table_size(&entries[i]));
 	}
 }
 
@@ -198,7 +200,7 @@ static int take_all_locked(struct tfd_client *client, struct tfd_entry *entries,
 		int rc = 0;
 
 		if (entries[i].table_count)
-			rc = tfd_arena_alloc(&client->arena, table_size(&entries[i]),
+			rc = tfd_arena_alloc(&client->arena, tfd_client_table_size(&entries[i]),
 			                     &entries[i].table_offset);
 		if (rc) {
 			release_first_locked(client, entries, i);
@@ -271,21 +273,24 @@ static void fill_rows(struct tfd_target *targets, const struct tfd_entry *entry,
 	}
 }
 
+void tfd_client_table_fill(void *to, const struct tfd_entry *entry, const struct tfd_client_table *table)
+{
+	if (has_pages(entry))
+		fill_pages(to, entry, table);
+	else if (table->rows)
+		fill_rows(to, entry, table);
+	else
+		memcpy(to, entry->op == TFD_OP_SEND ? table->bytes : table->targets,
+		       entry->table_count * table_each(entry));
+}
+
 static void fill_all(struct tfd_client *client, const struct tfd_entry *entries,
                      const struct tfd_client_table *tables, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++) {
-		void *to = client->arena_base + entries[i].table_offset;
-
-		if (!entries[i].table_count)
-			continue;
-		if (has_pages(&entries[i]))
-			fill_pages(to, &entries[i], &tables[i]);
-		else if (tables[i].rows)
-			fill_rows(to, &entries[i], &tables[i]);
-		else
-			memcpy(to, entries[i].op == TFD_OP_SEND ? tables[i].bytes : tables[i].targets,
-			       entries[i].table_count * table_each(&entries[i]));
+		if (entries[i].table_count)
+			tfd_client_table_fill(client->arena_base + entries[i].table_offset, &entries[i],
+			                      &tables[i]);
 	}
 }
 
@@ -298,7 +303,7 @@ static int check_batch(struct tfd_client *client, const struct tfd_entry *entrie
 	uint32_t tables = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
-		bytes += table_size(&entries[i]);
+		bytes += tfd_client_table_size(&entries[i]);
 		tables += entries[i].table_count != 0;
 	}
 	return bytes > client->arena.bytes || tables > client->arena.most ? -EMSGSIZE : 0;

@@ -113,6 +113,7 @@ static inline void user_open_sized(struct host *host, struct user *user, uint32_
 		.record_count = records,
 		.counter_count = 64,
 		.watcher_count = 8,
+		.plan_count = 24,
 		.arena_bytes = 131072,
 	};
 

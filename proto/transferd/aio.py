@@ -3,6 +3,6 @@
 
 from transferd.client.aio import Client, Counter, Grant, Job, Region
 from transferd.client.aiomailbox import Mailbox
-from transferd.client.aiowatcher import Watcher
+from transferd.client.aiowatcher import Plan, Watcher
 
-__all__ = ["Client", "Counter", "Grant", "Job", "Mailbox", "Region", "Watcher"]
+__all__ = ["Client", "Counter", "Grant", "Job", "Mailbox", "Plan", "Region", "Watcher"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients killed with SIGKILL while jobs wait for their watchers; nothing starts afterwards."""
+"""Clients killed with SIGKILL while jobs and launches of plans wait; nothing starts afterwards."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def ring(shared_pair: Pair) -> Iterator[RawSender]:
         ({"table_offset": U64 - 7}, b"", Detail.TABLE),
         ({"table_count": U32}, b"", Detail.TABLE),
         ({"flags": 128}, b"", Detail.BAD_FLAGS),
-        ({"_resv2": 1}, b"", Detail.BAD_FLAGS),
+        ({"plan": 1}, b"", Detail.BAD_FLAGS),
         ({"imm": IMMS.stop}, pages(0, 0, 0, 0), Detail.IMM_RANGE),
         ({"dst_grant": 0}, pages(0, 0, 0, 0), Detail.BAD_GRANT),
         ({"src_region": U64}, pages(0, 0, 0, 0), Detail.BAD_REGION),

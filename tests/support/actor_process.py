@@ -27,15 +27,18 @@ def send(client: transferd.Client, length: int, imm: int, descriptor: bytes) -> 
 
 
 def arm(client: transferd.Client, length: int, imm: int, descriptor: bytes) -> None:
-    """Has jobs wait for watchers, starts some; says "sending" then."""
+    """Has jobs and launches wait for watchers, starts some; says "sending" then."""
     source = client.alloc(length)
     job = transferd.Write(src=source, dst=descriptor, imm=imm)
     watcher = client.watcher()
     device = client.watcher(device=True)
-    jobs = [client.arm((watcher, device)[i % 2], 1 + i, job) for i in range(200)]
-    watcher.bump(3)
+    plan = client.plan(job, table=True)
+    jobs = [client.arm((watcher, device)[i % 2], 1 + i, (job, plan)[i % 3 % 2]) for i in range(200)]
+    launched = [plan.launch() for _ in range(4)]
+    watcher.bump(8)
     print("sending", flush=True)
     jobs[-1].wait()
+    launched[-1].wait()
 
 
 def receive(client: transferd.Client, length: int, imm: int) -> None:

@@ -39,8 +39,8 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "arena_bytes": 96,
             "watcher_offset": 104,
             "watcher_count": 112,
-            "_resv0": 116,
-            "_resv5": 120,
+            "plan_count": 116,
+            "_resv0": 120,
             "daemon_id": 128,
             "boot_epoch": 144,
             "_resv1": 160,
@@ -75,7 +75,7 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "argument": 72,
             "table_offset": 80,
             "table_count": 88,
-            "_resv2": 92,
+            "plan": 92,
             "src_stride": 96,
             "dst_stride": 104,
             "fire_at": 112,
@@ -113,6 +113,8 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "wake_at": 56,
         },
     ),
+    "tfd_plan_table": (64, {"count": 0, "_resv0": 4}),
+    "tfd_slice": (24, {"src_offset": 0, "dst_offset": 8, "length": 16}),
     "tfd_watcher": (64, {"value": 0, "_resv0": 8}),
 }
 

@@ -48,7 +48,7 @@ def pair(client: transferd.Client) -> tuple[transferd.Region, transferd.Grant]:
 def test_entry_layout_is_the_abis() -> None:
     entry = ffi.new("struct tfd_entry *")
     ENTRY.pack_into(
-        ffi.buffer(entry), 0, 1, 0, 1, 0, *range(5, 13), 19, *range(13, 17), 0, 17, 18, 20
+        ffi.buffer(entry), 0, 1, 0, 1, 0, *range(5, 13), 19, *range(13, 17), 21, 17, 18, 20
     )
     assert ENTRY.size == ffi.sizeof(entry[0])
     assert (entry.table_offset, entry.table_count) == (15, 16)
@@ -57,13 +57,8 @@ def test_entry_layout_is_the_abis() -> None:
     assert (entry.src_region, entry.src_offset, entry.dst_grant) == (7, 8, 9)
     assert (entry.dst_offset, entry.length, entry.imm) == (10, 11, 12)
     assert (entry.deadline_ns, entry.argument) == (13, 14)
-    assert (entry.watcher, entry.fire_at, entry._resv0, entry._resv2, entry._resv3) == (
-        19,
-        20,
-        0,
-        0,
-        0,
-    )
+    assert (entry.watcher, entry.fire_at, entry.plan) == (19, 20, 21)
+    assert (entry._resv0, entry._resv3) == (0, 0)
 
 
 def test_write_lands_and_counts(client: transferd.Client, pair: tuple) -> None:

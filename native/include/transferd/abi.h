@@ -46,6 +46,8 @@
 #define TFD_OP_RELEASE                                                                                  \
 	10u /* gives slot src_offset of mailbox dst_grant back, which held message number `argument` */
 #define TFD_OP_DISARM 11u /* ends the jobs that wait for the watcher in `argument` */
+#define TFD_OP_LAUNCH 12u /* the job that was kept as `plan`, once more */
+#define TFD_OP_FORGET 13u /* the plan in `argument` is no more; what was launched goes on */
 
 /* struct tfd_entry.flags */
 #define TFD_FLAG_EXACT 1u /* write, pages: the count follows the acknowledgement of all bytes on all rails */
@@ -54,6 +56,11 @@
 #define TFD_FLAG_ARMED 8u /* any job: it starts once the word of `watcher` is at least `fire_at` */
 #define TFD_FLAG_POLLED                                                                                   \
 	16u /* armed: that word is written by a device, which wakes nobody; the worker goes on looking */
+
+#define TFD_FLAG_PLAN                                                                                   \
+	32u /* write, imm, pages, scatter, barrier, read: checked, and kept as `plan` instead of run */
+#define TFD_FLAG_TABLE \
+	64u /* plan of a write, of pages (always), of a scatter: each launch reads the table at `argument` */
 
 /* struct tfd_entry.priority */
 #define TFD_PRIORITY_BULK 0u
@@ -114,7 +121,8 @@
 	X(24, BAD_MAILBOX, "no such mailbox here, or not the message in that slot")    \
 	X(25, NO_MEMORY, "the far daemon has no memory left")                          \
 	X(26, CHECKSUM, "the bytes at the destination are not those of the source")    \
-	X(27, BAD_WATCHER, "no such watcher in this session")
+	X(27, BAD_WATCHER, "no such watcher in this session")                          \
+	X(28, BAD_PLAN, "no such plan in this session, or its number is taken")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };
@@ -146,8 +154,8 @@ struct tfd_segment_header {
 	uint64_t arena_bytes;
 	uint64_t watcher_offset;
 	uint32_t watcher_count;
-	uint32_t _resv0;
-	uint64_t _resv5;
+	uint32_t plan_count;
+	uint64_t _resv0;
 
 	uint8_t daemon_id[16];
 	uint8_t boot_epoch[16];
@@ -195,12 +203,12 @@ struct tfd_entry {
 	uint32_t imm;
 	uint32_t watcher; /* TFD_FLAG_ARMED */
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
-	uint64_t argument; /* TFD_OP_CANCEL: job id */
+	uint64_t argument; /* TFD_OP_CANCEL: job id; TFD_FLAG_TABLE: bytes into the arena, a multiple of 8 */
 	uint64_t
 		table_offset; /* bytes into the arena, a multiple of 8; to be left alone until the job has ended */
 	uint32_t
 		table_count; /* entries of it; 0: the job does nothing, and counts nothing unless TFD_FLAG_COUNT_JOB */
-	uint32_t _resv2;
+	uint32_t plan; /* TFD_FLAG_PLAN, TFD_OP_LAUNCH: its number, below plan_count */
 	uint64_t src_stride; /* pages: bytes from one index to the next */
 	uint64_t dst_stride;
 	uint64_t fire_at; /* TFD_FLAG_ARMED */
@@ -216,6 +224,23 @@ struct tfd_page {
 /* Scatter, barrier: `length` bytes from src_offset into the region go to dst_offset into the grant. */
 struct tfd_target {
 	uint64_t dst_grant;
+	uint64_t src_offset;
+	uint64_t dst_offset;
+	uint64_t length;
+};
+
+/*
+ * The table of a plan, in the arena: this line, then as many entries as the plan was made with (write: 1): struct tfd_page, or struct
+ * tfd_slice. Writer: client, or a kernel of a device; to be left alone from a launch (armed: from the bump that starts it) until
+ * that job has ended.
+ */
+struct tfd_plan_table {
+	uint32_t count; /* of the entries: those that the next launch takes, from the first on */
+	uint8_t _resv0[60];
+};
+
+/* `length` bytes from src_offset into the plan's source go to dst_offset into the grant: of a scatter the one of the same place. */
+struct tfd_slice {
 	uint64_t src_offset;
 	uint64_t dst_offset;
 	uint64_t length;

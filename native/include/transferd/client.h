@@ -156,6 +156,23 @@ void tfd_client_watcher_close(struct tfd_client *client, uint32_t slot);
 int tfd_client_watcher_bump(struct tfd_client *client, uint32_t slot, uint64_t n);
 int tfd_client_watcher_read(struct tfd_client *client, uint32_t slot, uint64_t *value);
 
+/* ---- plans: jobs that are kept to be launched ---- */
+
+/*
+ * Makes a plan of one entry (and its table, if it has one): publishes it, with TFD_FLAG_PLAN, and fills its `plan`, record and job_id. It can
+ * be launched once that job has ended OK; otherwise it is to be closed. `with_table`: not 0: launches read their sizes and offsets from
+ * tfd_client_plan_table, which holds those of the entry in the beginning (pages have it in any case). Of a scatter, src_offset
+ * and length are the part of the region that slices count from. Waits for room as tfd_client_submit_tables, with the same errors;
+ * -ENOSPC: the session has all the plans that it may have.
+ */
+int tfd_client_plan_open(struct tfd_client *client, uint32_t ring, struct tfd_entry *entry,
+                         const struct tfd_client_table *table, uint32_t with_table, int64_t timeout_ns,
+                         struct tfd_table_fault *fault);
+/* Its table (struct tfd_plan_table), valid until it is closed, and in mapped memory until tfd_client_close; NULL: it has none. */
+void *tfd_client_plan_table(struct tfd_client *client, uint32_t plan);
+/* Gives it back, after TFD_OP_FORGET or a failure. Its table's place is free once the last launch has ended. */
+void tfd_client_plan_close(struct tfd_client *client, uint32_t plan);
+
 /* The segment's event fd is signalled while this is not 0 (one caller decides). */
 void tfd_client_set_event_waiters(struct tfd_client *client, uint32_t value);
 

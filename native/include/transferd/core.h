@@ -131,6 +131,7 @@ struct tfd_session_options {
 	uint32_t record_count;
 	uint32_t counter_count;
 	uint32_t watcher_count; /* at most 65,536 */
+	uint32_t plan_count; /* at most 65,536 */
 	uint64_t arena_bytes;
 	uint64_t session_id; /* the control plane's own number, shown in the segment */
 	uint32_t weight; /* its share of a rail beside other sessions; 1 to TFD_WEIGHT_MAX; 0: 1 */
