@@ -75,3 +75,15 @@ def worker_cost() -> Path:
     libraries = ("-pthread", "-ldl", "-lrt", "-lm")
     (OUT / "worker_cost").unlink(missing_ok=True)  # some of its headers are not beside the sources
     return compile_c("worker_cost", sources, *include, *hardening, *libraries)
+
+
+def copy() -> Path:
+    """Builds one thread's memcpy, as a library."""
+    return compile_c(
+        "copy.so",
+        [BENCH / "native" / "copy.c"],
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-builtin-memcpy",
+    )

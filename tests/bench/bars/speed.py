@@ -23,6 +23,7 @@ TOPICS = {
     "submitting": "submission",
     "worker": "worker_cost",
     "peers beside us": "peer_table",
+    "same daemon": "local_path",
 }
 MAIN = "main-job bars"
 
