@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 DEFAULT_SOCKET = "unix:///run/transferd/transferd.sock"
+COPY_CORES, COPY_THREADS_MAX = 4, 4  # cores for each copying thread; more fill no memory bus
 SOCKET_PATH_MAX = 107 - len(".lock")  # sun_path, less the longest suffix that we add
 
 
@@ -229,6 +230,7 @@ class Config(Section):
     heartbeat: HeartbeatConfig = HeartbeatConfig()
     polling: Literal["adaptive", "busy"] = "adaptive"
     spin: Seconds = Field(default=0.0002, ge=0, le=1)
+    copy_threads: int | None = Field(default=None, ge=0, le=16)
     limits: LimitsConfig = LimitsConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -295,6 +297,13 @@ class Config(Section):
     def advertised(self) -> str:
         """host:port that peers reach this daemon at."""
         return self.peer_address or self.peer_listen
+
+    @property
+    def copiers(self) -> int:
+        """Threads that copy within this host: as configured, or a quarter of the cores."""
+        if self.copy_threads is not None:
+            return self.copy_threads
+        return min(COPY_THREADS_MAX, len(os.sched_getaffinity(0)) // COPY_CORES)
 
     def effective_tenants(self) -> tuple[TenantConfig, ...]:
         """The tenants, or the one that stands for all."""

@@ -190,6 +190,7 @@ class DataPlane:
         native.with_local = options.with_local
         native.segment_bytes = options.segment_bytes
         native.window_bytes = options.window_bytes
+        native.copy_threads = options.copy_threads
         group = ffi.new("uint32_t *")
         error = ffi.new("struct tfd_error *")
         rc = await self._run(lambda: lib.tfd_group_open(self._core, native, group, error))

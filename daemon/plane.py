@@ -146,6 +146,7 @@ class GroupOptions:
     with_local: bool = False
     segment_bytes: int = 0
     window_bytes: int = 0
+    copy_threads: int = 0
     library: str = ""
 
 

@@ -179,6 +179,7 @@ class Server:
                 with_local=config.provider != "sim",
                 segment_bytes=config.fabric.segment,
                 window_bytes=config.fabric.window,
+                copy_threads=config.copiers,
                 library=config.fabric.library,
             )
         )

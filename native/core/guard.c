@@ -91,6 +91,19 @@ static void guard_handler(int number, siginfo_t *info, void *context)
 	errno = saved;
 }
 
+const uint32_t *tfd_guard_flag(const void *address)
+{
+	uint32_t used = tfd_load_acquire(&guard_used);
+
+	for (uint32_t i = 0; i < used; i++) {
+		struct guard_slot slot = slot_read(&guard_slots[i]);
+
+		if (slot.base && (uintptr_t)address >= slot.base && (uintptr_t)address < slot.end)
+			return slot.broken;
+	}
+	return NULL;
+}
+
 uint32_t tfd_guard_hits(void)
 {
 	return tfd_load_relaxed(&guard_count);

@@ -333,6 +333,8 @@ int tfd_guard_install(void);
 int tfd_guard_add(struct tfd_region *region);
 void tfd_guard_remove(struct tfd_region *region);
 uint32_t tfd_guard_hits(void); /* faults mended so far */
+/* Of the region that has this address: not 0 once pages of it were mended; lives as long as that. NULL: no region's. */
+const uint32_t *tfd_guard_flag(const void *address);
 
 /* session.c */
 struct tfd_session *tfd_session_get(struct tfd_core *core, uint64_t handle);

@@ -79,6 +79,7 @@ static void fill_post(struct tfd_worker *worker, const struct tfd_shard *shard, 
 		.length = plan->first,
 		.remote_address = path->address + plan->dst_offset,
 		.remote_key = path->key,
+		.job_bytes = job->op == TFD_OP_WRITE_PAGES ? shard->length * job->length : shard->length,
 		.read = job->op == TFD_OP_READ,
 	};
 	if (plan->length) {

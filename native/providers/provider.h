@@ -53,6 +53,7 @@ struct tfd_post {
 	uint64_t length;
 	uint64_t remote_address;
 	uint64_t remote_key;
+	uint64_t job_bytes; /* of all that it is a part of; a hint, 0: not known */
 	uint32_t has_imm;
 	uint32_t imm;
 	uint32_t read; /* not 0: from the remote range into `local`; no immediate */

@@ -25,14 +25,16 @@ struct fabric {
 	const char *rail;
 	const char *options;
 	bool one_host;
+	uint32_t copy_threads;
 };
 
 static const struct fabric fabrics[] = {
-	{ "libfabric", "libfabric", "127.0.0.1", "", false },
-	{ "tcp", "tcp", "127.0.0.1", "", false },
-	{ "local", "local", "local", "", true },
-	{ "sim, ordered", "sim", "sim0", "ordered=1,delay_us=300", false },
-	{ "sim, unordered", "sim", "sim0", "ordered=0,delay_us=300", false },
+	{ "libfabric", "libfabric", "127.0.0.1", "", false, 0 },
+	{ "tcp", "tcp", "127.0.0.1", "", false, 0 },
+	{ "local", "local", "local", "", true, 0 },
+	{ "local, by helpers", "local", "local", "", true, 2 },
+	{ "sim, ordered", "sim", "sim0", "ordered=1,delay_us=300", false, 0 },
+	{ "sim, unordered", "sim", "sim0", "ordered=0,delay_us=300", false, 0 },
 };
 
 struct run {
@@ -257,7 +259,8 @@ static void open_host(struct host *host, const struct fabric *fabric)
 {
 	struct tfd_core_options core = { .spin_us = 50, .max_sessions = 16 };
 	struct tfd_group_options group = { .rail_count = 1,
-	                                   .segment_bytes = 32u << 10,
+	                                   .segment_bytes = fabric->copy_threads ? 128u << 10 : 32u << 10,
+	                                   .copy_threads = fabric->copy_threads,
 	                                   .window_bytes = 256u << 10 };
 
 	(void)strcpy(group.provider, fabric->provider);

@@ -45,6 +45,7 @@ def test_every_documented_key() -> None:
         heartbeat: {interval: 200ms, timeout: 1s}
         polling: busy
         spin: 1ms
+        copy_threads: 3
         limits: {sessions: 10, ring_entries: 64}
         timeouts: {peer_call: 1s, revoke: 500ms}
         log_level: debug
@@ -55,12 +56,25 @@ def test_every_documented_key() -> None:
     assert parsed.tenants[0].quotas.registered_bytes == 1 << 40
     assert parsed.fabric.segment == 1 << 18
     assert parsed.spin == 0.001
+    assert parsed.copiers == 3
     assert parsed.advertised == "host1:7471"
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 0), (2, 0), (3, 0), (4, 1), (16, 4), (128, 4)])
+def test_copy_threads_follow_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert config.parse("").copiers == threads
+    assert config.parse("copy_threads: 0").copiers == 0
 
 
 @pytest.mark.parametrize(
     ("text", "path", "advice"),
     [
+        ("copy_threads: 17", "copy_threads", "16"),
+        ("copy_threads: -1", "copy_threads", "0"),
+        ("copy_threads: some", "copy_threads", "integer"),
         ("lisen: unix:///x", "lisen", "no such key"),
         ("heartbeat: {intervall: 1s}", "heartbeat.intervall", "no such key"),
         ("heartbeat: {interval: soon}", "heartbeat.interval", "500ms"),

@@ -109,6 +109,7 @@ struct tfd_group_options {
 	uint32_t rail_count;
 	uint32_t
 		with_local; /* not 0: one rail more, the last, for writes within the group (providers/local) */
+	uint32_t copy_threads; /* that copy for it what is long; 0: the worker copies all */
 	uint32_t segment_bytes; /* largest piece posted at once; 0: default */
 	uint32_t cut_bytes; /* least part of a write that goes by a rail of its own; 0: default */
 	uint32_t window_bytes; /* most bytes in flight per connection; 0: default */

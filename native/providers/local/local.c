@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The local provider: both ends are sessions of one domain group, so the one worker copies, and tells itself. A post is done when it
- * returns; what there is to tell waits in a queue of fixed size for the poll of the same pass.
+ * The local provider: both ends are sessions of one domain group, so the one worker copies, and tells itself. What is short is copied
+ * when its post returns, what is long by helpers, if there are any. Posts are told of in their order, from a queue of fixed size.
  */
 #include "local.h"
 
@@ -13,28 +13,43 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "../../core/barrier.h"
 #include "../../core/parts.h"
+#include "helpers.h"
 
 #define QUEUE_ENTRIES 1024u         /* power of two */
 #define MESSAGE_BYTES (256u << 10)  /* copied at once */
 #define PASS_BYTES                                                                                          \
 	(4 *                                                                                                \
 	 MESSAGE_BYTES) /* copied between two polls, of all halves: rings and other rails wait meanwhile */
-#define PARTS_MAX 64u               /* ranges of one post */
-#define PAGE_BYTES 4096u            /* the smallest that can vanish */
+#define HELP_BYTES (128u << 10)     /* below, handing over takes as long as copying */
+#define STREAM_BYTES (32ull << 20)  /* a job of more is not kept by the caches of a processor */
 #define ID_BYTES 16u
+
+/* A post that is to be told of: its immediate, then itself. Owner: worker, but for its state. */
+struct op {
+	struct tfd_wr *wr;
+	struct tfd_half *half;
+	void *far_owner;
+	uint32_t state; /* shared; enum tfd_local_state; of what a helper copies it is the helper's */
+	uint32_t imm;
+	bool has_imm; /* not told yet */
+	bool refused;
+};
 
 /* A rail. Owner: worker, but for its memory. */
 struct tfd_domain {
 	char protocol[TFD_NAME_MAX]; /* constant */
-	int idle_fd;                 /* constant; never readable */
+	int wake_fd; /* constant; eventfd; readable when a helper has done something while we sleep */
 	struct tfd_local_memory memory;
+	struct tfd_local_helpers helpers;
 	struct tfd_list halves;
 	uint64_t last_name;
 	uint64_t pass_bytes; /* since the last poll */
 	uint32_t head;
 	uint32_t tail;
-	struct tfd_wc queue[QUEUE_ENTRIES];
+	struct tfd_local_copy copy; /* what the worker copies itself */
+	struct op queue[QUEUE_ENTRIES];
 };
 
 /* Owner: worker. */
@@ -83,8 +98,9 @@ static void domain_close(struct tfd_domain *domain)
 		tfd_list_remove(&half->link);
 		free(half);
 	}
-	if (domain->idle_fd >= 0)
-		(void)close(domain->idle_fd);
+	tfd_local_helpers_close(&domain->helpers);
+	if (domain->wake_fd >= 0)
+		(void)close(domain->wake_fd);
 	tfd_local_memory_fini(&domain->memory);
 	free(domain);
 }
@@ -95,15 +111,17 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 	struct tfd_domain *domain = calloc(1, sizeof(*domain));
 	int rc;
 
-	(void)options;
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for the local rail");
 	tfd_local_memory_init(&domain->memory);
 	tfd_list_init(&domain->halves);
-	domain->idle_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = domain->idle_fd >= 0 ?
+	tfd_local_copy_init();
+	domain->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	rc = domain->wake_fd >= 0 ?
 	             protocol_make(domain->protocol, error) :
 	             tfd_fail(error, -errno, "no file descriptor is left: %s", strerror(errno));
+	if (!rc)
+		rc = tfd_local_helpers_open(&domain->helpers, options->copy_threads, domain->wake_fd, error);
 	if (rc) {
 		domain_close(domain);
 		return rc;
@@ -113,7 +131,7 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 	memcpy(info->protocol, domain->protocol, sizeof(info->protocol));
 	info->max_message_bytes = MESSAGE_BYTES;
 	info->ordered = 1;
-	info->max_parts = PARTS_MAX;
+	info->max_parts = TFD_LOCAL_PARTS;
 	*out = domain;
 	return 0;
 }
@@ -174,10 +192,12 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 	return 0;
 }
 
-/* A fence as it is: nobody but this thread copies, and nothing is under way. */
+/* A fence: nobody but this thread and its helpers copies, and then nothing is under way. */
 static void half_close(struct tfd_half *half)
 {
 	struct tfd_list *halves = &half->domain->halves;
+
+	tfd_local_helpers_drain(&half->domain->helpers);
 
 	for (struct tfd_list *link = halves->next; link != halves; link = link->next) {
 		struct tfd_half *other = tfd_container(link, struct tfd_half, link);
@@ -201,61 +221,38 @@ static uint32_t queue_count(const struct tfd_domain *domain)
 	return domain->tail - domain->head;
 }
 
-static void tell(struct tfd_domain *domain, const struct tfd_wc *wc)
+static bool reaches(const struct tfd_mr *mr, uint64_t address, uint64_t length)
 {
-	domain->queue[domain->tail++ % QUEUE_ENTRIES] = *wc;
+	return address <= mr->length && length <= mr->length - address;
 }
 
-static bool reaches(const struct tfd_mr *mr, const struct tfd_post_part *part)
-{
-	return part->remote_address <= mr->length && part->length <= mr->length - part->remote_address;
-}
-
-/*
- * Whether pages of what is to be read have been taken away (the guard has mended that by then): nobody must take the zeros for
- * data. Of what is written the core finds it out by itself, by the source's region.
- */
-static bool has_vanished(const uint8_t *from, uint64_t length)
-{
-	uint32_t before = tfd_guard_hits();
-
-	for (uint64_t i = 0; i < length; i += PAGE_BYTES)
-		(void)*(const volatile uint8_t *)(from + i);
-	(void)*(const volatile uint8_t *)(from + length - 1);
-	return tfd_guard_hits() != before;
-}
-
-/* Moves the bytes; whether the far side lets us. */
-static bool move(const struct tfd_mr *mr, const struct tfd_post_part *part, bool read)
-{
-	uint8_t *remote = mr->base + part->remote_address;
-
-	if (!reaches(mr, part))
-		return false;
-	/* memmove: both ranges may be one client's, and overlap. */
-	if (!read)
-		memmove(remote, part->local, part->length);
-	else if (has_vanished(remote, part->length))
-		return false;
-	else
-		memmove((void *)(uintptr_t)part->local, remote, part->length);
-	return true;
-}
-
-static bool move_all(struct tfd_domain *domain, const struct tfd_post *post)
+/* Fills in what is to be copied; whether the far side lets us. */
+static bool copy_make(struct tfd_domain *domain, const struct tfd_post *post, struct tfd_local_copy *copy)
 {
 	const struct tfd_post_part first = { post->local, post->remote_address, post->length };
-	const struct tfd_mr *mr;
+	const struct tfd_mr *mr = NULL;
 
+	copy->broken = NULL;
+	copy->count = 0;
+	copy->streams = post->job_bytes > STREAM_BYTES;
 	if (!post->length)
 		return true;
 	mr = tfd_local_mr_find_hot(&domain->memory, post->remote_key);
-	if (!mr || !(post->read || mr->writable) || !move(mr, &first, post->read != 0))
+	if (!mr || !(post->read || mr->writable))
 		return false;
-	for (uint32_t i = 0; i < post->part_count; i++) {
-		if (!move(mr, &post->parts[i], post->read != 0))
+	if (post->read)
+		copy->broken = mr->broken;
+	for (uint32_t i = 0; i <= post->part_count; i++) {
+		const struct tfd_post_part *from = i ? &post->parts[i - 1] : &first;
+		uint8_t *local = (uint8_t *)(uintptr_t)from->local;
+		uint8_t *remote = mr->base + from->remote_address;
+
+		if (!reaches(mr, from->remote_address, from->length))
 			return false;
+		copy->parts[i] = post->read ? (struct tfd_local_part){ local, remote, from->length } :
+		                              (struct tfd_local_part){ remote, local, from->length };
 	}
+	copy->count = post->part_count + 1;
 	return true;
 }
 
@@ -268,10 +265,36 @@ static uint64_t bytes_of(const struct tfd_post *post)
 	return bytes;
 }
 
+static int post_at_once(struct tfd_domain *domain, const struct tfd_post *post, struct op *op, uint64_t bytes)
+{
+	if (domain->pass_bytes >= PASS_BYTES)
+		return -EAGAIN;
+	domain->pass_bytes += bytes;
+	op->refused = !copy_make(domain, post, &domain->copy);
+	op->state = op->refused ? TFD_LOCAL_COPIED : tfd_local_copy_run(&domain->copy);
+	return 0;
+}
+
+static int post_by_helper(struct tfd_domain *domain, const struct tfd_post *post, struct op *op)
+{
+	struct tfd_local_task *task = tfd_local_helpers_take(&domain->helpers);
+
+	if (!task)
+		return -EAGAIN;
+	op->refused = !copy_make(domain, post, &task->copy);
+	op->state = op->refused ? TFD_LOCAL_COPIED : TFD_LOCAL_COPYING;
+	task->state = &op->state;
+	if (!op->refused)
+		tfd_local_helpers_give(&domain->helpers);
+	return 0;
+}
+
 static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
 {
 	struct tfd_domain *domain = half->domain;
 	uint64_t bytes = bytes_of(post);
+	struct op *op;
+	int rc;
 
 	if (!half->far || half->broken)
 		return -ENOTCONN;
@@ -279,21 +302,58 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 		return -EMSGSIZE;
 	if (post->read && post->length && !post->mr->writable)
 		return -EACCES;
-	/* One post tells two things at most. */
-	if (queue_count(domain) > QUEUE_ENTRIES - 2 || domain->pass_bytes >= PASS_BYTES)
+	if (queue_count(domain) == QUEUE_ENTRIES)
 		return -EAGAIN;
-	domain->pass_bytes += bytes;
-	if (!move_all(domain, post)) {
-		half->broken = true;
-		tell(domain,
-		     &(struct tfd_wc){ .type = TFD_WC_ERROR, .wr = wr, .error = EACCES, .remote_access = 1 });
-		return 0;
-	}
-	if (post->has_imm)
-		tell(domain,
-		     &(struct tfd_wc){ .type = TFD_WC_IMM, .imm = post->imm, .owner = half->far->owner });
-	tell(domain, &(struct tfd_wc){ .type = TFD_WC_SENT, .wr = wr });
+	op = &domain->queue[domain->tail % QUEUE_ENTRIES];
+	*op = (struct op){ .wr = wr,
+	                   .half = half,
+	                   .far_owner = half->far->owner,
+	                   .imm = post->imm,
+	                   .has_imm = post->has_imm != 0 };
+	rc = domain->helpers.count && bytes >= HELP_BYTES ? post_by_helper(domain, post, op) :
+	                                                    post_at_once(domain, post, op, bytes);
+	if (rc)
+		return rc;
+	half->broken = half->broken || op->refused;
+	domain->tail++;
 	return 0;
+}
+
+/* Whether there is something to tell of the oldest post. Its bytes are visible then. */
+static bool has_news(struct tfd_domain *domain)
+{
+	/* pairs with the helper's store of state */
+	return queue_count(domain) &&
+	       tfd_load_seq(&domain->queue[domain->head % QUEUE_ENTRIES].state) != TFD_LOCAL_COPYING;
+}
+
+static void tell(struct tfd_domain *domain, struct op *op, struct tfd_wc *wc)
+{
+	bool fails = op->refused || tfd_load_relaxed(&op->state) == TFD_LOCAL_GONE;
+
+	if (fails) {
+		op->half->broken = true;
+		*wc = (struct tfd_wc){
+			.type = TFD_WC_ERROR, .wr = op->wr, .error = EACCES, .remote_access = 1
+		};
+	} else if (op->has_imm) {
+		op->has_imm = false;
+		*wc = (struct tfd_wc){ .type = TFD_WC_IMM, .imm = op->imm, .owner = op->far_owner };
+		return;
+	} else {
+		*wc = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = op->wr };
+	}
+	domain->head++;
+}
+
+static void sleeps(struct tfd_domain *domain, bool asleep)
+{
+	uint64_t ignored;
+
+	/* pairs with task_run: it stores its task's state, then looks at worker_sleeps */
+	tfd_store_seq(&domain->helpers.worker_sleeps, asleep);
+	if (!asleep)
+		(void)!read(domain->wake_fd, &ignored, sizeof(ignored));
 }
 
 static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -301,8 +361,10 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	int count = 0;
 
 	domain->pass_bytes = 0;
-	while (count < max && domain->head != domain->tail)
-		wc[count++] = domain->queue[domain->head++ % QUEUE_ENTRIES];
+	if (tfd_load_relaxed(&domain->helpers.worker_sleeps))
+		sleeps(domain, false);
+	while (count < max && has_news(domain))
+		tell(domain, &domain->queue[domain->head % QUEUE_ENTRIES], &wc[count++]);
 	return count;
 }
 
@@ -313,13 +375,19 @@ static int half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 
 static int wait_fd(struct tfd_domain *domain)
 {
-	return domain->idle_fd;
+	return domain->wake_fd;
 }
 
-/* Only the worker's own posts make work here, so nothing can come while it sleeps. */
+/* Only the worker's own posts make work here: what its helpers have not done yet, they tell. */
 static int arm(struct tfd_domain *domain)
 {
-	return queue_count(domain) ? -EAGAIN : 0;
+	if (!queue_count(domain))
+		return 0;
+	sleeps(domain, true);
+	if (!has_news(domain))
+		return 0;
+	sleeps(domain, false);
+	return -EAGAIN;
 }
 
 const struct tfd_provider_ops tfd_local_ops = {

@@ -17,6 +17,7 @@ struct tfd_mr {
 	uint8_t *base;
 	uint64_t length;
 	bool writable;
+	const uint32_t *broken; /* shared; borrowed; not 0 once pages were taken away; NULL: they cannot be */
 	uint32_t index;
 	uint32_t generation; /* of the last key; counts up, so that a key of before finds nothing */
 	struct tfd_mr *next_free;

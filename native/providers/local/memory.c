@@ -62,6 +62,7 @@ int tfd_local_mr_open(struct tfd_domain *domain, void *address, size_t length, i
 	mr->base = address;
 	mr->length = length;
 	mr->writable = writable != 0;
+	mr->broken = tfd_guard_flag(address);
 	mr->generation++;
 	key->key = (uint64_t)mr->generation << 32 | (mr->index + 1);
 	key->address = 0;
