@@ -16,6 +16,7 @@
 #include <sys/random.h>
 
 #include "parts.h"
+#include "wr.h"
 
 #define CHANNELS_MAX (TFD_IMM_COUNT / TFD_CALLS)
 #define ANSWERS_AT (TFD_CALLS * TFD_REQUEST_BYTES)
@@ -234,13 +235,15 @@ static int post_frame(struct tfd_worker *worker, struct tfd_conn *conn, size_t a
 		return rc;
 	worker->wr_free = wr->next;
 	wr->job = NULL;
-	wr->shard = imm;
+	wr->shard = NULL;
+	wr->message = imm;
 	wr->units = 0;
 	wr->extent = 0;
 	wr->imm_number = ++conn->imms_posted;
 	wr->credit = imm >> 29 < WIRE_ASK;
 	conn->credits.taken += wr->credit;
-	tfd_wr_enter(conn, wr, bytes);
+	tfd_wr_link(conn, wr, bytes, conn->inflight_bytes + bytes, worker->now_ns);
+	tfd_conn_enter(worker, conn, &(struct tfd_pieces){ .bytes = bytes, .count = 1 });
 	return 0;
 }
 
@@ -434,10 +437,13 @@ void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc)
 {
 	struct tfd_conn *conn = wr->conn;
 	struct tfd_channel *channel = conn->channel;
-	uint32_t frame = wr->shard % TFD_CALLS;
+	uint32_t frame = wr->message % TFD_CALLS;
 
-	tfd_wr_leave(wr);
-	switch (wr->shard >> 29) {
+	tfd_wr_unlink(conn, wr);
+	tfd_conn_leave(conn->group->worker, conn, &(struct tfd_pieces){ .bytes = wr->length, .count = 1 });
+	if (wr->credit)
+		tfd_credits_acked(conn);
+	switch (wr->message >> 29) {
 	case WIRE_REQUEST:
 		channel->calls[frame].writing = false;
 		break;

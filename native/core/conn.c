@@ -110,7 +110,7 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	conn->broken = true; /* by our own hand: no CONN_LOST */
 	for (wr = conn->outstanding; wr && !known; wr = wr->next) {
 		if (wr->job)
-			tfd_shard_fail(&wr->job->shards[wr->shard], TFD_JOB_PEER_LOST, detail);
+			tfd_shard_fail(wr->shard, TFD_JOB_PEER_LOST, detail);
 	}
 	conn->rail->ops->half_close(conn->half);
 	drained = drain_closed(worker, conn); /* what was flushed, and what had landed before */

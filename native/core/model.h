@@ -168,6 +168,7 @@ struct tfd_conn {
 	uint64_t awaited_bytes[TFD_CLASSES]; /* the piece that was the last to ask for room */
 	uint64_t window_bytes; /* that may be in flight; window.c */
 	uint64_t least_ns; /* that a piece took */
+	uint64_t bound_ns; /* what a piece may take */
 	uint64_t shrunk_ns; /* when the window became smaller last */
 	bool window_rises; /* no piece has taken too long yet */
 	bool window_tight[TFD_CLASSES]; /* the last piece to be posted did not fit */

@@ -33,31 +33,32 @@ void tfd_batch_drop(struct tfd_shard *shard)
 	shard->batch = NULL;
 }
 
-/* Where a page begins, or false when it leaves the `bytes` that there are. */
-static bool page_at(uint64_t base, uint64_t stride, uint32_t index, uint64_t length, uint64_t bytes,
-                    uint64_t *offset)
+/* Where the pages of one side are. */
+struct side {
+	uint64_t base;
+	uint64_t stride;
+	uint64_t end; /* of where a page may begin; 0: nowhere */
+	bool small; /* no index makes it overflow */
+};
+
+static struct side side_of(uint64_t base, uint64_t stride, uint64_t length, uint64_t bytes)
+{
+	return (struct side){ .base = base,
+	                      .stride = stride,
+	                      .end = length <= bytes ? bytes - length + 1 : 0,
+	                      .small = !(base >> 63) && !(stride >> 31) };
+}
+
+static inline bool place(const struct side *side, uint32_t index, uint64_t *offset)
 {
 	uint64_t distance;
 
-	if (__builtin_mul_overflow(stride, (uint64_t)index, &distance) ||
-	    __builtin_add_overflow(base, distance, offset))
-		return false;
-	return *offset <= bytes && length <= bytes - *offset;
-}
-
-static uint32_t page_check(const struct tfd_shard *shard, struct tfd_page page, struct tfd_piece *piece)
-{
-	const struct tfd_job *job = shard->job;
-
-	piece->length = job->length;
-	piece->pages = 1;
-	if (!page_at(job->src_offset, job->src_stride, page.src, job->length, job->region->length,
-	             &piece->src_offset))
-		return TFD_DETAIL_SOURCE_BOUNDS;
-	if (!page_at(job->dst_offset, job->dst_stride, page.dst, job->length, shard->open->length,
-	             &piece->dst_offset))
-		return TFD_DETAIL_DESTINATION_BOUNDS;
-	return TFD_DETAIL_NONE;
+	if (side->small) {
+		*offset = side->base + side->stride * index;
+		return *offset < side->end;
+	}
+	return !__builtin_mul_overflow(side->stride, (uint64_t)index, &distance) &&
+	       !__builtin_add_overflow(side->base, distance, offset) && *offset < side->end;
 }
 
 /* Whether one piece, and one post, may be several pages: one immediate need not count one page. */
@@ -66,57 +67,88 @@ static bool joins(const struct tfd_shard *shard, const struct tfd_rail *rail)
 	return rail->info.ordered || shard->trails;
 }
 
-/* Adjacent pages go as one piece; pages of no bytes are adjacent wherever they are. */
-static bool merge(const struct tfd_rail *rail, struct tfd_piece *last, const struct tfd_piece *piece)
+/*
+ * Checks pages and makes pieces of them: adjacent ones go as one, if any do, of at most `most` bytes; pages of no bytes are adjacent
+ * wherever they are. The first that leaves its region or grant ends it: enum tfd_detail.
+ */
+static uint32_t check_and_merge(const struct tfd_shard *shard, const struct tfd_page *pages, uint32_t count,
+                                bool merges, uint64_t most, struct tfd_batch *batch)
 {
-	if (piece->length && (last->src_offset + last->length != piece->src_offset ||
-	                      last->dst_offset + last->length != piece->dst_offset ||
-	                      last->length + piece->length > rail->segment_bytes))
-		return false;
-	last->length += piece->length;
-	last->pages += piece->pages;
-	return true;
+	const struct tfd_job *job = shard->job;
+	const uint64_t length = job->length;
+	const struct side src = side_of(job->src_offset, job->src_stride, length, job->region->length);
+	const struct side dst = side_of(job->dst_offset, job->dst_stride, length, shard->open->length);
+	struct tfd_piece *piece = batch->pieces; /* after the last */
+	uint64_t src_next = 0, dst_next = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t from, to;
+
+		if (!place(&src, pages[i].src, &from))
+			return TFD_DETAIL_SOURCE_BOUNDS;
+		if (!place(&dst, pages[i].dst, &to))
+			return TFD_DETAIL_DESTINATION_BOUNDS;
+		if (merges && i &&
+		    ((from == src_next && to == dst_next && piece[-1].length + length <= most) || !length)) {
+			piece[-1].length += length;
+			piece[-1].pages++;
+		} else {
+			*piece++ = (struct tfd_piece){ from, to, length, 1 };
+		}
+		src_next = from + length;
+		dst_next = to + length;
+	}
+	batch->count = (uint32_t)(piece - batch->pieces);
+	return TFD_DETAIL_NONE;
 }
 
 int tfd_batch_fill(struct tfd_shard *shard)
 {
-	struct tfd_page pages[TFD_BATCH_PIECES];
 	const struct tfd_rail *rail = shard->open->paths[shard->path].conn->rail;
+	struct tfd_page pages[TFD_BATCH_PIECES];
 	struct tfd_job *job = shard->job;
-	bool merges = joins(shard, rail);
 	uint64_t left = shard->length - shard->posted;
 	uint32_t count = left < TFD_BATCH_PIECES ? (uint32_t)left : TFD_BATCH_PIECES;
-	struct tfd_batch *batch;
+	uint32_t detail;
 
 	if (!shard->batch)
 		shard->batch = batch_take(job->session->group->worker);
-	batch = shard->batch;
-	if (!batch)
+	if (!shard->batch)
 		return -ENOMEM;
-	batch->count = batch->next = 0;
+	shard->batch->count = shard->batch->next = 0;
 	shard->piece_posted = 0;
 	memcpy(pages, job->table + (shard->first + shard->posted) * sizeof(pages[0]),
 	       count * sizeof(pages[0]));
 	/* A compiler must not read the segment again in place of the copy. */
 	__asm__ volatile("" : : "r"(pages) : "memory");
-	for (uint32_t i = 0; i < count; i++) {
-		struct tfd_piece piece;
-		uint32_t detail = page_check(shard, pages[i], &piece);
-
-		if (detail) {
-			job->detail = detail;
-			return -EINVAL;
-		}
-		if (!merges || !batch->count || !merge(rail, &batch->pieces[batch->count - 1], &piece))
-			batch->pieces[batch->count++] = piece;
-	}
-	return 0;
+	detail = check_and_merge(shard, pages, count, joins(shard, rail), rail->segment_bytes, shard->batch);
+	if (!detail)
+		return 0;
+	job->detail = detail;
+	return -EINVAL;
 }
 
-/* As many pieces as one post may carry and the segment holds, but at least one, or a segment of it. */
-int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_rail *rail, uint64_t segment,
+/* Those that follow the first. */
+static void add_pieces(const struct tfd_piece *piece, uint32_t left, uint64_t segment, struct tfd_plan *plan)
+{
+	uint64_t room = segment - plan->length;
+	uint64_t extent = plan->extent;
+	uint32_t i = 1;
+
+	for (; i < left && piece[i].length <= room; i++) {
+		room -= piece[i].length;
+		extent += piece[i].pages;
+	}
+	plan->length = segment - room;
+	plan->extent = extent;
+	plan->pieces = i;
+}
+
+/* As many pieces as one post may carry, or may be posted, and the segment holds; but at least one, or a segment of it. */
+int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_conn *conn, uint64_t segment,
                    struct tfd_plan *plan)
 {
+	const struct tfd_rail *rail = conn->rail;
 	const struct tfd_piece *piece;
 	uint32_t left;
 
@@ -138,14 +170,10 @@ int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_rail *rail, uint64_
 	plan->pieces = 1;
 	if (!joins(shard, rail))
 		return 0;
-	left = shard->batch->count - shard->batch->next;
-	if (left > rail->info.max_parts)
-		left = rail->info.max_parts;
-	while (plan->pieces < left && plan->length + piece[plan->pieces].length <= segment) {
-		plan->length += piece[plan->pieces].length;
-		plan->extent += piece[plan->pieces].pages;
-		plan->pieces++;
-	}
+	left = rail->info.max_parts > 1 ? rail->info.max_parts : tfd_window_posts(conn, shard->job->priority);
+	if (left > shard->batch->count - shard->batch->next)
+		left = shard->batch->count - shard->batch->next;
+	add_pieces(piece, left, segment, plan);
 	return 0;
 }
 
@@ -164,11 +192,11 @@ void tfd_pages_parts(const struct tfd_shard *shard, const struct tfd_plan *plan,
 		                                   .length = piece[i].length };
 }
 
-void tfd_pages_posted(struct tfd_shard *shard, const struct tfd_plan *plan)
+void tfd_pages_posted(struct tfd_shard *shard, uint32_t pieces, uint64_t bytes)
 {
-	shard->piece_posted += plan->length;
-	if (!plan->pieces)
+	shard->piece_posted += bytes;
+	if (!pieces)
 		return;
-	shard->batch->next += plan->pieces;
+	shard->batch->next += pieces;
 	shard->piece_posted = 0;
 }

@@ -115,18 +115,19 @@ struct tfd_plan {
 	uint64_t first;  /* bytes of the first part */
 	uint64_t length; /* of all parts */
 	uint64_t extent; /* of the shard: bytes, or pages that are complete with it */
-	uint32_t pieces; /* of the batch that are complete with it: its parts */
+	uint32_t pieces; /* of the batch that are complete with it: parts of one post, or posts */
 	uint32_t units;
 };
 
 int tfd_batch_fill(struct tfd_shard *shard); /* -EINVAL: job->detail says why; -ENOMEM */
 void tfd_batch_drop(struct tfd_shard *shard);
-int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_rail *rail, uint64_t segment,
+int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_conn *conn, uint64_t segment,
                    struct tfd_plan *plan); /* as tfd_batch_fill */
 /* The parts after the first; `parts` has room for all of them. */
 void tfd_pages_parts(const struct tfd_shard *shard, const struct tfd_plan *plan, struct tfd_post *post,
                      struct tfd_post_part *parts);
-void tfd_pages_posted(struct tfd_shard *shard, const struct tfd_plan *plan);
+void tfd_pages_posted(struct tfd_shard *shard, uint32_t pieces,
+                      uint64_t bytes); /* pieces that are complete */
 
 /* shard.c */
 void tfd_shard_queue(struct tfd_shard *shard); /* on its connection */
@@ -149,19 +150,22 @@ void tfd_lanes_put(struct tfd_lanes *lanes); /* NULL-safe */
 int tfd_flows_open(struct tfd_session *session, uint32_t weight); /* control, before the worker knows it */
 void tfd_schedule_enter(struct tfd_shard *shard); /* it has something to post by its path */
 void tfd_schedule_leave(struct tfd_shard *shard);
-void tfd_schedule_charge(const struct tfd_shard *shard, uint64_t bytes); /* they were posted */
+void tfd_schedule_charge(const struct tfd_shard *shard, uint64_t bytes,
+                         uint32_t posts); /* they were posted */
 void tfd_schedule_resume(struct tfd_conn *conn, uint32_t priority);
 void tfd_schedule_move(struct tfd_conn *conn, uint32_t detail); /* all its shards, to other paths */
 uint32_t tfd_schedule_post(struct tfd_worker *worker);
 
 /* post.c */
 uint32_t tfd_conns_post(struct tfd_worker *worker);
-int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard); /* one piece */
+/* As tfd_provider_ops.post: one post, or pieces that together are worth one. */
+int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard);
 void tfd_conns_check_progress(struct tfd_worker *worker);
+
+/* wr.c */
+/* Acknowledged pieces of shards from the beginning of `wc` on; how many there were. */
+uint32_t tfd_wrs_acked(struct tfd_worker *worker, const struct tfd_wc *wc, uint32_t count);
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);
-/* On the list of what its connection has in flight, and off it. */
-void tfd_wr_enter(struct tfd_conn *conn, struct tfd_wr *wr, uint64_t length);
-void tfd_wr_leave(struct tfd_wr *wr);
 /* As tfd_wr_done, but the provider may still name wr in a late completion: it is not used again before that. */
 void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc);
 /* A piece that surely has not landed: its shard goes out again. */
@@ -173,7 +177,15 @@ uint64_t tfd_window_segment(const struct tfd_conn *conn);
 /* Whether so many bytes of that class may go out; if not, they are what it waits for. */
 bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length);
 bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority); /* for what did not fit last */
-void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr);
+uint32_t tfd_window_posts(const struct tfd_conn *conn,
+                          uint32_t priority); /* how many more may go, at least 1 */
+void tfd_window_learn(struct tfd_conn *conn, const struct tfd_wr *wr, uint64_t took_ns);
+
+static inline void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr, uint64_t took_ns)
+{
+	if (took_ns < conn->least_ns || took_ns > conn->bound_ns || conn->window_tight[wr->job->priority])
+		tfd_window_learn(conn, wr, took_ns);
+}
 
 /* credits.c */
 int tfd_credits_open(struct tfd_conn *conn, struct tfd_error *error); /* -ENOSPC */

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Posting the next piece of a shard under its connection's window, and taking pieces back. Work is posted in bounded segments, so that
- * a cancel, or a small write, never waits behind more than a window. Whose piece is next: schedule.c.
+ * Posting the next pieces of a shard under its connection's window. Work is posted in bounded segments, so that a cancel, or a small
+ * write, never waits behind more than a window. Whose piece is next: schedule.c. Taking them back: wr.c.
  */
 #include <errno.h>
 
 #include "barrier.h"
 #include "parts.h"
+#include "wr.h"
 
 #define CONNECT_BOUND_NS 5000000000u /* from the first refused post to giving up */
 #define PROGRESS_BOUND_NS 5000000000u /* without any piece coming back, to taking the connection out */
@@ -24,16 +25,16 @@ static uint32_t units_of(uint64_t owed)
 }
 
 /* The immediate that rides on a piece. */
-static uint32_t plan_units(struct tfd_shard *shard, const struct tfd_rail *rail, uint64_t extent)
+static uint32_t plan_units(const struct tfd_shard *shard, const struct tfd_rail *rail, uint64_t extent)
 {
 	bool last = shard->posted + extent == shard->length;
+	uint64_t owed = shard->units_owed + 8 * extent;
 
 	if (shard->trails)
 		return 0;
 	if (!counts_pages(shard->job))
 		return last ? (uint32_t)(shard->units - shard->units_posted) : 0;
-	shard->units_owed += 8 * extent;
-	return last || shard->units_owed >= OWED_MAX || !rail->info.ordered ? units_of(shard->units_owed) : 0;
+	return last || owed >= OWED_MAX || !rail->info.ordered ? units_of(owed) : 0;
 }
 
 static void plan_bytes(const struct tfd_shard *shard, uint64_t segment, struct tfd_plan *plan)
@@ -64,13 +65,12 @@ static int plan_next(struct tfd_shard *shard, const struct tfd_conn *conn, struc
 		return 0;
 	}
 	if (shard->job->op == TFD_OP_WRITE_PAGES && shard->length)
-		return tfd_pages_plan(shard, conn->rail, segment, plan);
+		return tfd_pages_plan(shard, conn, segment, plan);
 	plan_bytes(shard, segment, plan);
 	return 0;
 }
 
-static void fill_post(struct tfd_worker *worker, const struct tfd_shard *shard, const struct tfd_plan *plan,
-                      struct tfd_post *post)
+static void fill_post(const struct tfd_shard *shard, const struct tfd_plan *plan, struct tfd_post *post)
 {
 	const struct tfd_job *job = shard->job;
 	const struct tfd_path *path = &shard->open->paths[shard->path];
@@ -86,8 +86,6 @@ static void fill_post(struct tfd_worker *worker, const struct tfd_shard *shard, 
 		post->local = job->region->base + plan->src_offset;
 		post->mr = job->region->mrs[path->conn->rail->index];
 	}
-	if (plan->pieces > 1)
-		tfd_pages_parts(shard, plan, post, worker->parts);
 	if (plan->units) {
 		post->has_imm = 1;
 		post->imm =
@@ -95,90 +93,101 @@ static void fill_post(struct tfd_worker *worker, const struct tfd_shard *shard, 
 	}
 }
 
-static void wr_attach(struct tfd_conn *conn, struct tfd_shard *shard, struct tfd_wr *wr,
-                      const struct tfd_plan *plan)
+/* It went out; `ahead` of it, and with it, so many bytes are in flight. */
+static inline void attach(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
+                          struct tfd_wr *wr, const struct tfd_pieces *piece, uint64_t ahead)
 {
+	worker->wr_free = wr->next;
 	wr->job = shard->job;
-	wr->shard = (uint32_t)(shard - shard->job->shards);
-	wr->extent = plan->extent;
-	wr->units = plan->units;
+	wr->shard = shard;
+	wr->extent = piece->extent;
+	wr->units = (uint32_t)piece->units;
 	wr->imm_number = conn->imms_posted + 1;
-	wr->credit = plan->units != 0;
-	conn->imms_posted += wr->credit;
-	conn->credits.taken += wr->credit;
-	tfd_wr_enter(conn, wr, plan->length);
-	conn->class_bytes[shard->job->priority] += plan->length;
-	conn->class_wrs[shard->job->priority]++;
-	shard->inflight++;
-	shard->job->inflight++;
+	tfd_wr_link(conn, wr, piece->bytes, ahead, worker->now_ns);
 }
 
-void tfd_wr_enter(struct tfd_conn *conn, struct tfd_wr *wr, uint64_t length)
+/*
+ * Several pieces where the rail takes one at a time: what they have in common is worked out once. Ends early where the rail takes no
+ * more. The immediate rides on the last.
+ */
+static int post_pieces(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
+                       const struct tfd_plan *plan, struct tfd_post *post, struct tfd_pieces *sum)
 {
-	wr->conn = conn;
-	wr->length = length;
-	wr->back = 0;
-	wr->prev = NULL;
-	wr->next = conn->outstanding;
-	if (wr->next)
-		wr->next->prev = wr;
-	conn->outstanding = wr;
-	if (!conn->inflight_wrs) {
-		tfd_list_push(&conn->group->worker->conns_inflight, &conn->inflight_link);
-		conn->progress_ns = conn->group->worker->now_ns;
+	const struct tfd_piece *first = &shard->batch->pieces[shard->batch->next];
+	const struct tfd_piece *last = first + plan->pieces - 1;
+	const struct tfd_piece *piece = first;
+	const uint8_t *local = shard->job->region->base;
+	uint64_t remote = shard->open->paths[shard->path].address;
+	uint64_t ahead = conn->inflight_bytes;
+	uint64_t extent = 0;
+	struct tfd_wr *wr;
+	int rc = -EAGAIN;
+
+	post->has_imm = 0;
+	while ((wr = worker->wr_free) != NULL) {
+		struct tfd_pieces one = { .bytes = post->length, .extent = piece->pages };
+
+		if (piece == last) {
+			one.units = plan->units;
+			post->has_imm = plan->units != 0;
+		}
+		rc = conn->rail->ops->post(conn->half, post, wr);
+		if (rc)
+			break;
+		ahead += one.bytes;
+		extent += one.extent;
+		attach(worker, conn, shard, wr, &one, ahead);
+		if (piece++ == last) {
+			sum->units = plan->units;
+			break;
+		}
+		post->local = local + piece->src_offset;
+		post->remote_address = remote + piece->dst_offset;
+		post->length = piece->length;
 	}
-	conn->inflight_bytes += wr->length;
-	conn->inflight_wrs++;
-	conn->group->worker->inflight_wrs++;
-	wr->posted_ns = conn->group->worker->now_ns;
-	wr->ahead = conn->inflight_bytes;
+	sum->bytes = ahead - conn->inflight_bytes;
+	sum->extent = extent;
+	sum->count = (uint32_t)(piece - first);
+	return sum->count ? 0 : rc;
 }
 
-void tfd_wr_leave(struct tfd_wr *wr)
+static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
+                    const struct tfd_plan *plan, struct tfd_post *post, struct tfd_pieces *sum)
 {
-	struct tfd_conn *conn = wr->conn;
+	int rc;
 
-	if (wr->next)
-		wr->next->prev = wr->prev;
-	if (wr->prev)
-		wr->prev->next = wr->next;
-	else
-		conn->outstanding = wr->next;
-	conn->inflight_bytes -= wr->length;
-	conn->inflight_wrs--;
-	conn->progress_ns = conn->group->worker->now_ns;
-	if (!conn->inflight_wrs)
-		tfd_list_remove(&conn->inflight_link);
-	conn->group->worker->inflight_wrs--;
-	if (wr->credit)
-		tfd_credits_acked(conn);
-	wr->conn = NULL;
+	if (plan->pieces > 1)
+		tfd_pages_parts(shard, plan, post, worker->parts);
+	rc = conn->rail->ops->post(conn->half, post, worker->wr_free);
+	if (rc)
+		return rc;
+	*sum = (struct tfd_pieces){
+		.bytes = plan->length, .extent = plan->extent, .units = plan->units, .count = 1
+	};
+	attach(worker, conn, shard, worker->wr_free, sum, conn->inflight_bytes + plan->length);
+	shard->job->packed = shard->job->packed || plan->pieces > 1;
+	return 0;
 }
 
-static void wr_detach(struct tfd_wr *wr)
-{
-	wr->conn->class_bytes[wr->job->priority] -= wr->length;
-	wr->conn->class_wrs[wr->job->priority]--;
-	wr->job->shards[wr->shard].inflight--;
-	wr->job->inflight--;
-	tfd_wr_leave(wr);
-}
-
-/* A piece went out: the shard keeps its place while it has more. */
+/* They went out, and so many pieces of the batch are complete: the shard keeps its place while it has more. */
 static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
-                   const struct tfd_plan *plan)
+                   uint32_t complete, const struct tfd_pieces *sum)
 {
 	struct tfd_job *job = shard->job;
 
+	conn->imms_posted += sum->units != 0;
+	conn->credits.taken += sum->units != 0;
+	tfd_pieces_enter(worker, conn, shard, sum);
 	if (shard->state == TFD_SHARD_DATA && shard->batch)
-		tfd_pages_posted(shard, plan);
-	job->packed = job->packed || plan->pieces > 1;
-	shard->posted += plan->extent;
-	shard->units_posted += plan->units;
-	shard->units_owed -= shard->units_owed < plan->units ? shard->units_owed : plan->units;
+		tfd_pages_posted(shard, complete, sum->bytes);
+	shard->posted += sum->extent;
+	if (counts_pages(job) && !shard->trails)
+		shard->units_owed += 8 * sum->extent;
+	shard->units_posted += sum->units;
+	shard->units_owed -= shard->units_owed < sum->units ? shard->units_owed : sum->units;
 	job->rails |= 1ull << conn->rail->index;
 	job->ops = conn->rail->ops;
-	tfd_schedule_charge(shard, plan->length);
+	tfd_schedule_charge(shard, sum->bytes, sum->count);
 	if (shard->units_owed || (shard->state == TFD_SHARD_DATA && shard->posted < shard->length))
 		return;
 	tfd_shard_unqueue(shard);
@@ -189,13 +198,12 @@ static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 
 int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard)
 {
-	struct tfd_wr *wr = worker->wr_free;
-	uint64_t owed = shard->units_owed;
 	struct tfd_post post;
 	struct tfd_plan plan;
+	struct tfd_pieces sum = { 0 };
 	int rc;
 
-	if (!wr)
+	if (!worker->wr_free)
 		return -EAGAIN;
 	rc = plan_next(shard, conn, &plan);
 	if (rc) {
@@ -210,20 +218,19 @@ int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 	if (!pays(shard) && (plan.extent || !shard->length))
 		plan.units = plan_units(shard, conn->rail, plan.extent);
 	if (plan.units && !tfd_credits_may_post(conn)) {
-		shard->units_owed = owed;
 		tfd_credits_wait(conn, shard);
 		return 0;
 	}
-	fill_post(worker, shard, &plan, &post);
-	rc = conn->rail->ops->post(conn->half, &post, wr);
-	if (rc) {
-		shard->units_owed = owed;
-		return rc;
+	fill_post(shard, &plan, &post);
+	if (plan.pieces > 1 && conn->rail->info.max_parts <= 1) {
+		rc = post_pieces(worker, conn, shard, &plan, &post, &sum);
+		plan.pieces = sum.count;
+	} else {
+		rc = post_one(worker, conn, shard, &plan, &post, &sum);
 	}
-	worker->wr_free = wr->next;
-	wr_attach(conn, shard, wr, &plan);
-	posted(worker, conn, shard, &plan);
-	return 0;
+	if (!rc)
+		posted(worker, conn, shard, plan.pieces, &sum);
+	return rc;
 }
 
 /* A provider may say -EAGAIN for ever where nobody listens (libfabric's tcp does): that has a bound, too. */
@@ -342,122 +349,4 @@ uint32_t tfd_conns_post(struct tfd_worker *worker)
 		conn->stalled_ns = 0; /* those who waited gave up: the next one's time begins anew */
 	}
 	return count;
-}
-
-/* ---- taking back ---- */
-
-static void wr_acked(struct tfd_wr *wr)
-{
-	struct tfd_conn *conn = wr->conn;
-	struct tfd_job *job = wr->job;
-	struct tfd_shard *shard = &job->shards[wr->shard];
-	struct tfd_session *session = job->session;
-	struct tfd_rail *rail = conn->rail;
-
-	tfd_window_acked(conn, wr);
-	wr_detach(wr);
-	job->acked += wr->length;
-	shard->acked += wr->extent;
-	shard->units_acked += wr->units;
-	tfd_store_relaxed(&session->stat.bytes_sent, session->stat.bytes_sent + wr->length);
-	tfd_store_relaxed(&rail->info.bytes_sent, rail->info.bytes_sent + wr->length);
-	tfd_store_relaxed(&rail->info.writes_sent, rail->info.writes_sent + 1);
-	if (job->region && tfd_load_relaxed(&job->region->broken)) /* zeros were sent in its place */
-		tfd_job_fail(job, TFD_JOB_LOCAL_ACCESS, TFD_DETAIL_BROKEN_REGION);
-	tfd_shard_advance(shard);
-	tfd_job_finish_if_quiet(job);
-}
-
-static void wr_failed(struct tfd_wr *wr, uint32_t status, uint32_t detail, bool unknown)
-{
-	struct tfd_job *job = wr->job;
-	struct tfd_shard *shard = &job->shards[wr->shard];
-
-	wr_detach(wr);
-	if (unknown)
-		shard->units_unknown += wr->units;
-	tfd_shard_fail(shard, status, detail);
-	tfd_shard_advance(shard);
-	tfd_job_finish_if_quiet(job);
-}
-
-static void wr_settle(struct tfd_wr *wr, const struct tfd_wc *wc)
-{
-	struct tfd_conn *conn = wr->conn;
-	bool local;
-
-	if (wc->type == TFD_WC_SENT) {
-		wr_acked(wr);
-		return;
-	}
-	local = wr->job->region && tfd_region_probe(wr->job->region);
-	wr_failed(wr,
-	          wc->remote_access ? TFD_JOB_REMOTE_ACCESS :
-	          local             ? TFD_JOB_LOCAL_ACCESS :
-	                              TFD_JOB_PEER_LOST,
-	          local ? TFD_DETAIL_BROKEN_REGION : TFD_DETAIL_CONNECTION, !wc->remote_access);
-	tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
-}
-
-/* Whether the far side may yet tell what became of it: then it waits for its connection's close. */
-static bool may_be_reconciled(const struct tfd_wr *wr, const struct tfd_wc *wc)
-{
-	return wc->type == TFD_WC_ERROR && !wc->remote_access && wr->conn->half &&
-	       wr->conn->rail->info.ordered && !(wr->job->region && tfd_region_probe(wr->job->region));
-}
-
-void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)
-{
-	if (!wr->job && (!wr->conn || wr == wr->conn->probe)) {
-		tfd_probe_done(worker, wr, wc);
-		return;
-	}
-	if (!wr->job) {
-		tfd_channel_wr_done(wr, wc);
-	} else if (wr->conn && may_be_reconciled(wr, wc)) {
-		wr->back = 1;
-		tfd_conn_break(wr->conn, TFD_DETAIL_CONNECTION);
-		return;
-	} else if (wr->conn) { /* else abandoned before */
-		wr_settle(wr, wc);
-	}
-	wr->next = worker->wr_free;
-	worker->wr_free = wr;
-}
-
-static void wr_reuse_if_back(struct tfd_worker *worker, struct tfd_wr *wr)
-{
-	if (!wr->back)
-		return;
-	wr->next = worker->wr_free;
-	worker->wr_free = wr;
-}
-
-void tfd_wr_abandon(struct tfd_wr *wr, const struct tfd_wc *wc)
-{
-	struct tfd_worker *worker = wr->conn->group->worker;
-
-	if (!wr->job) {
-		tfd_channel_wr_done(wr, wc);
-		return;
-	}
-	wr_settle(wr, wc);
-	wr_reuse_if_back(worker, wr);
-}
-
-void tfd_wr_return(struct tfd_wr *wr)
-{
-	struct tfd_worker *worker = wr->conn->group->worker;
-	struct tfd_job *job = wr->job;
-	struct tfd_shard *shard = &job->shards[wr->shard];
-
-	wr_detach(wr);
-	if (job->status == TFD_JOB_PENDING && !shard->failed) {
-		if (!shard->queued)
-			tfd_shard_queue(shard); /* its connection moves it when all its pieces are back */
-	} else {
-		tfd_shard_advance(shard);
-		tfd_job_finish_if_quiet(job);
-	}
-	wr_reuse_if_back(worker, wr);
 }

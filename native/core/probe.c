@@ -24,6 +24,7 @@ int tfd_probe_post(struct tfd_worker *worker, struct tfd_conn *conn)
 	worker->wr_free = wr->next;
 	wr->conn = conn;
 	wr->job = NULL; /* nobody's: what it does not count, it does not move */
+	wr->shard = NULL;
 	wr->next = wr->prev = NULL;
 	conn->probe = wr;
 	conn->probe_state = TFD_PROBE_POSTED;

@@ -185,11 +185,12 @@ void tfd_schedule_leave(struct tfd_shard *shard)
 		flow->deficit = 0;
 }
 
-void tfd_schedule_charge(const struct tfd_shard *shard, uint64_t bytes)
+void tfd_schedule_charge(const struct tfd_shard *shard, uint64_t bytes, uint32_t posts)
 {
 	struct tfd_flow *flow = shard->lane->flow;
 	struct tfd_rail *rail = flow->rail;
-	uint64_t charge = bytes > CHARGE_LEAST ? bytes : CHARGE_LEAST;
+	uint64_t least = (uint64_t)posts * CHARGE_LEAST;
+	uint64_t charge = bytes > least ? bytes : least;
 
 	flow->deficit -= (int64_t)charge;
 	if (flow->priority == TFD_PRIORITY_LATENCY)

@@ -23,6 +23,7 @@ void tfd_window_open(struct tfd_conn *conn)
 	conn->window_bytes = smaller(conn->group->window_bytes, WINDOW_START);
 	conn->window_rises = true;
 	conn->least_ns = LEAST_MAX_NS;
+	conn->bound_ns = 2 * LEAST_MAX_NS;
 }
 
 uint64_t tfd_window_segment(const struct tfd_conn *conn)
@@ -46,6 +47,13 @@ bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length)
 	return !conn->class_wrs[priority] || (fits && conn->class_wrs[priority] < WINDOW_WRS);
 }
 
+uint32_t tfd_window_posts(const struct tfd_conn *conn, uint32_t priority)
+{
+	uint32_t out = conn->class_wrs[priority];
+
+	return out < WINDOW_WRS ? WINDOW_WRS - out : 1;
+}
+
 bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority)
 {
 	uint64_t segment = tfd_window_segment(conn); /* a smaller one than it was, perhaps */
@@ -66,20 +74,17 @@ static void shrink(struct tfd_conn *conn, uint64_t fits)
 }
 
 /* What it took tells the rate, if the window was in use when it was posted: a lone piece that took long was held up by others. */
-void tfd_window_acked(struct tfd_conn *conn, const struct tfd_wr *wr)
+void tfd_window_learn(struct tfd_conn *conn, const struct tfd_wr *wr, uint64_t took)
 {
-	uint64_t took = conn->group->worker->now_ns - wr->posted_ns;
-	uint64_t bound;
-
 	if (!wr->length)
 		return;
 	conn->least_ns = smaller(conn->least_ns, took);
-	bound = 2 * conn->least_ns > DRAIN_NS ? 2 * conn->least_ns : DRAIN_NS;
-	if (took <= bound) {
+	conn->bound_ns = 2 * conn->least_ns > DRAIN_NS ? 2 * conn->least_ns : DRAIN_NS;
+	if (took <= conn->bound_ns) {
 		if (conn->window_tight[wr->job->priority])
 			conn->window_bytes += conn->window_rises ? wr->length : wr->length / 8;
 		conn->window_bytes = smaller(conn->window_bytes, conn->group->window_bytes);
 	} else if (wr->posted_ns > conn->shrunk_ns && 2 * wr->ahead >= conn->window_bytes) {
-		shrink(conn, wr->ahead * bound / took);
+		shrink(conn, wr->ahead * conn->bound_ns / took);
 	}
 }

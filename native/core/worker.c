@@ -66,8 +66,13 @@ static uint32_t poll_rail(struct tfd_worker *worker, struct tfd_rail *rail)
 	struct tfd_wc wc[POLL_BATCH];
 	int count = rail->ops->poll(rail->domain, wc, POLL_BATCH);
 
-	for (int i = 0; i < count; i++)
-		tfd_completion_handle(worker, rail, &wc[i]);
+	for (uint32_t i = 0; i < (uint32_t)count;) {
+		uint32_t acked = tfd_wrs_acked(worker, &wc[i], (uint32_t)count - i);
+
+		if (!acked)
+			tfd_completion_handle(worker, rail, &wc[i]);
+		i += acked ? acked : 1;
+	}
 	return (uint32_t)count;
 }
 

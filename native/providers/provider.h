@@ -29,10 +29,11 @@ struct tfd_wr {
 	struct tfd_wr *prev;
 	struct tfd_conn *conn;
 	struct tfd_job *job;
-	uint32_t shard;
+	struct tfd_shard *shard; /* of the job, or NULL with it */
+	uint32_t message; /* of a connection's own: its immediate */
 	uint32_t back; /* the provider has done with it; its fate is not known yet */
 	uint32_t units; /* eighths of a write that its immediate counts */
-	uint32_t credit; /* its immediate has taken one */
+	uint32_t credit; /* of a message: its immediate has taken one; others do if they count */
 	uint64_t extent; /* of its shard: bytes, or pages */
 	uint64_t length;
 	uint64_t posted_ns;

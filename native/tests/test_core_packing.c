@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Many pages in one post: what is counted, what goes out again after a loss, what a bad table does. On the simulated fabric. */
+/* Many pages in one post, or posted at once: what is counted, what goes out again after a loss, what a bad table does. On the simulated fabric. */
 #include "sim_pair.h"
 
 #define PAGES_MAX 9000u
@@ -176,13 +176,15 @@ static uint64_t landed_of(struct sim_pair *pair, uint32_t path)
 }
 
 /* Of two paths one is lost after `steps`: what was acknowledged, or told as landed, goes once; all else by the other. */
-static void test_path_lost(int steps, uint32_t page_bytes, bool breaks)
+static void test_path_lost(uint32_t parts, int steps, uint32_t page_bytes, bool breaks)
 {
+	char fabric[TFD_NAME_MAX];
 	struct sim_pair pair;
 	struct tfd_entry entry;
 	const struct tfd_record *record;
 
-	sim_pair_open(&pair, 2, "delay_us=200,parts=16", small);
+	(void)snprintf(fabric, sizeof(fabric), "delay_us=200,again=10,parts=%u", parts);
+	sim_pair_open(&pair, 2, fabric, small);
 	entry = pages_entry(&pair, 1, PAGES_MAX);
 	entry.length = page_bytes;
 	record = user_submit(&pair.from, entry);
@@ -242,15 +244,17 @@ static void test_bounds(uint32_t bad, bool source)
 	sim_pair_close(&pair);
 }
 
-static void test_cancel(int steps)
+static void test_cancel(uint32_t parts, int steps)
 {
+	char fabric[TFD_NAME_MAX];
 	struct tfd_entry cancel = { .op = TFD_OP_CANCEL };
 	static uint8_t seen[REGION_BYTES];
 	struct sim_pair pair;
 	struct tfd_entry entry;
 	const struct tfd_record *record;
 
-	sim_pair_open(&pair, 2, "delay_us=50,parts=16", small);
+	(void)snprintf(fabric, sizeof(fabric), "delay_us=50,parts=%u", parts);
+	sim_pair_open(&pair, 2, fabric, small);
 	entry = pages_entry(&pair, 1, PAGES_MAX);
 	record = user_submit(&pair.from, entry);
 	sim_steps(&pair, steps);
@@ -363,9 +367,10 @@ int main(void)
 	test_posts();
 	test_empty_pages();
 	for (int steps = 1; steps < 160; steps += EVERY) {
-		test_path_lost(steps, PAGE_BYTES, false);
-		test_path_lost(steps, PAGE_BYTES - 1, true);
-		test_cancel(steps);
+		test_path_lost(16, steps, PAGE_BYTES, false);
+		test_path_lost(16, steps, PAGE_BYTES - 1, true);
+		test_path_lost(1, steps, PAGE_BYTES - 1, true);
+		test_cancel(steps % 2 ? 1 : 16, steps);
 	}
 	for (uint32_t bad = 0; bad < PAGES_MAX; bad += 333 * EVERY) {
 		test_bounds(bad, false);

@@ -61,7 +61,8 @@ static void take(struct pipe *pipe, uint64_t late)
 	if (pipe->worker.now_ns < pipe->back_ns[slot] + late)
 		pipe->worker.now_ns = pipe->back_ns[slot] + late;
 	pipe->count--;
-	tfd_window_acked(&pipe->conn, &pipe->pieces[slot]);
+	tfd_window_acked(&pipe->conn, &pipe->pieces[slot],
+	                 pipe->worker.now_ns - pipe->pieces[slot].posted_ns);
 	pipe->conn.inflight_bytes = pipe->conn.class_bytes[0] -= pipe->pieces[slot].length;
 	pipe->conn.class_wrs[0]--;
 	pipe->sent += pipe->pieces[slot].length;

@@ -3,6 +3,7 @@
 #ifndef TFD_SIM_FABRIC_H
 #define TFD_SIM_FABRIC_H
 
+#include "../../core/barrier.h"
 #include "../../core/parts.h"
 #include "sim.h"
 
@@ -60,7 +61,8 @@ struct tfd_half {
 	uint64_t name;
 	uint64_t far; /* 0: not started */
 	struct tfd_half *far_half; /* NULL: to be looked for */
-	const struct tfd_mr *far_mr; /* that was written to last; NULL: to be looked for */
+	const struct tfd_mr
+		*at_once; /* null fabric: what is for it lands as it is posted; writable; NULL: all flies */
 	struct tfd_list flights;
 	uint64_t last_due_ns;
 	uint32_t faults; /* TFD_SIM_*; 0: all is well */
@@ -68,29 +70,55 @@ struct tfd_half {
 
 /* sim.c */
 void tfd_sim_lock(void);
-void tfd_sim_unlock(void);
 bool tfd_sim_takes_imm_locked(struct tfd_domain *domain); /* where there is a bound; else an overrun */
 void tfd_sim_grow_locked(struct tfd_wc_queue *queue);
+void tfd_sim_fault_locked(struct tfd_half *half, enum tfd_sim_fault fault);
 uint64_t tfd_sim_random_locked(struct tfd_domain *domain);
 struct tfd_half *tfd_sim_find_locked(uint64_t name); /* NULL: it was freed */
 
 /* landing.c */
 bool tfd_sim_usable(const struct tfd_half *half);
+const struct tfd_mr *tfd_sim_mr_locked(const struct tfd_domain *domain, uint64_t key); /* NULL: nobody's */
 /* Sets `landed`, `refused`, or breaks the half. */
 void tfd_sim_land_locked(struct tfd_half *half, struct tfd_flight *flight);
 void tfd_sim_land_some_locked(struct tfd_half *half, const struct tfd_flight *flight);
-/* On the null fabric: whether the piece could land and be acknowledged as it was posted. Else it has to fly. */
-bool tfd_sim_land_at_once_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
 
-static inline void tfd_sim_complete_locked(struct tfd_domain *domain, const struct tfd_wc *wc)
+static inline bool tfd_sim_reaches(const struct tfd_mr *mr, uint64_t address, uint64_t length)
 {
-	struct tfd_wc_queue *queue = &domain->done;
+	uint64_t offset = address - (uint64_t)(uintptr_t)mr->base; /* of one before it: huge */
 
-	if (domain->options.imm_depth && wc->type == TFD_WC_IMM && !tfd_sim_takes_imm_locked(domain))
-		return;
-	if (queue->tail - queue->head == queue->capacity)
-		tfd_sim_grow_locked(queue);
-	queue->items[queue->tail++ & (queue->capacity - 1)] = *wc;
+	return length <= mr->length && offset <= mr->length - length;
+}
+
+/* Held for a moment by one that polls: a mutex would be a third of what a piece costs on the null fabric. */
+extern uint32_t tfd_sim_fabric_lock;
+
+static inline bool tfd_sim_try_lock(void)
+{
+	return !tfd_swap_seq(&tfd_sim_fabric_lock, 1);
+}
+
+static inline void tfd_sim_unlock(void)
+{
+	tfd_store_release(&tfd_sim_fabric_lock, 0); /* pairs with tfd_sim_try_lock: all that it guards */
+}
+
+static inline bool tfd_sim_is_full(const struct tfd_wc_queue *queue)
+{
+	return queue->tail - queue->head == queue->capacity;
+}
+
+/* The next completion, to be filled; the queue is not full. */
+static inline struct tfd_wc *tfd_sim_next(struct tfd_wc_queue *queue)
+{
+	return &queue->items[queue->tail++ & (queue->capacity - 1)];
+}
+
+static inline struct tfd_wc *tfd_sim_done_locked(struct tfd_domain *domain)
+{
+	if (tfd_sim_is_full(&domain->done))
+		tfd_sim_grow_locked(&domain->done);
+	return tfd_sim_next(&domain->done);
 }
 
 #endif

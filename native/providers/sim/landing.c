@@ -11,26 +11,15 @@ static struct tfd_half *far_locked(struct tfd_half *half)
 	return half->far_half;
 }
 
-static const struct tfd_mr *far_mr_locked(struct tfd_half *half, const struct tfd_domain *domain,
-                                          uint64_t key)
+const struct tfd_mr *tfd_sim_mr_locked(const struct tfd_domain *domain, uint64_t key)
 {
-	if (half->far_mr && half->far_mr->key == key)
-		return half->far_mr;
 	for (const struct tfd_list *link = domain->mrs.next; link != &domain->mrs; link = link->next) {
 		const struct tfd_mr *mr = tfd_container(link, struct tfd_mr, link);
 
 		if (mr->key == key)
-			return half->far_mr = mr;
+			return mr;
 	}
 	return NULL;
-}
-
-static bool reaches(const struct tfd_mr *mr, const struct tfd_post *post, uint64_t address, uint64_t length)
-{
-	uint64_t base = (uint64_t)(uintptr_t)mr->base;
-
-	return address >= base && address - base <= mr->length && length <= mr->length - (address - base) &&
-	       (post->read || mr->writable);
 }
 
 static bool move(const struct tfd_domain *domain, const struct tfd_mr *mr, const struct tfd_post *post,
@@ -38,7 +27,7 @@ static bool move(const struct tfd_domain *domain, const struct tfd_mr *mr, const
 {
 	void *remote = (void *)(uintptr_t)address;
 
-	if (!reaches(mr, post, address, length))
+	if (!tfd_sim_reaches(mr, address, length) || !(post->read || mr->writable))
 		return false;
 	if (!domain->options.move)
 		return true;
@@ -50,7 +39,7 @@ static bool move(const struct tfd_domain *domain, const struct tfd_mr *mr, const
 }
 
 /* What it posted, with so many of its further parts; what comes before one that is refused has landed. */
-static bool move_locked(struct tfd_half *half, const struct tfd_half *far, const struct tfd_post *post,
+static bool move_locked(const struct tfd_half *far, const struct tfd_post *post,
                         const struct tfd_post_part *parts, uint32_t count)
 {
 	const struct tfd_domain *domain = far->domain;
@@ -58,7 +47,7 @@ static bool move_locked(struct tfd_half *half, const struct tfd_half *far, const
 
 	if (!post->length)
 		return true;
-	mr = far_mr_locked(half, domain, post->remote_key);
+	mr = tfd_sim_mr_locked(domain, post->remote_key);
 	if (!mr || !move(domain, mr, post, post->local, post->remote_address, post->length))
 		return false;
 	for (uint32_t i = 0; i < count; i++) {
@@ -79,20 +68,20 @@ void tfd_sim_land_locked(struct tfd_half *half, struct tfd_flight *flight)
 
 	/* What had left before its sender closed still arrives; what breaks takes both ends with it. */
 	if (!tfd_sim_usable(far) || (half->faults & TFD_SIM_BROKEN) || half->domain->dead) {
-		half->faults |= TFD_SIM_BROKEN;
+		tfd_sim_fault_locked(half, TFD_SIM_BROKEN);
 		return;
 	}
-	if (!move_locked(half, far, &flight->post, flight->parts, flight->post.part_count)) {
+	if (!move_locked(far, &flight->post, flight->parts, flight->post.part_count)) {
 		flight->refused = true;
 		return;
 	}
 	flight->landed = true;
-	if (flight->post.has_imm)
-		tfd_sim_complete_locked(
-			far->domain,
-			&(struct tfd_wc){ .type = TFD_WC_IMM,
-			                  .imm = flight->post.imm,
-			                  .owner = half->domain->options.ordered ? far->owner : NULL });
+	if (flight->post.has_imm &&
+	    (!far->domain->options.imm_depth || tfd_sim_takes_imm_locked(far->domain)))
+		*tfd_sim_done_locked(far->domain) =
+			(struct tfd_wc){ .type = TFD_WC_IMM,
+			                 .imm = flight->post.imm,
+			                 .owner = half->domain->options.ordered ? far->owner : NULL };
 }
 
 /* A connection that breaks cuts a post of several parts anywhere; whatever of it has landed, its immediate does not. */
@@ -102,21 +91,6 @@ void tfd_sim_land_some_locked(struct tfd_half *half, const struct tfd_flight *fl
 
 	if (flight->post.part_count && tfd_sim_usable(far) && !(half->faults & TFD_SIM_CLOSED) &&
 	    !half->domain->dead)
-		(void)move_locked(half, far, &flight->post, flight->parts,
+		(void)move_locked(far, &flight->post, flight->parts,
 		                  (uint32_t)tfd_sim_random_locked(half->domain) % flight->post.part_count);
-}
-
-bool tfd_sim_land_at_once_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
-{
-	const struct tfd_half *far = far_locked(half);
-
-	if (half->faults || !tfd_sim_usable(half) || !tfd_sim_usable(far) ||
-	    !tfd_list_empty(&half->flights) || !move_locked(half, far, post, post->parts, post->part_count))
-		return false;
-	if (post->has_imm)
-		tfd_sim_complete_locked(
-			far->domain,
-			&(struct tfd_wc){ .type = TFD_WC_IMM, .imm = post->imm, .owner = far->owner });
-	tfd_sim_complete_locked(half->domain, &(struct tfd_wc){ .type = TFD_WC_SENT, .wr = wr });
-	return true;
 }

@@ -11,26 +11,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../core/barrier.h"
-
 #define FLIGHTS_MAX 4096u
 
-static uint32_t fabric_lock;
+uint32_t tfd_sim_fabric_lock;
 static struct tfd_list fabric_domains = { &fabric_domains, &fabric_domains };
 static uint64_t fabric_names;
 static uint64_t fabric_overruns;
 static uint64_t fabric_now_ns; /* 0: real time */
 
-/* Held for a moment by one that polls: a mutex would be a third of what a piece costs on the null fabric. */
 void tfd_sim_lock(void)
 {
-	while (tfd_swap_seq(&fabric_lock, 1))
+	while (!tfd_sim_try_lock())
 		(void)sched_yield();
-}
-
-void tfd_sim_unlock(void)
-{
-	tfd_store_release(&fabric_lock, 0); /* pairs with tfd_sim_lock: all that it guards */
 }
 
 static uint64_t now_locked(void)
@@ -84,7 +76,7 @@ static void overrun_locked(struct tfd_domain *domain)
 {
 	domain->done.head = domain->done.tail;
 	domain->imms = 0;
-	tfd_sim_complete_locked(domain, &(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW });
+	*tfd_sim_done_locked(domain) = (struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW };
 }
 
 bool tfd_sim_takes_imm_locked(struct tfd_domain *domain)
@@ -106,10 +98,44 @@ static void flight_end_locked(struct tfd_half *half, struct tfd_flight *flight, 
 	                     .remote_access = flight->refused };
 
 	if (flight->wr)
-		tfd_sim_complete_locked(half->domain, &wc);
+		*tfd_sim_done_locked(half->domain) = wc;
 	tfd_list_remove(&flight->link);
 	half->domain->flights--;
 	tfd_list_push(&half->domain->flights_free, &flight->link);
+}
+
+/* Something is no longer as it was: whatever is posted next flies, and is looked at. `gone`: a half, or NULL. */
+static void doubt_locked(const struct tfd_half *gone)
+{
+	for (struct tfd_list *d = fabric_domains.next; d != &fabric_domains; d = d->next) {
+		struct tfd_domain *domain = tfd_container(d, struct tfd_domain, link);
+
+		for (struct tfd_list *h = domain->halves.next; h != &domain->halves; h = h->next) {
+			struct tfd_half *half = tfd_container(h, struct tfd_half, link);
+
+			half->at_once = NULL;
+			if (half->far_half == gone)
+				half->far_half = NULL;
+		}
+	}
+}
+
+void tfd_sim_fault_locked(struct tfd_half *half, enum tfd_sim_fault fault)
+{
+	half->faults |= fault;
+	doubt_locked(NULL);
+}
+
+/* All that it had in flight has landed, by this key at last, and nothing is wrong. */
+static void half_trust_locked(struct tfd_half *half, uint64_t key)
+{
+	const struct tfd_mr *mr;
+
+	if (!half->domain->null || half->faults || !half->far_half || !tfd_sim_usable(half->far_half))
+		return;
+	mr = tfd_sim_mr_locked(half->far_half->domain, key);
+	if (mr && mr->writable)
+		half->at_once = mr;
 }
 
 /* Ordered: nothing passes what was posted before it. */
@@ -117,6 +143,7 @@ static void half_step_locked(struct tfd_half *half)
 {
 	bool ordered = half->domain->options.ordered != 0;
 	uint64_t now = now_locked();
+	uint64_t key = 0;
 	struct tfd_list *next;
 
 	if ((half->faults & TFD_SIM_MUTE) && !(half->faults & TFD_SIM_BROKEN))
@@ -126,6 +153,7 @@ static void half_step_locked(struct tfd_half *half)
 		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
 
 		next = link->next;
+		key = flight->post.remote_key;
 		if (flight->due_ns > now && !(half->faults & TFD_SIM_BROKEN)) {
 			if (ordered)
 				return;
@@ -150,7 +178,7 @@ static void half_step_locked(struct tfd_half *half)
 		}
 		tfd_sim_land_locked(half, flight);
 		if (flight->refused || (half->faults & TFD_SIM_BROKEN)) {
-			half->faults |= TFD_SIM_BROKEN;
+			tfd_sim_fault_locked(half, TFD_SIM_BROKEN);
 			flight_end_locked(half, flight, true);
 			continue;
 		}
@@ -163,19 +191,8 @@ static void half_step_locked(struct tfd_half *half)
 			return;
 		next = link; /* acknowledged at once */
 	}
-}
-
-static void halves_forget_locked(struct tfd_domain *domain, const struct tfd_half *half,
-                                 const struct tfd_mr *mr)
-{
-	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next) {
-		struct tfd_half *other = tfd_container(link, struct tfd_half, link);
-
-		if (other->far_half == half)
-			other->far_half = NULL;
-		if (other->far_mr == mr)
-			other->far_mr = NULL;
-	}
+	if (tfd_list_empty(&half->flights))
+		half_trust_locked(half, key);
 }
 
 /* ---- ops ---- */
@@ -193,7 +210,8 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
 	domain->options = options;
-	domain->null = !options.move && !options.delay_us && !options.again && options.ordered;
+	domain->null =
+		!options.move && !options.delay_us && !options.again && options.ordered && !options.imm_depth;
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->mrs);
 	tfd_list_init(&domain->flights_free);
@@ -225,8 +243,7 @@ static void half_free(struct tfd_half *half)
 		flight->wr = NULL;
 		flight_end_locked(half, flight, false);
 	}
-	for (struct tfd_list *link = fabric_domains.next; link != &fabric_domains; link = link->next)
-		halves_forget_locked(tfd_container(link, struct tfd_domain, link), half, NULL);
+	doubt_locked(half);
 	for (uint32_t i = done->head; i != done->tail; i++) {
 		struct tfd_wc *wc = &done->items[i & (done->capacity - 1)];
 
@@ -282,8 +299,7 @@ static void mr_close(struct tfd_domain *domain, struct tfd_mr *mr)
 	(void)domain;
 	tfd_sim_lock();
 	tfd_list_remove(&mr->link);
-	for (struct tfd_list *link = fabric_domains.next; link != &fabric_domains; link = link->next)
-		halves_forget_locked(tfd_container(link, struct tfd_domain, link), NULL, mr);
+	doubt_locked(NULL);
 	tfd_sim_unlock();
 	free(mr);
 }
@@ -324,14 +340,14 @@ static void half_close(struct tfd_half *half)
 	struct tfd_list *next;
 
 	tfd_sim_lock();
-	half->faults |= TFD_SIM_CLOSED;
+	tfd_sim_fault_locked(half, TFD_SIM_CLOSED);
 	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
 		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
 		struct tfd_wc wc = { .type = TFD_WC_ERROR, .wr = flight->wr, .error = ECANCELED };
 
 		next = link->next;
 		if (flight->wr)
-			tfd_sim_complete_locked(half->domain, &wc);
+			*tfd_sim_done_locked(half->domain) = wc;
 		flight->wr = NULL;
 		if (!(half->faults & TFD_SIM_MUTE) && !flight->landed)
 			tfd_sim_land_locked(half, flight);
@@ -378,6 +394,10 @@ static int post_locked(struct tfd_half *half, const struct tfd_post *post, struc
 	struct tfd_flight *flight;
 	uint64_t due;
 
+	if (post->part_count >= domain->options.parts || (post->part_count && post->read))
+		return -EINVAL;
+	if (bytes_of(post) > domain->options.max_message)
+		return -EMSGSIZE;
 	if ((half->faults & TFD_SIM_BROKEN) || domain->dead)
 		return -ENOTCONN;
 	if (domain->options.again && tfd_sim_random_locked(domain) % 100 < domain->options.again)
@@ -391,22 +411,65 @@ static int post_locked(struct tfd_half *half, const struct tfd_post *post, struc
 		due = half->last_due_ns;
 	half->last_due_ns = flight->due_ns = due;
 	tfd_list_push(&half->flights, &flight->link);
+	half->at_once = NULL; /* nothing passes it */
 	return 0;
+}
+
+static __attribute__((noinline)) int post_to_fly(struct tfd_half *half, const struct tfd_post *post,
+                                                 struct tfd_wr *wr)
+{
+	int rc;
+
+	tfd_sim_lock();
+	rc = post_locked(half, post, wr);
+	tfd_sim_unlock();
+	return rc;
+}
+
+static bool reaches_all(const struct tfd_half *half, const struct tfd_post *post)
+{
+	const struct tfd_mr *mr = half->at_once;
+	uint64_t bytes = post->length;
+
+	if (!tfd_sim_reaches(mr, post->remote_address, bytes))
+		return false;
+	for (uint32_t i = 0; i < post->part_count; i++) {
+		const struct tfd_post_part *part = &post->parts[i];
+
+		bytes += part->length;
+		if (!tfd_sim_reaches(mr, part->remote_address, part->length))
+			return false;
+	}
+	return bytes <= half->domain->options.max_message && post->part_count < half->domain->options.parts;
+}
+
+/* On the null fabric what is like the one before lands, and is acknowledged, as it is posted. */
+static bool land_at_once_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
+{
+	const struct tfd_half *far = half->far_half;
+
+	if (!half->at_once || half->at_once->key != post->remote_key || !reaches_all(half, post) ||
+	    tfd_sim_is_full(&half->domain->done))
+		return false;
+	if (post->has_imm) {
+		if (tfd_sim_is_full(&far->domain->done))
+			return false;
+		*tfd_sim_next(&far->domain->done) =
+			(struct tfd_wc){ .type = TFD_WC_IMM, .imm = post->imm, .owner = far->owner };
+	}
+	*tfd_sim_next(&half->domain->done) = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = wr };
+	return true;
 }
 
 static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
 {
-	int rc;
+	bool landed;
 
-	if (post->part_count >= half->domain->options.parts || (post->part_count && post->read))
-		return -EINVAL;
-	if (bytes_of(post) > half->domain->options.max_message)
-		return -EMSGSIZE;
-	tfd_sim_lock();
-	rc = half->domain->null && tfd_sim_land_at_once_locked(half, post, wr) ? 0 :
-	                                                                         post_locked(half, post, wr);
+	if (!tfd_sim_try_lock())
+		return post_to_fly(half, post, wr);
+	landed = land_at_once_locked(half, post, wr);
 	tfd_sim_unlock();
-	return rc;
+	return landed ? 0 : post_to_fly(half, post, wr);
 }
 
 static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -422,10 +485,19 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 			half_step_locked(half);
 	}
 	while (count < max && done->head != done->tail) {
-		wc[count] = done->items[done->head++ & (done->capacity - 1)];
-		domain->imms -= domain->options.imm_depth && wc[count].type == TFD_WC_IMM;
-		count++;
+		uint32_t at = done->head & (done->capacity - 1);
+		int run = (int)(done->tail - done->head);
+
+		if (run > (int)(done->capacity - at)) /* up to where the ring begins anew */
+			run = (int)(done->capacity - at);
+		if (run > max - count)
+			run = max - count;
+		memcpy(&wc[count], &done->items[at], (size_t)run * sizeof(*wc));
+		done->head += (uint32_t)run;
+		count += run;
 	}
+	for (int i = 0; domain->options.imm_depth && i < count; i++)
+		domain->imms -= wc[i].type == TFD_WC_IMM;
 	tfd_sim_unlock();
 	return count;
 }
@@ -463,21 +535,21 @@ void tfd_sim_set_now(uint64_t now_ns)
 void tfd_sim_break(struct tfd_half *half)
 {
 	tfd_sim_lock();
-	half->faults |= TFD_SIM_BROKEN;
+	tfd_sim_fault_locked(half, TFD_SIM_BROKEN);
 	tfd_sim_unlock();
 }
 
 void tfd_sim_mute(struct tfd_half *half)
 {
 	tfd_sim_lock();
-	half->faults |= TFD_SIM_MUTE;
+	tfd_sim_fault_locked(half, TFD_SIM_MUTE);
 	tfd_sim_unlock();
 }
 
 void tfd_sim_fail(struct tfd_half *half)
 {
 	tfd_sim_lock();
-	half->faults |= TFD_SIM_FAILS_NEXT;
+	tfd_sim_fault_locked(half, TFD_SIM_FAILS_NEXT);
 	tfd_sim_unlock();
 }
 
@@ -503,7 +575,7 @@ void tfd_sim_kill(struct tfd_domain *domain)
 	tfd_sim_lock();
 	domain->dead = true;
 	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next)
-		tfd_container(link, struct tfd_half, link)->faults |= TFD_SIM_BROKEN;
+		tfd_sim_fault_locked(tfd_container(link, struct tfd_half, link), TFD_SIM_BROKEN);
 	tfd_sim_unlock();
 }
 
