@@ -24,8 +24,12 @@
 #define BUSY_SLEEP_MAX_MS 10
 #define EPOLL_BATCH 32
 
-/* On an ordered rail one that belongs to no connection was not told to its sender as landed: it comes again. */
-static void take_imm(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc)
+/*
+ * On an ordered rail one that belongs to no connection was not told to its sender as landed: it comes again. Not inlined, so that taking an
+ * acknowledgement stays short.
+ */
+static __attribute__((noinline)) void take_imm(struct tfd_worker *worker, struct tfd_rail *rail,
+                                               const struct tfd_wc *wc)
 {
 	struct tfd_conn *conn = wc->owner;
 

@@ -105,5 +105,5 @@ mutant seen-of-another core/credits.c "if (!credits->asking || number != credits
 mutant asked-twice core/credits.c "if (credits->due & TFD_CREDIT_SEEN) {" "if (credits->due == UINT8_MAX) {" core_credits_faults
 mutant flood-not-seen core/worker.c "++conn->imms_landed > conn->credits.flood_at" "++conn->imms_landed == 0" core_credits_faults
 mutant flood-where-none-is core/credits.c "credits->flood_at = conn->imms_landed + credits->share;" "credits->flood_at += 1;" core_credits
-mutant half-of-a-frame core/channel.c "frame->check != checksum(frame, payload)" "0" core_channel
+mutant half-of-a-frame core/channel.c "frame->check != checksum(frame, payload)" "frame->check != checksum(frame, payload) * 0 + frame->check" core_channel
 exit $failed
