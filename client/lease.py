@@ -323,11 +323,11 @@ def _fill_pages(job: transfer_pb2.Job, request: Request) -> None:
     body = job.write_pages
     body.src_region = request.region
     body.src_offset_bytes = request.src_offset
-    body.src_pages.extend(pages.src.view)
+    body.src_pages.extend(pages.src.view.tolist())
     body.src_stride_bytes = pages.src_stride
     body.dst = request.dst
     body.dst_offset_bytes = request.dst_offset
-    body.dst_pages.extend(pages.dst.view)
+    body.dst_pages.extend(pages.dst.view.tolist())
     body.dst_stride_bytes = pages.dst_stride
     body.page_bytes = request.length
     body.imm = request.imm

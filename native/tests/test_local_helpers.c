@@ -234,7 +234,12 @@ static void test_sleeping_worker(void)
 		while (!ops->poll(bench.domain, &wc, 1))
 			continue;
 		CHECK(wc.type == TFD_WC_SENT && wc.wr == &wr);
-		CHECK(ops->arm(bench.domain) == 0 && poll(&fd, 1, 0) == 0);
+		/* A helper may be late; its word does not keep the worker awake. */
+		CHECK(ops->arm(bench.domain) == 0);
+		for (uint32_t late = 0; poll(&fd, 1, 0) == 1; late++) {
+			CHECK(late < 2 && ops->poll(bench.domain, &wc, 1) == 0);
+			CHECK(ops->arm(bench.domain) == 0);
+		}
 	}
 	bench_close(&bench);
 }

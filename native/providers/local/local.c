@@ -378,15 +378,18 @@ static int wait_fd(struct tfd_domain *domain)
 	return domain->wake_fd;
 }
 
-/* Only the worker's own posts make work here: what its helpers have not done yet, they tell. */
+/*
+ * Only the worker's own posts make work here: what its helpers have not done yet, they tell. One of them may be late and tell what is
+ * known by then: the poll after the sleep takes that, too.
+ */
 static int arm(struct tfd_domain *domain)
 {
-	if (!queue_count(domain))
-		return 0;
-	sleeps(domain, true);
+	if (domain->helpers.count)
+		sleeps(domain, true);
 	if (!has_news(domain))
 		return 0;
-	sleeps(domain, false);
+	if (domain->helpers.count)
+		sleeps(domain, false);
 	return -EAGAIN;
 }
 
