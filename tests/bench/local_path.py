@@ -49,6 +49,7 @@ _ffi.cdef("""
 def rows(run: Run) -> list[Row]:
     """Measures the bars, with the daemon as it is configured by default."""
     us, them = "one daemon, SDK", "memcpy, one thread"
+    build.ping()  # before two processes want it at once
     with daemons(1) as (daemon,), endpoints([daemon, daemon], SET) as (one, other):
         count = run.scaled(COUNT)
         _, path = writes.flood_gbps(one, other, SIZE, WINDOW, 2 * WINDOW)  # touches all of it

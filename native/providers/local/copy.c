@@ -81,15 +81,21 @@ void tfd_local_stream(uint8_t *to, const uint8_t *from, uint64_t length)
 		memmove(to, from, length); /* both ranges may be one client's, and overlap */
 }
 
+/* Of its own for tests/tsan.supp. */
+static __attribute__((noinline)) void tfd_local_move(const struct tfd_local_part *part, bool streams)
+{
+	if (streams)
+		tfd_local_stream(part->to, part->from, part->length);
+	else
+		memmove(part->to, part->from, part->length);
+}
+
 enum tfd_local_state tfd_local_copy_run(const struct tfd_local_copy *copy)
 {
 	for (uint32_t i = 0; i < copy->count; i++) {
 		const struct tfd_local_part *part = &copy->parts[i];
 
-		if (copy->streams)
-			tfd_local_stream(part->to, part->from, part->length);
-		else
-			memmove(part->to, part->from, part->length);
+		tfd_local_move(part, copy->streams);
 	}
 	/* The guard stores it before it puts other pages there, on whatever thread. */
 	return copy->broken && tfd_load_seq(copy->broken) ? TFD_LOCAL_GONE : TFD_LOCAL_COPIED;
