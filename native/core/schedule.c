@@ -285,12 +285,19 @@ static struct tfd_lane *first_lane(struct tfd_flow *flow)
 	return NULL;
 }
 
+static bool is_alone(const struct tfd_flow *flow)
+{
+	return flow->link.next == flow->link.prev;
+}
+
 static uint32_t take_turn(struct tfd_worker *worker, struct tfd_flow *flow)
 {
 	struct tfd_lane *lane = first_lane(flow);
 	uint32_t count = 0;
 
 	if (lane && flow->deficit <= 0) /* who cannot go has no turn: it would gain on those who can */
+		flow->deficit += flow->quantum;
+	while (lane && flow->deficit <= 0 && is_alone(flow)) /* its next turns come at once */
 		flow->deficit += flow->quantum;
 	for (; lane && flow->deficit > 0 && worker->wr_free; lane = first_lane(flow))
 		count += post_first(worker, lane);
