@@ -189,8 +189,10 @@ def path_notes(
     most = max((path.rails for path in paths.values()), default=0)
     if daemon is not None and providers - {"local", ""} and most < len(daemon.rails):
         notes.append(f"jobs used {most} of the {len(daemon.rails)} rails that are up here")
-    if len(paths) > 1:
-        notes.append(f"jobs went several ways: {'; '.join(sorted(paths))}")
+    mixed = {
+        "; ".join(map(str, row.paths)) for row in rows if len({p.provider for p in row.paths}) > 1
+    }
+    notes += [f"jobs of one size went several ways: {ways}" for ways in sorted(mixed)]
     told: dict[str, list[str]] = {}
     for end, found in (("this host", daemon), (target.host, target.daemon)):
         for warning in found.warnings if found is not None else ():
