@@ -53,6 +53,8 @@ bool tfd_arm(struct tfd_job *job, const struct tfd_entry *entry)
 	    tfd_heap_reserve(&watch->jobs, watch->jobs.count + 1) != 0)
 		return false;
 	tfd_job_enter(job);
+	if (!job->shard_count) /* nothing that its open could be waited for: it may go before this job begins */
+		job->open = NULL;
 	job->watch = watch;
 	job->polled = (entry->flags & TFD_FLAG_POLLED) != 0;
 	job->armed = (struct tfd_heap_item){ .key = entry->fire_at, .order = session->armed_order++ };
@@ -147,6 +149,8 @@ uint32_t tfd_watches_check(struct tfd_worker *worker)
 			count++;
 		}
 	}
+	if (count && !worker->core->options.stepped)
+		worker->now_ns = tfd_now_ns(); /* posted after that, not when the pass began */
 	return count;
 }
 

@@ -138,6 +138,7 @@ void tfd_job_enter(struct tfd_job *job)
 
 void tfd_job_go(struct tfd_job *job)
 {
+	job->begun = true;
 	job->number = job->session->next_job++;
 	for (uint32_t i = 0; i < job->shard_count; i++) {
 		if (job->shards[i].state !=
@@ -220,7 +221,7 @@ static void decide_status(struct tfd_job *job)
 {
 	if (job->part_status)
 		job->status = job->part_status;
-	else if (!job->shards_left && job->status != TFD_JOB_LOCAL_ACCESS)
+	else if (!job->shards_left && job->begun && job->status != TFD_JOB_LOCAL_ACCESS)
 		job->status = TFD_JOB_OK;
 }
 

@@ -319,6 +319,7 @@ struct tfd_job {
 	struct tfd_heap_item armed; /* watch->jobs; key: the value that starts it */
 	struct tfd_watch *watch; /* NULL: it has started, or waits for nothing */
 	bool polled;
+	bool begun; /* its shards are on their way */
 	struct tfd_session *session;
 	struct tfd_source *source;
 	struct tfd_open *open; /* NULL: each shard has its own */

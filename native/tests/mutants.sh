@@ -36,7 +36,10 @@ PY
 	fi
 }
 
-mutant weight-of-a-part core/cut.c "job->open ? 8 / job->shard_count : 8" "8"
+mutant weight-of-a-part core/cut.c "job->open ? 8 / job->parts : 8" "8"
+mutant armed-not-found core/job.c "		tfd_shard_enter(&job->shards[i]);" "		if (i) tfd_shard_enter(&job->shards[i]);"
+mutant armed-too-early core/armed.c "tfd_heap_first(&watch->jobs)->key <= value" "tfd_heap_first(&watch->jobs)->key <= value + 1"
+mutant armed-stays-armed core/armed.c "	job->watch = NULL;" "	(void)0;"
 mutant nothing-taken-out core/counter.c "session->counts[slot].eighths -= (int64_t)units;" "(void)units;"
 mutant count-before-data core/cut.c "return shard->length > rail->segment_bytes;" "return false;"
 mutant page-before-data core/cut.c " || job->length > rail->segment_bytes;" ";"

@@ -187,6 +187,7 @@ static void world_step(struct world *w)
 	w->step++;
 	w->now += w->mute || waits_in_vain(w) ? 100000000 : STEP_NS;
 	tfd_sim_set_now(w->now);
+	bump_some(w, chance(w, USERS));
 	(void)tfd_core_step(w->a.core, w->now);
 	if (w->mute || w->step % w->rarely == 0)
 		(void)tfd_core_step(w->b.core, w->now);

@@ -138,6 +138,20 @@ static bool ring_has_room(const struct world *w, uint32_t from)
 	return true;
 }
 
+/* It waits for a watcher, which bump_some moves; it may have got there before. */
+static void arm(struct world *w, uint32_t from, struct job *job)
+{
+	job->entry.flags |= TFD_FLAG_ARMED | (chance(w, 4) ? 0 : TFD_FLAG_POLLED);
+	job->entry.watcher = chance(w, WATCHERS);
+	job->entry.fire_at = w->from[from].watchers[job->entry.watcher].value + chance(w, 6);
+	w->armed++;
+}
+
+static void bump_some(struct world *w, uint32_t from)
+{
+	w->from[from].watchers[chance(w, WATCHERS)].value += chance(w, 4);
+}
+
 static void send_by_ring(struct world *w, uint32_t from, uint32_t index, struct job *job, const void *table,
                          size_t bytes)
 {
@@ -171,10 +185,14 @@ static void send(struct world *w, uint32_t from, uint32_t index, struct job *job
 	size_t bytes =
 		job->entry.table_count * (is_many(job) ? sizeof(job->target[0]) : sizeof(job->pages[0]));
 
-	if (chance(w, 6) == 0)
+	if (chance(w, 6) == 0) {
 		send_by_control(w, from, job, table, bytes);
-	else
-		send_by_ring(w, from, index, job, table, bytes);
+		return;
+	}
+	/* Without pages it is in no open's way, and may outlive it. */
+	if (chance(w, 5) == 0 && (job->entry.op != TFD_OP_WRITE_PAGES || job->entry.table_count))
+		arm(w, from, job);
+	send_by_ring(w, from, index, job, table, bytes);
 }
 
 /* A free place for a job, or JOBS. */

@@ -154,6 +154,8 @@ static void check_end(struct world *w, uint32_t from, const struct job *job, con
 		              end->detail);
 	MUST(allowed);
 	MUST(end->status != TFD_JOB_DEADLINE || job->entry.deadline_ns);
+	MUST(end->status != TFD_JOB_OK || !(job->entry.flags & TFD_FLAG_ARMED) ||
+	     w->from[from].watchers[job->entry.watcher].value >= job->entry.fire_at);
 	w->ended[end->status]++;
 }
 

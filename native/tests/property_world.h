@@ -23,6 +23,7 @@
 #define TARGETS 6
 #define TABLE_BYTES 2048u
 #define STEP_NS 5000u
+#define WATCHERS 2u /* that jobs of a user wait for */
 #define JOB_STEPS 400000u /* ten thousand counts, each an immediate, a dozen at a time over a long path */
 #define CANARY_STEPS 50u
 #define OPENS 8192u /* of one world */
@@ -83,6 +84,7 @@ struct world {
 	struct host a, b;
 	struct user from[USERS], to[USERS];
 	uint64_t submitted[USERS]; /* by control */
+	uint64_t armed;
 	uint32_t life[USERS]; /* of receivers */
 	bool gone[USERS];     /* receivers whose session is ending */
 	uint64_t mute; /* connection that nothing comes back from: time goes by fast until that is found */

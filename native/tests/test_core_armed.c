@@ -214,6 +214,31 @@ static void test_fence(struct sim_pair *pair)
 	reset(pair);
 }
 
+/* No pages, no shards: the open goes, and the job that was to use it neither holds it up nor looks at it any more. */
+static void test_nothing_to_move(struct sim_pair *pair)
+{
+	struct tfd_entry entry = { .op = TFD_OP_WRITE_PAGES,
+	                           .src_region = pair->from.region,
+	                           .dst_grant = sim_grant(pair, &pair->from, &pair->to) };
+	struct armed jobs[2] = { arm(pair, 1, entry), arm(pair, 2, entry) };
+	struct tfd_job_info infos[2];
+	struct tfd_event event;
+	uint32_t count;
+
+	sim_step(pair, 1);
+	CHECK_OK(tfd_open_revoke(pair->a.core, pair->from.session, entry.dst_grant, TFD_DETAIL_REVOKED));
+	sim_step(pair, 1);
+	CHECK(sim_event(&pair->a, TFD_EVENT_OPEN_QUIET, &event) && event.id == entry.dst_grant);
+	CHECK_OK(tfd_open_remove(pair->a.core, pair->from.session, entry.dst_grant));
+	CHECK_OK(tfd_jobs_list(pair->a.core, pair->from.session, infos, 2, &count));
+	CHECK(count == 2 && infos[0].open == 0);
+	bump_to(pair, 1);
+	expect_end(pair, &jobs[0], TFD_JOB_OK, 0);
+	expect(sim_run(pair, &pair->from, (struct tfd_entry){ .op = TFD_OP_DISARM }), TFD_JOB_OK, 0);
+	expect_end(pair, &jobs[1], TFD_JOB_CANCELLED, 0);
+	reset(pair);
+}
+
 static void test_revoke(struct sim_pair *pair)
 {
 	static const uint32_t details[][2] = { { TFD_DETAIL_REVOKED, TFD_JOB_CANCELLED },
@@ -315,11 +340,16 @@ static void test_every_operation(struct sim_pair *pair)
 	CHECK(memcmp(pair->to.memory + 21 * SLICE, pair->from.memory + 11 * SLICE + 1, 100) == 0);
 	CHECK(memcmp(pair->from.memory + REGION_BYTES - SLICE, pair->to.memory + REGION_BYTES / 2, SLICE) ==
 	      0);
-	jobs[0] = arm(pair, 2, (struct tfd_entry){ .op = TFD_OP_BARRIER, .imm = 9 }); /* of nobody */
+	for (uint32_t i = 0; i < 2; i++) /* of nobody */
+		jobs[i] = arm(pair, 2 + i, (struct tfd_entry){ .op = TFD_OP_BARRIER, .imm = 9 });
 	sim_steps(pair, 4);
 	CHECK(!over(&jobs[0]));
 	bump_to(pair, 2);
 	expect_end(pair, &jobs[0], TFD_JOB_OK, 0);
+	expect(sim_run(pair, &pair->from, (struct tfd_entry){ .op = TFD_OP_CANCEL, .argument = jobs[1].id }),
+	       TFD_JOB_OK, 0);
+	expect_end(pair, &jobs[1], TFD_JOB_CANCELLED,
+	           0); /* nothing of it was left to do, but it never began */
 	reset(pair);
 }
 
@@ -515,6 +545,7 @@ int main(void)
 	test_disarm(&pair);
 	test_fence(&pair);
 	test_revoke(&pair);
+	test_nothing_to_move(&pair);
 	test_expiry(&pair);
 	test_every_operation(&pair);
 	test_half_a_scatter(&pair);

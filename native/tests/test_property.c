@@ -430,6 +430,7 @@ static void add_up(const struct world *w)
 	totals.muted += w->muted;
 	totals.exact += w->exact;
 	totals.stalls += w->stalls;
+	totals.armed += w->armed;
 }
 
 int main(void)
@@ -467,10 +468,11 @@ int main(void)
 	SHOW("muted", totals.muted);
 	SHOW("exact_counters", totals.exact);
 	SHOW("credit_stalls", totals.stalls);
+	SHOW("armed", totals.armed);
 	(void)printf("wrong=0\n");
 	CHECK(totals.ended[TFD_JOB_OK] && totals.ended[TFD_JOB_CANCELLED] && totals.ended[TFD_JOB_DEADLINE]);
 	CHECK(totals.reconciled && totals.fences && totals.proven && totals.retried && totals.revoked &&
-	      totals.exact && totals.stalls);
+	      totals.exact && totals.stalls && totals.armed);
 	CHECK(left < OPERATIONS_ALL ||
 	      (totals.sessions_ended && totals.peers_died && totals.rails_died && totals.muted));
 	return 0;
