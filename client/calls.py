@@ -306,4 +306,4 @@ class Calls:
             QuotaExceeded: PLANS: the session has all that it may have.
             JobFailed: The daemon refused it; also of the class that fits.
         """
-        return Plan(keep(self._session, job, table, timeout_s), self._submit_one)
+        return Plan(keep(self._session, job, table, timeout_s), self._driver)

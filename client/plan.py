@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
-from transferd.client.job import to_deadline_ns
+from transferd.client.job import Job, to_deadline_ns
 from transferd.client.session import (
     OP_FORGET,
     OP_LAUNCH,
@@ -22,11 +22,10 @@ from transferd.client.watcher import Armed, no_segment
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from transferd.client.job import Job
+    from transferd.client.events import Driver
     from transferd.client.operations import Operation
     from transferd.client.session import Session
 
@@ -204,6 +203,9 @@ class BasePlan:
         """Makes the request of a launch."""
         return self._launch(None)
 
+    def _deadline_ns(self, deadline_s: float | None) -> int:
+        return self._kept.deadline_ns if deadline_s is None else to_deadline_ns(deadline_s)
+
     def _launch(self, deadline_s: float | None) -> Request:
         self._check_open()
         kept = self._kept
@@ -216,7 +218,7 @@ class BasePlan:
             b"",
             0,
             0,
-            kept.deadline_ns if deadline_s is None else to_deadline_ns(deadline_s),
+            self._deadline_ns(deadline_s),
             targets=(),
             launch=Launch(self, kept.number, kept.key),
         )
@@ -244,11 +246,11 @@ class BasePlan:
 class Plan(BasePlan):
     """A plan of a :class:`transferd.Client`; a context manager that closes it."""
 
-    __slots__ = ("_submit",)
+    __slots__ = ("_driver",)
 
-    def __init__(self, kept: Kept, submit: Callable[[Request, float | None], Job]) -> None:
+    def __init__(self, kept: Kept, driver: Driver) -> None:
         super().__init__(kept)
-        self._submit = submit
+        self._driver = driver
 
     def launch(self, *, deadline_s: float | None = None, timeout_s: float | None = None) -> Job:
         """Starts the job once more; launches of one plan may be in flight at once.
@@ -266,7 +268,11 @@ class Plan(BasePlan):
             WaitTimeout: No room in time.
             Unavailable: The session is over.
         """
-        return self._submit(self._launch(deadline_s), timeout_s)
+        if self._closed:
+            self._check_open()
+        kept = self._kept
+        job_id = kept.session.launch(kept.number, self._deadline_ns(deadline_s), timeout_s)
+        return Job(kept.session, self._driver, job_id, kept.key)
 
     def close(self) -> None:
         """Has the daemon forget it. What was launched, or armed, goes on. Idempotent."""

@@ -45,6 +45,7 @@ _EINTR = -errno.EINTR
 _submit = lib.tfd_client_job_submit
 _submit_wait = lib.tfd_client_submit_wait
 _submit_tables = lib.tfd_client_submit_tables
+_launch = lib.tfd_client_plan_launch
 _wait = lib.tfd_client_job_wait
 _poll = lib.tfd_client_job_poll
 _release = lib.tfd_client_job_release
@@ -299,6 +300,17 @@ class RingSession(Session):
             self.note_end(result, request.key, self.handles.get(request.dst, 0))
             raise failure(result)
         return number
+
+    def launch(self, plan: int, deadline_ns: int, timeout_s: float | None) -> int:
+        """Launches a plan; the deadline counts from now, 0: none. Returns the job's id."""
+        job_id: int = _EINTR
+        while job_id == _EINTR:
+            job_id = _launch(
+                self.client, 0, plan, deadline_ns, -1 if timeout_s is None else to_ns(timeout_s)
+            )
+        if job_id > 0:
+            return job_id
+        raise self._refusal(job_id, timeout_s)
 
     def table_bytes(self, request: Request) -> int:
         """As :meth:`Session.table_bytes`."""

@@ -177,6 +177,14 @@ void *tfd_client_plan_table(struct tfd_client *client, uint32_t number)
 	return plan->taken && plan->table_bytes ? client->arena_base + plan->table_offset : NULL;
 }
 
+int64_t tfd_client_plan_launch(struct tfd_client *client, uint32_t ring, uint32_t plan, uint64_t deadline_ns,
+                               int64_t timeout_ns)
+{
+	struct tfd_entry entry = { .op = TFD_OP_LAUNCH, .plan = plan };
+
+	return tfd_client_one_submit(client, ring, &entry, deadline_ns, timeout_ns);
+}
+
 void tfd_client_plan_close(struct tfd_client *client, uint32_t number)
 {
 	struct tfd_client_plan *plan;

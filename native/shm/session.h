@@ -128,6 +128,10 @@ int tfd_client_room_wait(struct tfd_client *client, tfd_client_try try, void *ar
 int tfd_client_publish_wait(struct tfd_client *client, uint32_t ring, struct tfd_entry *entries,
                             uint32_t count, bool tables, int64_t timeout_ns);
 
+/* One entry with a deadline that counts from now (0: none). The job's id, or as tfd_client_submit_wait. */
+int64_t tfd_client_one_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entry,
+                              uint64_t deadline_ns, int64_t timeout_ns);
+
 /* Where a thread sleeps: words of a record or a counter in the segment. */
 struct tfd_client_bed {
 	uint32_t *event; /* futex */

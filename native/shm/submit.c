@@ -160,6 +160,20 @@ int tfd_client_submit_wait(struct tfd_client *client, uint32_t ring, struct tfd_
 	return tfd_client_publish_wait(client, ring, entries, count, false, timeout_ns);
 }
 
+int64_t tfd_client_one_submit(struct tfd_client *client, uint32_t ring, struct tfd_entry *entry,
+                              uint64_t deadline_ns, int64_t timeout_ns)
+{
+	int rc;
+
+	if (deadline_ns) {
+		uint64_t now = tfd_client_now_ns();
+
+		entry->deadline_ns = deadline_ns > UINT64_MAX - now ? UINT64_MAX : now + deadline_ns;
+	}
+	rc = tfd_client_submit_wait(client, ring, entry, 1, timeout_ns);
+	return rc ? rc : (int64_t)entry->job_id;
+}
+
 int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t op, uint8_t priority,
                               uint32_t imm, uint64_t src_region, uint64_t src_offset, uint64_t dst_grant,
                               uint64_t dst_offset, uint64_t length, uint64_t deadline_ns, uint64_t argument,
@@ -176,13 +190,6 @@ int64_t tfd_client_job_submit(struct tfd_client *client, uint32_t ring, uint8_t 
 		.length = length,
 		.argument = argument,
 	};
-	int rc;
 
-	if (deadline_ns) {
-		uint64_t now = tfd_client_now_ns();
-
-		entry.deadline_ns = deadline_ns > UINT64_MAX - now ? UINT64_MAX : now + deadline_ns;
-	}
-	rc = tfd_client_submit_wait(client, ring, &entry, 1, timeout_ns);
-	return rc ? rc : (int64_t)entry.job_id;
+	return tfd_client_one_submit(client, ring, &entry, deadline_ns, timeout_ns);
 }

@@ -170,6 +170,9 @@ int tfd_client_plan_open(struct tfd_client *client, uint32_t ring, struct tfd_en
                          struct tfd_table_fault *fault);
 /* Its table (struct tfd_plan_table), valid until it is closed, and in mapped memory until tfd_client_close; NULL: it has none. */
 void *tfd_client_plan_table(struct tfd_client *client, uint32_t plan);
+/* Launches it, as tfd_client_job_submit submits a job. */
+int64_t tfd_client_plan_launch(struct tfd_client *client, uint32_t ring, uint32_t plan, uint64_t deadline_ns,
+                               int64_t timeout_ns);
 /* Gives it back, after TFD_OP_FORGET or a failure. Its table's place is free once the last launch has ended. */
 void tfd_client_plan_close(struct tfd_client *client, uint32_t plan);
 
