@@ -53,12 +53,22 @@ def pack_loop() -> Path:
 
 
 def ping() -> Path:
-    """Builds the C ping-pong with the client half of the data plane, as a library."""
+    """Builds the C ping-pong."""
+    return _with_client_half("ping")
+
+
+def armed() -> Path:
+    """Builds what bumps watchers."""
+    return _with_client_half("armed")
+
+
+def _with_client_half(name: str) -> Path:
+    """Builds a program with the client half of the data plane, as a library."""
     native = ROOT / "native"
-    sources = [BENCH / "native" / "ping.c", *sorted((native / "shm").glob("*.c"))]
+    sources = [BENCH / "native" / f"{name}.c", *sorted((native / "shm").glob("*.c"))]
     include = (f"-I{native / 'include'}", f"-I{native}")
     return compile_c(
-        "ping.so", sources, *include, "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"
+        f"{name}.so", sources, *include, "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"
     )
 
 

@@ -22,6 +22,7 @@ TOPICS = {
     "pages over tcp": "pages",
     "submitting": "submission",
     "worker": "worker_cost",
+    "armed jobs": "armed",
     "peers beside us": "peer_table",
     "same daemon": "local_path",
 }
