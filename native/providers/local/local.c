@@ -23,7 +23,7 @@
 	(4 *                                                                                                \
 	 MESSAGE_BYTES) /* copied between two polls, of all halves: rings and other rails wait meanwhile */
 #define HELP_BYTES (128u << 10)     /* below, handing over takes as long as copying */
-#define STREAM_BYTES (32ull << 20)  /* a job of more is not kept by the caches of a processor */
+#define STREAM_BYTES (32ull << 20)  /* a job that the caches of a processor would not keep */
 #define ID_BYTES 16u
 
 /* A post that is to be told of: its immediate, then itself. Owner: worker, but for its state. */
@@ -234,7 +234,7 @@ static bool copy_make(struct tfd_domain *domain, const struct tfd_post *post, st
 
 	copy->broken = NULL;
 	copy->count = 0;
-	copy->streams = post->job_bytes > STREAM_BYTES;
+	copy->streams = post->job_bytes >= STREAM_BYTES;
 	if (!post->length)
 		return true;
 	mr = tfd_local_mr_find_hot(&domain->memory, post->remote_key);
