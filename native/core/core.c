@@ -117,6 +117,8 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 		tfd_list_init(&rail->regions[i]);
 	for (uint32_t i = 0; i < TFD_CLASSES; i++)
 		tfd_list_init(&rail->round[i]);
+	rail->pace.bulk_most = UINT64_MAX;
+	rail->pace.boost = TFD_BOOST_ONE;
 	rail->wait_fd = -1;
 	rail->ops = ops;
 	rc = ops->domain_open(options, name, &rail->info, &rail->domain, error);

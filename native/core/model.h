@@ -14,6 +14,7 @@
 #include "../providers/provider.h"
 #include "credits.h"
 #include "heap.h"
+#include "pace.h"
 #include "table.h"
 #include "transferd/core.h"
 
@@ -176,6 +177,7 @@ struct tfd_conn {
 	struct tfd_list lanes; /* tfd_lanes.conn_link: of all sessions that have an open with a path by it */
 	struct tfd_list held[TFD_CLASSES]; /* tfd_lane.link: those that wait until it takes something */
 	bool holds[TFD_CLASSES];
+	bool stands; /* nothing has come back for a while: its bulk is off its rail's pace */
 	struct tfd_list creditless[TFD_CLASSES]; /* tfd_lane.credit_link */
 	struct tfd_list messages; /* shards with a request to make */
 	struct tfd_channel *channel; /* owned; NULL once closed */
@@ -476,6 +478,7 @@ struct tfd_rail {
 	int wait_fd;
 	uint64_t segment_bytes; /* most bytes posted at once */
 	struct tfd_list round[TFD_CLASSES]; /* worker; tfd_flow.link: whose turn is next */
+	struct tfd_pace pace; /* worker */
 	uint64_t lead; /* worker; bytes that latency is ahead while bulk waits for its turn */
 	/* Of info.imm_depth. Owner: worker. */
 	uint32_t credits_free;
@@ -533,6 +536,7 @@ struct tfd_worker {
 	uint32_t first_rail; /* of the next pass */
 	struct tfd_list conns_inflight;
 	uint64_t next_stall_check_ns;
+	uint64_t next_pace_ns;
 	struct tfd_heap deadlines;
 	struct tfd_list watched; /* tfd_watch.link */
 	uint32_t polled; /* armed jobs whose watchers wake nobody */

@@ -173,7 +173,7 @@ void tfd_wr_return(struct tfd_wr *wr);
 
 /* window.c */
 void tfd_window_open(struct tfd_conn *conn);
-uint64_t tfd_window_segment(const struct tfd_conn *conn);
+uint64_t tfd_window_segment(const struct tfd_conn *conn, uint32_t priority);
 /* Whether so many bytes of that class may go out; if not, they are what it waits for. */
 bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length);
 bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority); /* for what did not fit last */
@@ -220,6 +220,15 @@ static inline void tfd_credits_acked(struct tfd_conn *conn)
 	if (++conn->credits.acked >= conn->credits.ask_at)
 		tfd_credits_ask(conn);
 }
+
+/* pace.c */
+void tfd_paces_check(struct tfd_worker *worker);
+void tfd_pace_urgent(struct tfd_rail *rail, struct tfd_worker *worker); /* something urgent is to go out */
+bool tfd_pace_takes_bulk(const struct tfd_rail *rail);
+uint64_t tfd_pace_segment(const struct tfd_rail *rail); /* longest piece of bulk */
+void tfd_pace_enter(struct tfd_conn *conn, uint64_t length); /* bulk in flight */
+void tfd_pace_leave(struct tfd_conn *conn, uint64_t length);
+void tfd_pace_acked(struct tfd_conn *conn, uint64_t length); /* of any class */
 
 /* loss.c */
 void tfd_loss_tell(const struct tfd_shard *shard, uint32_t status, uint32_t detail);

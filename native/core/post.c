@@ -57,7 +57,7 @@ static bool pays(const struct tfd_shard *shard)
 
 static int plan_next(struct tfd_shard *shard, const struct tfd_conn *conn, struct tfd_plan *plan)
 {
-	uint64_t segment = tfd_window_segment(conn);
+	uint64_t segment = tfd_window_segment(conn, shard->job->priority);
 
 	*plan = (struct tfd_plan){ .dst_offset = shard->dst_offset };
 	if (pays(shard)) {

@@ -162,6 +162,8 @@ void tfd_schedule_enter(struct tfd_shard *shard)
 	tfd_list_push(before, &shard->link);
 	shard->lane = lane;
 	lane->flow->shards++;
+	if (lane->flow->priority == TFD_PRIORITY_LATENCY)
+		tfd_pace_urgent(lane->flow->rail, lane->conn->group->worker);
 	if (!idle)
 		return;
 	if (lane->conn->holds[lane->flow->priority])
@@ -238,14 +240,13 @@ static struct tfd_flow *next_flow(struct tfd_rail *rail)
 {
 	struct tfd_list *bulk = &rail->round[TFD_PRIORITY_BULK];
 	struct tfd_list *latency = &rail->round[TFD_PRIORITY_LATENCY];
+	bool may = !tfd_list_empty(bulk) && tfd_pace_takes_bulk(rail);
 
-	if (tfd_list_empty(bulk))
+	if (!may)
 		rail->lead = 0;
 	if (!tfd_list_empty(latency) && rail->lead <= LEAD_MAX)
 		return tfd_container(latency->next, struct tfd_flow, link);
-	if (!tfd_list_empty(bulk))
-		return tfd_container(bulk->next, struct tfd_flow, link);
-	return NULL;
+	return may ? tfd_container(bulk->next, struct tfd_flow, link) : NULL;
 }
 
 /* Whether it posted, or ended a job that cannot; else its lane is held. */
@@ -299,8 +300,12 @@ static uint32_t take_turn(struct tfd_worker *worker, struct tfd_flow *flow)
 		flow->deficit += flow->quantum;
 	while (lane && flow->deficit <= 0 && is_alone(flow)) /* its next turns come at once */
 		flow->deficit += flow->quantum;
-	for (; lane && flow->deficit > 0 && worker->wr_free; lane = first_lane(flow))
+	while (lane && flow->deficit > 0 && worker->wr_free) {
 		count += post_first(worker, lane);
+		if (flow->priority == TFD_PRIORITY_BULK && !tfd_pace_takes_bulk(flow->rail))
+			break;
+		lane = first_lane(flow);
+	}
 	if (flow->deficit <= 0 && !tfd_list_empty(&flow->lanes)) {
 		tfd_list_remove(&flow->link);
 		tfd_list_push(&flow->rail->round[flow->priority], &flow->link);

@@ -26,7 +26,7 @@ void tfd_window_open(struct tfd_conn *conn)
 	conn->bound_ns = 2 * LEAST_MAX_NS;
 }
 
-uint64_t tfd_window_segment(const struct tfd_conn *conn)
+uint64_t tfd_window_segment(const struct tfd_conn *conn, uint32_t priority)
 {
 	uint64_t most = conn->rail->segment_bytes;
 	uint64_t segment = conn->window_bytes / SEGMENTS;
@@ -34,6 +34,8 @@ uint64_t tfd_window_segment(const struct tfd_conn *conn)
 	/* As configured; or the pieces of a shard were planned when it was cut. */
 	if (conn->group->segment_given || !conn->rail->info.ordered)
 		return most;
+	if (priority == TFD_PRIORITY_BULK)
+		segment = smaller(segment, tfd_pace_segment(conn->rail));
 	return smaller(segment > SEGMENT_LEAST ? segment : SEGMENT_LEAST, most);
 }
 
@@ -56,7 +58,7 @@ uint32_t tfd_window_posts(const struct tfd_conn *conn, uint32_t priority)
 
 bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority)
 {
-	uint64_t segment = tfd_window_segment(conn); /* a smaller one than it was, perhaps */
+	uint64_t segment = tfd_window_segment(conn, priority); /* a smaller one than it was, perhaps */
 
 	return tfd_window_takes(conn, priority, smaller(conn->awaited_bytes[priority], segment));
 }

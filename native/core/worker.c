@@ -129,6 +129,8 @@ uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
 		tfd_deadlines_check(worker);
 	if (!tfd_list_empty(&worker->mailboxes_ready) && worker->now_ns >= worker->next_mailbox_check_ns)
 		tfd_mailboxes_check(worker);
+	if (worker->now_ns >= worker->next_pace_ns)
+		tfd_paces_check(worker);
 	if (worker->now_ns >= worker->next_stall_check_ns)
 		tfd_conns_check_progress(worker);
 	if (tfd_guard_hits() != worker->guard_hits)
@@ -185,6 +187,16 @@ static uint64_t spin_least_ns(const struct tfd_worker *worker)
 	return (uint64_t)worker->core->options.spin_us * 1000;
 }
 
+/* For room on its rail, which a connection may have that stands. */
+static bool bulk_waits(const struct tfd_worker *worker)
+{
+	for (uint32_t i = 0; i < worker->group->rail_count; i++) {
+		if (!tfd_list_empty(&worker->group->rails[i].round[TFD_PRIORITY_BULK]))
+			return true;
+	}
+	return false;
+}
+
 static int sleep_bound_ms(struct tfd_worker *worker)
 {
 	int bound = SLEEP_MAX_MS;
@@ -195,7 +207,8 @@ static int sleep_bound_ms(struct tfd_worker *worker)
 	}
 	if (worker->polled)
 		return 1; /* a device wakes nobody */
-	if (!tfd_list_empty(&worker->conns_busy) || !tfd_list_empty(&worker->mailboxes_ready))
+	if (!tfd_list_empty(&worker->conns_busy) || !tfd_list_empty(&worker->mailboxes_ready) ||
+	    bulk_waits(worker))
 		bound = BUSY_SLEEP_MAX_MS;
 	if (worker->deadlines.count) {
 		uint64_t next = tfd_deadline_next(worker);

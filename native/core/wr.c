@@ -12,6 +12,7 @@ static void acked(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_s
 	struct tfd_session_info *stat = &job->session->stat;
 	struct tfd_rail_info *info = &conn->rail->info;
 
+	tfd_pace_acked(conn, sum->bytes);
 	tfd_pieces_leave(worker, conn, shard, sum);
 	job->acked += sum->bytes;
 	shard->acked += sum->extent;

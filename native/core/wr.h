@@ -74,6 +74,8 @@ static inline void tfd_pieces_enter(struct tfd_worker *worker, struct tfd_conn *
 
 	conn->class_bytes[job->priority] += pieces->bytes;
 	conn->class_wrs[job->priority] += pieces->count;
+	if (job->priority == TFD_PRIORITY_BULK)
+		tfd_pace_enter(conn, pieces->bytes);
 	shard->inflight += pieces->count;
 	job->inflight += pieces->count;
 	tfd_conn_enter(worker, conn, pieces);
@@ -86,6 +88,8 @@ static inline void tfd_pieces_leave(struct tfd_worker *worker, struct tfd_conn *
 
 	conn->class_bytes[job->priority] -= pieces->bytes;
 	conn->class_wrs[job->priority] -= pieces->count;
+	if (job->priority == TFD_PRIORITY_BULK)
+		tfd_pace_leave(conn, pieces->bytes);
 	shard->inflight -= pieces->count;
 	job->inflight -= pieces->count;
 	tfd_conn_leave(worker, conn, pieces);

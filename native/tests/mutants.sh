@@ -109,4 +109,8 @@ mutant asked-twice core/credits.c "if (credits->due & TFD_CREDIT_SEEN) {" "if (c
 mutant flood-not-seen core/worker.c "++conn->imms_landed > conn->credits.flood_at" "++conn->imms_landed == 0" core_credits_faults
 mutant flood-where-none-is core/credits.c "credits->flood_at = conn->imms_landed + credits->share;" "credits->flood_at += 1;" core_credits
 mutant half-of-a-frame core/channel.c "frame->check != checksum(frame, payload)" "frame->check != checksum(frame, payload) * 0 + frame->check" core_channel
+mutant pace-without-bound core/pace.c "return rail->pace.bulk_bytes < rail->pace.bulk_most;" "return rail != NULL;" core_pace
+mutant pace-of-who-stands core/pace.c "now_ns - conn->progress_ns > 2 * conn->bound_ns" "0" core_pace
+mutant pace-never-more core/pace.c "pace->boost += pace->boost < BOOST_MOST ? pace->boost / 8 : 0;" "(void)0;" core_pace
+mutant pace-never-ends core/pace.c "now_ns - pace->urgent_ns >= URGENT_NS" "0" core_pace
 exit $failed

@@ -205,7 +205,7 @@ static void test_classes(void)
 	for (int step = 0; step < 1000; step++) {
 		keep_busy(&scene, 0, 4, 1u << 20, TFD_PRIORITY_BULK);
 		if (step % 10 == 9) {
-			CHECK(conn->holds[TFD_PRIORITY_BULK]);
+			CHECK(flow_of(&scene, 0, TFD_PRIORITY_BULK)->shards);
 			CHECK(conn->class_wrs[TFD_PRIORITY_LATENCY] == 0);
 			(void)put(&scene.users[1], scene.users[1].grant, 4 * KIB, TFD_PRIORITY_LATENCY);
 			(void)tfd_core_step(scene.pair.a.core, scene.pair.now);

@@ -29,6 +29,7 @@ static void pipe_open(struct pipe *pipe, double gbps, uint64_t length_ns, bool o
 	pipe->group.worker = &pipe->worker;
 	pipe->group.window_bytes = 4 * MIB;
 	pipe->rail.segment_bytes = MIB;
+	pipe->rail.pace.bulk_most = UINT64_MAX;
 	pipe->rail.info.ordered = ordered;
 	pipe->conn.group = &pipe->group;
 	pipe->conn.rail = &pipe->rail;
@@ -75,8 +76,8 @@ static double flood(struct pipe *pipe, uint64_t time_ns)
 	uint64_t before = pipe->sent;
 
 	while (pipe->worker.now_ns < begin + time_ns) {
-		while (tfd_window_takes(&pipe->conn, 0, tfd_window_segment(&pipe->conn)))
-			post(pipe, tfd_window_segment(&pipe->conn));
+		while (tfd_window_takes(&pipe->conn, 0, tfd_window_segment(&pipe->conn, 0)))
+			post(pipe, tfd_window_segment(&pipe->conn, 0));
 		take(pipe, 0);
 	}
 	return (double)(pipe->sent - before) / pipe->bytes_per_ns / (double)(pipe->worker.now_ns - begin);
@@ -123,7 +124,7 @@ static void test_rate_changes(void)
 
 	pipe_open(&pipe, 40, MS / 20, true);
 	(void)flood(&pipe, 50 * MS);
-	CHECK(pipe.conn.window_bytes == 4 * MIB && tfd_window_segment(&pipe.conn) == MIB);
+	CHECK(pipe.conn.window_bytes == 4 * MIB && tfd_window_segment(&pipe.conn, 0) == MIB);
 	pipe.bytes_per_ns = 1.0 / 8;
 	(void)flood(&pipe, 200 * MS);
 	CHECK(drain(&pipe) < 6 * MS);
@@ -160,13 +161,13 @@ static void test_limits(void)
 
 	pipe_open(&pipe, 1, MS / 20, false);
 	(void)flood(&pipe, 100 * MS);
-	CHECK(tfd_window_segment(&pipe.conn) == MIB && pipe.conn.window_bytes < 4 * MIB);
+	CHECK(tfd_window_segment(&pipe.conn, 0) == MIB && pipe.conn.window_bytes < 4 * MIB);
 	pipe_open(&pipe, 1000, 0, true);
 	pipe.group.window_bytes = 2048;
 	pipe.rail.segment_bytes = 512;
 	tfd_window_open(&pipe.conn);
 	CHECK(flood(&pipe, MS) > 0.9);
-	CHECK(pipe.conn.window_bytes == 2048 && tfd_window_segment(&pipe.conn) == 512);
+	CHECK(pipe.conn.window_bytes == 2048 && tfd_window_segment(&pipe.conn, 0) == 512);
 }
 
 int main(void)

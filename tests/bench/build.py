@@ -73,18 +73,28 @@ def _with_client_half(name: str) -> Path:
 
 
 def worker_cost() -> Path:
-    """Builds the program that measures the worker, with all of the data plane."""
+    """Builds the program that measures the worker."""
+    return with_core("worker_cost")
+
+
+def urgent() -> Path:
+    """Builds the program that measures urgent writes beside bulk on a simulated rail."""
+    return with_core("urgent")
+
+
+def with_core(name: str) -> Path:
+    """Builds a program with all of the data plane."""
     native = ROOT / "native"
     sources = [
-        BENCH / "native" / "worker_cost.c",
+        BENCH / "native" / f"{name}.c",
         *sorted((native / "core").glob("*.c")),
         *sorted((native / "providers").glob("*/*.c")),
     ]
     include = (f"-I{native / 'include'}", f"-I{native}", f"-I{native / 'tests'}")
     hardening = ("-fstack-protector-strong", "-fvisibility=hidden")
     libraries = ("-pthread", "-ldl", "-lrt", "-lm")
-    (OUT / "worker_cost").unlink(missing_ok=True)  # some of its headers are not beside the sources
-    return compile_c("worker_cost", sources, *include, *hardening, *libraries)
+    (OUT / name).unlink(missing_ok=True)  # some of its headers are not beside the sources
+    return compile_c(name, sources, *include, *hardening, *libraries)
 
 
 def copy() -> Path:

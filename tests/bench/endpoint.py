@@ -112,6 +112,46 @@ class Endpoint:
             sources[slot], here, far, there, page, dst_offset=slot * size, imm=imm, count="job"
         )
 
+    def saturate(self, sizes: list[int], window: int, seconds: float, imm: int) -> dict[str, Any]:
+        """Writes for a time, ``window`` jobs in flight, of these sizes in turn."""
+        write, far = self._client.write, self._far
+        sources = [self._source[0:size] for size in sizes]
+        flying: deque[Job] = deque()
+        index, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            if len(flying) == window:
+                flying.popleft().wait(WAIT_S)
+            flying.append(write(sources[index % len(sources)], far, imm=imm))
+            index += 1
+        for job in flying:
+            job.wait(WAIT_S)
+        return {"jobs": index}
+
+    def paced(self, size: int, count: int, imm: int, pause_s: float) -> dict[str, Any]:
+        """Writes of the latency class, one at a time with pauses; tells when they were called."""
+        write, source, far, now = (
+            self._client.write,
+            self._source[0:size],
+            self._far,
+            time.monotonic_ns,
+        )
+        called = [0] * count
+        for index in range(count):
+            time.sleep(pause_s)
+            called[index] = now()
+            write(source, far, imm=imm, priority="latency").wait(WAIT_S)
+        return {"called_ns": called}
+
+    def watch(self, count: int, imm: int) -> dict[str, Any]:
+        """Waits for writes one by one; tells when they were seen."""
+        wait, now = self._client.counter(imm).wait, time.monotonic_ns
+        before, seen = self._counted[imm], [0] * count
+        for index in range(count):
+            wait(before + index + 1, WAIT_S)
+            seen[index] = now()
+        self._counted[imm] += count
+        return {"seen_ns": seen}
+
     def landed(self, count: int, imm: int) -> dict[str, Any]:
         """Waits for so many more writes; tells when the last was seen."""
         self._counted[imm] += count
@@ -166,6 +206,9 @@ def serve(client: Client, address: str, length: int) -> None:
         "flood": endpoint.flood,
         "prepare_pages": endpoint.prepare_pages,
         "flood_pages": endpoint.flood_pages,
+        "saturate": endpoint.saturate,
+        "paced": endpoint.paced,
+        "watch": endpoint.watch,
         "landed": endpoint.landed,
         "ping": endpoint.ping,
         "ping_native": endpoint.ping_native,

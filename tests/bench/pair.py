@@ -27,10 +27,11 @@ class Endpoint:
         about: What it has told of itself.
     """
 
-    def __init__(self, daemon: DaemonProcess, length: int) -> None:
+    def __init__(self, daemon: DaemonProcess | str, length: int) -> None:
+        socket = daemon if isinstance(daemon, str) else daemon.socket
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.endpoint", daemon.socket, str(length)],
+            [sys.executable, "-m", "bench.endpoint", socket, str(length)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -40,6 +40,7 @@ struct tfd_domain {
 	struct tfd_list mrs;
 	struct tfd_wc_queue done;
 	struct tfd_list flights_free; /* only grows */
+	uint64_t free_ns; /* when it has sent what was posted */
 	bool null; /* pieces neither move, nor take time, nor are refused by chance */
 	uint64_t random;
 	uint32_t flights;

@@ -17,6 +17,8 @@ static int set(struct tfd_sim_options *options, const char *key, uint64_t value)
 		options->delay_us = (uint32_t)value;
 	else if (strcmp(key, "move") == 0 && value <= 1)
 		options->move = (uint32_t)value;
+	else if (strcmp(key, "rate_gbps") == 0 && value <= 10000)
+		options->rate_gbps = (uint32_t)value;
 	else if (strcmp(key, "again") == 0 && value < 100)
 		options->again = (uint32_t)value;
 	else if (strcmp(key, "imm_depth") == 0 && value <= UINT32_MAX)
@@ -50,7 +52,8 @@ int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_erro
 		if (!value || !*value || set(&options, key, strtoull(value, &end, 0)) != 0 || *end)
 			return tfd_fail(error, -EINVAL,
 			                "sim: \"%s\" in \"%s\" is no seed=, ordered=0|1, delay_us=, "
-			                "move=0|1, again=, parts=, imm_depth= or max_message=",
+			                "move=0|1, rate_gbps=, again=, parts=, imm_depth= or "
+			                "max_message=",
 			                key, text);
 	}
 	*out = options;

@@ -144,6 +144,8 @@ static void half_step_locked(struct tfd_half *half)
 	bool ordered = half->domain->options.ordered != 0;
 	uint64_t now = now_locked();
 	uint64_t key = 0;
+	bool rated = half->domain->options.rate_gbps != 0; /* goes on sending meanwhile */
+	bool waits = false; /* an earlier acknowledgement is still under way */
 	struct tfd_list *next;
 
 	if ((half->faults & TFD_SIM_MUTE) && !(half->faults & TFD_SIM_BROKEN))
@@ -154,9 +156,10 @@ static void half_step_locked(struct tfd_half *half)
 
 		next = link->next;
 		key = flight->post.remote_key;
-		if (flight->due_ns > now && !(half->faults & TFD_SIM_BROKEN)) {
-			if (ordered)
+		if ((flight->due_ns > now || (flight->landed && waits)) && !(half->faults & TFD_SIM_BROKEN)) {
+			if (ordered && !(rated && flight->landed))
 				return;
+			waits = ordered;
 			continue;
 		}
 		if (half->faults & TFD_SIM_BROKEN) {
@@ -187,8 +190,9 @@ static void half_step_locked(struct tfd_half *half)
 			continue;
 		}
 		flight->due_ns = now + delay_locked(half->domain);
-		if (flight->due_ns > now && ordered)
+		if (flight->due_ns > now && ordered && !rated)
 			return;
+		waits = waits || (ordered && flight->due_ns > now);
 		next = link; /* acknowledged at once */
 	}
 	if (tfd_list_empty(&half->flights))
@@ -210,8 +214,8 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
 	domain->options = options;
-	domain->null =
-		!options.move && !options.delay_us && !options.again && options.ordered && !options.imm_depth;
+	domain->null = !options.move && !options.delay_us && !options.rate_gbps && !options.again &&
+	               options.ordered && !options.imm_depth;
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->mrs);
 	tfd_list_init(&domain->flights_free);
@@ -388,6 +392,19 @@ static uint64_t bytes_of(const struct tfd_post *post)
 	return bytes;
 }
 
+/* When the rail has sent it, after everything that was posted before. */
+static uint64_t sent_locked(struct tfd_domain *domain, uint64_t bytes)
+{
+	uint64_t now = now_locked();
+
+	if (!domain->options.rate_gbps)
+		return now;
+	if (domain->free_ns < now)
+		domain->free_ns = now;
+	domain->free_ns += 8 * bytes / domain->options.rate_gbps;
+	return domain->free_ns;
+}
+
 static int post_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
 {
 	struct tfd_domain *domain = half->domain;
@@ -406,7 +423,7 @@ static int post_locked(struct tfd_half *half, const struct tfd_post *post, struc
 	if (!flight)
 		return -EAGAIN;
 	flight->wr = wr;
-	due = now_locked() + delay_locked(domain);
+	due = sent_locked(domain, bytes_of(post)) + delay_locked(domain);
 	if (domain->options.ordered && due < half->last_due_ns)
 		due = half->last_due_ns;
 	half->last_due_ns = flight->due_ns = due;
@@ -532,27 +549,6 @@ void tfd_sim_set_now(uint64_t now_ns)
 	tfd_sim_unlock();
 }
 
-void tfd_sim_break(struct tfd_half *half)
-{
-	tfd_sim_lock();
-	tfd_sim_fault_locked(half, TFD_SIM_BROKEN);
-	tfd_sim_unlock();
-}
-
-void tfd_sim_mute(struct tfd_half *half)
-{
-	tfd_sim_lock();
-	tfd_sim_fault_locked(half, TFD_SIM_MUTE);
-	tfd_sim_unlock();
-}
-
-void tfd_sim_fail(struct tfd_half *half)
-{
-	tfd_sim_lock();
-	tfd_sim_fault_locked(half, TFD_SIM_FAILS_NEXT);
-	tfd_sim_unlock();
-}
-
 void tfd_sim_overrun(struct tfd_domain *domain)
 {
 	tfd_sim_lock();
@@ -568,15 +564,6 @@ uint64_t tfd_sim_overruns(void)
 	overruns = fabric_overruns;
 	tfd_sim_unlock();
 	return overruns;
-}
-
-void tfd_sim_kill(struct tfd_domain *domain)
-{
-	tfd_sim_lock();
-	domain->dead = true;
-	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next)
-		tfd_sim_fault_locked(tfd_container(link, struct tfd_half, link), TFD_SIM_BROKEN);
-	tfd_sim_unlock();
 }
 
 const struct tfd_provider_ops tfd_sim_ops = {

@@ -16,6 +16,7 @@ struct tfd_sim_options {
 	uint32_t move; /* 0: the null fabric, no bytes move; 1 */
 	uint64_t max_message; /* 1 GiB */
 	uint32_t parts; /* ranges of one post; 1 */
+	uint32_t rate_gbps; /* bits that a rail sends in a nanosecond; 0: any number at once */
 	uint32_t again; /* of 100 posts that are refused for now; 0 */
 	uint32_t imm_depth; /* immediates that wait to be polled: one more is an overrun; 0: any number */
 };

@@ -25,6 +25,7 @@ TOPICS = {
     "armed jobs": "armed",
     "peers beside us": "peer_table",
     "same daemon": "local_path",
+    "many at once": "fairness",
 }
 MAIN = "main-job bars"
 
