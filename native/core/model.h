@@ -243,7 +243,7 @@ struct tfd_fence {
 	struct tfd_imm_range ranges[]; /* ascending, apart */
 };
 
-#define TFD_BATCH_PIECES 256u
+#define TFD_BATCH_PIECES 512u
 
 /* A part of what one post will carry: bytes that are adjacent on both sides. */
 struct tfd_piece {
