@@ -69,7 +69,7 @@ class JobPath:
     """What a job really used.
 
     Attributes:
-        provider: As in "libfabric"; empty where the job ended before any.
+        provider: As in "tcp"; empty where the job ended before any.
         rails: NICs of this host that carried it.
         staged: Whether it was staged through host memory of the daemon.
         packed: Whether small pages travelled packed.

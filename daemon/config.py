@@ -263,12 +263,23 @@ class Config(Section):
                 "of listen"
             )
         self._development_mode()
+        self._fabric_of_libfabric()
         if self.peer_address is None and is_wildcard(split_host_port(self.peer_listen)[0]):
             raise ValueError(
                 f"peer_listen: {self.peer_listen} is every address of this host; "
                 "set peer_address to the one that peers shall use"
             )
         return self
+
+    def _fabric_of_libfabric(self) -> None:
+        """What only libfabric understands is not silently left aside."""
+        for key in ("name", "library"):
+            value = getattr(self.fabric, key)
+            if value and self.provider in ("tcp", "verbs"):
+                raise ValueError(
+                    f"fabric.{key}: {value} is for provider libfabric, and provider is "
+                    f"{self.provider}; leave one of them out"
+                )
 
     def _development_mode(self) -> None:
         """Without keys nothing may leave this machine."""

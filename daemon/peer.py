@@ -353,8 +353,7 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
         raise Conflict(
             f"no common fabric protocol: here {sorted({local[i] for i in nics})}, there "
             f"{sorted({remote[i] for i in far_nics})}; "
-            "use the same "
-            "provider and version of libfabric on both hosts",
+            "use the same provider, and of libfabric the same version, on both hosts",
             reason="PROTOCOL_MISMATCH",
         )
     return pairs

@@ -172,7 +172,7 @@ class Server:
         choice = self._choose_rails()
         self._group = await self._plane.open_group(
             GroupOptions(
-                provider="libfabric" if config.provider == "auto" else config.provider,
+                provider=choice.provider,
                 fabric=config.fabric.name,
                 rails=choice.names,
                 # The simulated fabric is for tests, which want all traffic on it.

@@ -34,5 +34,6 @@ def rails_of_this_host(config: Config, peer_address: str) -> Choice:
         configured=config.rails,
         provider=config.provider,
         fabric=config.fabric.name,
+        library=config.fabric.library,
         peer_address=peer_address,
     )

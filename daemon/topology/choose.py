@@ -40,12 +40,14 @@ class Choice:
         unused: All other NICs of the host.
         groups: The rails nearest to each GPU and NUMA node.
         why: How they were chosen.
+        provider: What drives them; "auto": not chosen yet.
     """
 
     rails: tuple[Verdict, ...]
     unused: tuple[Verdict, ...]
     groups: tuple[Group, ...]
     why: str
+    provider: str = "auto"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,20 +61,33 @@ def choose(
     configured: Sequence[str] = (),
     provider: str = "auto",
     fabric: str = "",
+    library: str = "",
     peer_address: str,
 ) -> Choice:
-    """Chooses the rails of a daemon.
+    """Chooses the rails of a daemon, and what drives them.
 
     Args:
         topology: The host.
         configured: Names that the configuration gives; they are taken as they are.
         provider: As configured.
         fabric: libfabric's provider, as configured; empty: by the rails.
+        library: Path of libfabric, as configured; empty: where the system has it.
         peer_address: Numeric address that peers reach the daemon at.
 
     Returns:
         At least one rail.
     """
+    choice = _rails(topology, configured, provider, fabric, peer_address)
+    if provider == "auto":
+        devices = {device.name for device in topology.devices}
+        sockets = not (fabric or library or devices.intersection(choice.names))
+        provider = "tcp" if sockets else "libfabric"
+    return replace(choice, provider=provider)
+
+
+def _rails(
+    topology: Topology, configured: Sequence[str], provider: str, fabric: str, peer_address: str
+) -> Choice:
     taken = _taken(topology, provider, fabric)
     everything = nics(topology, taken)
     if configured:
@@ -96,6 +111,8 @@ def choose(
 def _taken(topology: Topology, provider: str, fabric: str) -> Taken:
     if provider == "verbs":
         return Taken.VERBS
+    if provider == "tcp":
+        return Taken.INTERFACES
     if fabric:
         return Taken.EFA if fabric.startswith("efa") else Taken.INTERFACES
     efa = (device for device in topology.devices if device.is_efa)

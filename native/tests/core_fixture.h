@@ -64,7 +64,7 @@ static inline void host_open_rails(struct host *host, uint32_t rails, uint32_t s
 	struct tfd_group_options group = { .rail_count = rails };
 	const char *provider = getenv("TFD_TEST_PROVIDER"); /* what these tests run on */
 
-	(void)strcpy(group.provider, provider ? provider : "libfabric");
+	(void)strcpy(group.provider, provider ? provider : "tcp");
 	CHECK_OK(tfd_core_open(&core, &host->core, &error));
 	for (uint32_t i = 0; i < rails; i++)
 		(void)strcpy(group.rails[i], "127.0.0.1");

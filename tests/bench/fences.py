@@ -38,7 +38,7 @@ NATIVE = Path(__file__).resolve().parents[2] / "native"
 MIB = 1 << 20
 RUNS, STOPPED_RUNS = 1000, 100
 NATIVE_KINDS = ("cancel", "revoke", "fence", "reset")
-FABRICS = ("libfabric", "local", "sim, ordered", "sim, unordered")
+FABRICS = ("libfabric", "tcp", "local", "sim, ordered", "sim, unordered")
 LINE = re.compile(r"(?P<fabric>.+): (?P<kind>\w+): runs=(?P<runs>\d+) caught=(?P<caught>\d+)")
 IDLE_MS, LOADED_MS = 2.0, 20.0
 IDLE_TIMES, LOADED_TIMES = 300, 50

@@ -112,7 +112,7 @@ def test_writes_between_two_daemons(sender: Grpcurl, receiver: Grpcurl) -> None:
         (end,) = ends["jobs"]
         assert end["status"] == "JOB_STATUS_OK", end
         assert int(end["bytes"]) == len(payload)
-        assert end["path"]["provider"] == "libfabric"
+        assert end["path"]["provider"] == "tcp"
 
         waited = there.call(
             "TransferService/WaitCounter", {"imm": IMM, "target": 1, "timeout_ms": 10_000}

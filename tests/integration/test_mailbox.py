@@ -62,7 +62,7 @@ def test_messages_arrive_as_they_were_sent(
                 assert job.result is not None
                 assert (job.result.bytes, job.result.detail) == (size, "")
                 assert job.path is not None
-                assert job.path.provider in ("libfabric", "local")
+                assert job.path.provider in ("tcp", "local")
         with pytest.raises(transferd.WaitTimeout):
             mailbox.receive(0)
 

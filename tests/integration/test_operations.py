@@ -91,7 +91,7 @@ def test_pages_land_whole_and_are_counted(
     count: str,
     exact: bool,
 ) -> None:
-    provider = "local" if "same daemon" in request.node.name else "libfabric"
+    provider = "local" if "same daemon" in request.node.name else "tcp"
     source = filled(sender, seeded)
     sum_of_counts = 0
     for pages, size in ((1, 1), (3, 4096), (257, 1000), (500, 2048)):

@@ -122,7 +122,11 @@ class Pair:
 
 @contextlib.contextmanager
 def pair(
-    directory: Path, *rails: int, content: bytes, dead: tuple[int, ...] = ()
+    directory: Path,
+    *rails: int,
+    content: bytes,
+    dead: tuple[int, ...] = (),
+    provider: str = "tcp",
 ) -> Iterator[Pair]:
     """Runs two hosts with so many rails, some of the far one's dead from the start."""
     with netns.network() as network, contextlib.ExitStack() as stack:
@@ -132,7 +136,8 @@ def pair(
             place.mkdir()
             host = network.host(count, RATE)
             hosts.append(host)
-            daemons.append(stack.enter_context(host.daemon(place, directory / "tls")))
+            daemon = host.daemon(place, directory / "tls", provider=provider)
+            daemons.append(stack.enter_context(daemon))
         for rail in dead:
             network.silence(hosts[FAR], rail)
         made = Pair(network, hosts, daemons)
@@ -150,13 +155,22 @@ CUTS: dict[str, Callable[[Network, Host, int], None]] = {
 
 
 @pytest.mark.parametrize(
-    ("cut", "side"), [("silent", NEAR), ("silent", FAR), ("cable", FAR), ("interface", NEAR)]
+    ("cut", "side", "provider"),
+    [
+        ("silent", NEAR, "tcp"),
+        ("silent", FAR, "tcp"),
+        ("cable", FAR, "tcp"),
+        ("interface", NEAR, "tcp"),
+        ("silent", NEAR, "libfabric"),
+        ("interface", NEAR, "libfabric"),
+    ],
 )
 def test_rail_is_cut_in_mid_transfer(
-    short_tmp: Path, seeded: random.Random, cut: str, side: int
+    short_tmp: Path, seeded: random.Random, cut: str, side: int, provider: str
 ) -> None:
     """Its traffic moves, its jobs end well, and once it is back it is used again."""
-    with pair(short_tmp, 2, 2, content=seeded.randbytes(LENGTH)) as two:
+    content = seeded.randbytes(LENGTH)
+    with pair(short_tmp, 2, 2, content=content, provider=provider) as two:
         host = two.hosts[side]
         two.clear()
         before = [two.sent(rail) for rail in (0, 1)]

@@ -34,8 +34,8 @@ WAIT_S = 20.0
 SIZES = (0, 1, 4095, 4096, 65_537, (3 << 20) + 1)
 
 
-@pytest.fixture(scope="module")
-def daemons() -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
+@pytest.fixture(scope="module", params=["tcp", "libfabric"])
+def daemons(request: pytest.FixtureRequest) -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
     """Gives two daemons for all tests of this module; none of these hurts them."""
     base = Path(tempfile.mkdtemp(prefix="tfd-"))
     with contextlib.ExitStack() as stack:
@@ -43,7 +43,8 @@ def daemons() -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
         made = []
         for name in "ab":
             (base / name).mkdir()
-            made.append(DaemonProcess(base / name, {"tenants": TENANTS}))
+            overrides = {"tenants": TENANTS, "provider": request.param}
+            made.append(DaemonProcess(base / name, overrides))
             stack.enter_context(made[-1].start())
         yield made[0], made[1]
 
@@ -76,8 +77,14 @@ def granted(client: Client, length: int, imms: range = range(16)) -> tuple[Regio
     return region, region.grant(imms=imms)
 
 
-def test_sizes_land_whole(request: pytest.FixtureRequest, sender: Client, receiver: Client) -> None:
-    provider = "local" if "same daemon" in request.node.name else "libfabric"
+def test_sizes_land_whole(
+    request: pytest.FixtureRequest,
+    daemons: tuple[DaemonProcess, DaemonProcess],
+    sender: Client,
+    receiver: Client,
+) -> None:
+    same = "same daemon" in request.node.name
+    provider = "local" if same else daemons[0].config["provider"]
     total = sum(SIZES) + 64 * len(SIZES)
     source = sender.alloc(total)
     source.view[:] = os.urandom(total)

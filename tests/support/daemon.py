@@ -74,7 +74,6 @@ class DaemonProcess:
             "listen": self.socket,
             "peer_listen": self.peer_address,
             "http_listen": self.http_address,
-            "provider": "libfabric",
             "log_level": "debug",
         }
         config.update(overrides or {})

@@ -88,6 +88,8 @@ def test_copy_threads_follow_the_cores(
         ("rails: [eth0]", "rails", "tls"),
         ("rails: eth0", "rails", "a list"),
         ("provider: tpc", "provider", "tcp"),
+        ("{provider: tcp, fabric: {name: efa}}", "fabric.name", "libfabric"),
+        ("{provider: tcp, fabric: {library: /l.so}}", "fabric.library", "libfabric"),
         ("polling: lazy", "polling", "adaptive"),
         ("tls: {cert: /c, key: /k}", "tls.ca", "required"),
         ("tls: {cert: c, key: /k, ca: /ca}", "tls.cert", "pattern"),

@@ -48,6 +48,25 @@ def of_gpus(choice: Choice) -> dict[str, tuple[str, ...]]:
     return {group.gpu: group.nics for group in choice.groups if group.gpu}
 
 
+# ---- what drives them ----
+
+
+def test_interfaces_are_driven_by_kernel_sockets(tmp_path: Path) -> None:
+    tree = machines.hgx_h100(tmp_path)
+    assert rails(tree).provider == "tcp"
+    assert rails(tree, "127.0.0.1").provider == "tcp"
+    assert rails(tree, configured=["lo"]).provider == "tcp"
+    assert rails(tree, provider="tcp").provider == "tcp"
+    assert rails(tree, provider="libfabric").provider == "libfabric"
+
+
+def test_devices_and_what_asks_for_it_are_driven_by_libfabric(tmp_path: Path) -> None:
+    tree = machines.hgx_h100(tmp_path)
+    assert rails(tree, configured=["mlx5_0"]).provider == "libfabric"
+    assert rails(tree, fabric="tcp;ofi_rxm").provider == "libfabric"
+    assert rails(tree, library="/opt/libfabric.so.1").provider == "libfabric"
+
+
 # ---- whole machines ----
 
 
@@ -120,6 +139,7 @@ def test_efa_is_shared_fairly(
     last: tuple[str, str, str],
 ) -> None:
     choice = rails(machine(tmp_path), "10.1.2.3")
+    assert choice.provider == "libfabric"
     assert len(choice.names) == count
     near = of_gpus(choice)
     assert [len(names) for names in near.values()] == [each] * 8
@@ -134,7 +154,10 @@ def test_efa_is_shared_fairly(
 def test_efa_hosts_on_tcp_if_told_so(tmp_path: Path) -> None:
     choice = rails(machines.p5(tmp_path), "10.1.2.3", fabric="tcp")
     assert choice.names == ("ens32",)
+    assert choice.provider == "libfabric"
     assert "takes network interfaces" in unused(choice)["rdmap79s0"]
+    sockets = rails(machines.p5(tmp_path / "again"), "10.1.2.3", provider="tcp")
+    assert (sockets.names, sockets.provider) == (("ens32",), "tcp")
 
 
 @pytest.mark.parametrize(

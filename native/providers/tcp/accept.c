@@ -4,7 +4,6 @@
  * half in time is closed, and nobody notices.
  */
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -15,13 +14,6 @@
 #define HELLO_BOUND_NS 5000000000u
 #define NO_FD_PAUSE_NS 100000000u
 #define ACCEPTS 16 /* in one pass */
-
-void tfd_tcp_socket_tune(int fd)
-{
-	int on = 1;
-
-	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* messages are whole when we send */
-}
 
 static void stranger_close(struct tfd_domain *domain, struct tfd_tcp_stranger *stranger)
 {

@@ -14,6 +14,11 @@
 #include "../../core/parts.h"
 #include "tcp.h"
 
+/*
+ * To a far side on this host: what the kernel holds is read while it is still in the cache (tcp/README.md). The kernel takes twice as
+ * much; by default it allows no more than this (net.core.wmem_max).
+ */
+#define NEAR_SEND_BYTES 212992
 #define NUMBERS_FIRST 64u
 #define NUMBERS_MAX (1u << 20)
 
@@ -134,6 +139,27 @@ static void ready(struct tfd_half *half)
 		tfd_list_push(&half->domain->ready, &half->ready_link);
 }
 
+static bool is_this_host(const struct tfd_domain *domain, const struct sockaddr_storage *far)
+{
+	const struct sockaddr_in *four = (const void *)far, *own = (const void *)&domain->address;
+	const struct sockaddr_in6 *six = (const void *)far, *own_six = (const void *)&domain->address;
+
+	if (far->ss_family == AF_INET)
+		return ntohl(four->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET ||
+		       four->sin_addr.s_addr == own->sin_addr.s_addr;
+	return IN6_IS_ADDR_LOOPBACK(&six->sin6_addr) ||
+	       IN6_ARE_ADDR_EQUAL(&six->sin6_addr, &own_six->sin6_addr);
+}
+
+static void socket_tune(const struct tfd_domain *domain, int fd, const struct sockaddr_storage *far)
+{
+	int on = 1, bytes = NEAR_SEND_BYTES;
+
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* messages are whole when we send */
+	if (is_this_host(domain, far))
+		(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+}
+
 /* From our rail's address, so that it is this rail that carries. */
 static int connect_from(const struct tfd_domain *domain, int fd, const struct sockaddr_storage *to)
 {
@@ -160,7 +186,7 @@ static void half_connect(struct tfd_half *half, const struct sockaddr_storage *t
 	half->fd = socket(to->ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	rc = half->fd < 0 ? -errno : 0;
 	if (!rc) {
-		tfd_tcp_socket_tune(half->fd);
+		socket_tune(half->domain, half->fd, to);
 		rc = connect_from(half->domain, half->fd, to);
 	}
 	if (!rc)
@@ -221,8 +247,12 @@ int tfd_tcp_half_start(struct tfd_half *half, const void *address, size_t addres
 
 void tfd_tcp_half_attach(struct tfd_half *half, int fd)
 {
+	struct sockaddr_storage far = { 0 };
+	socklen_t far_bytes = sizeof(far);
+
 	half->fd = fd;
-	tfd_tcp_socket_tune(fd);
+	if (getpeername(fd, (struct sockaddr *)&far, &far_bytes) == 0)
+		socket_tune(half->domain, fd, &far);
 	if (half_watch(half, EPOLL_CTL_MOD) != 0) {
 		tfd_tcp_half_lose(half, ENOMEM);
 		return;

@@ -11,9 +11,7 @@
 #include "tcp.h"
 
 #define CALL_BYTES (512u << 10) /* of payload, in one call */
-#define LARGE_BYTES \
-	(64u        \
-	 << 10) /* after such a message another one is expected: its payload is not to go through the buffer */
+#define LARGE_BYTES (64u << 10) /* what follows such a message goes through the buffer as little as can be */
 
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
@@ -70,7 +68,8 @@ static bool refusal_fits(const struct tfd_half *half, const struct tfd_tcp_heade
 
 	return !header->parts && !(header->flags & ~TFD_TCP_OF_READ) && !header->total &&
 	       header->number > (read ? send->reads_landed : send->writes_acked) &&
-	       header->number <= (read ? send->reads_sent : send->writes_sent);
+	       header->number <=
+	               (read ? send->reads : send->writes); /* perhaps refused before it was sent whole */
 }
 
 static bool reaches(const struct tfd_mr *mr, uint64_t address, uint64_t length)

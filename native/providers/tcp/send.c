@@ -10,7 +10,6 @@
 #include "tcp.h"
 
 #define BATCH_BYTES (1u << 20)   /* in one call */
-#define BATCHES 2                /* of one half in one pass */
 #define SLICE_BYTES (256u << 10) /* of what a read has asked for, in one message */
 
 static uint64_t smaller(uint64_t a, uint64_t b)
@@ -323,33 +322,35 @@ static bool has_more(const struct tfd_half *half)
 	                          half->receive.reads_answered < half->receive.reads));
 }
 
-void tfd_tcp_flush(struct tfd_half *half)
+uint64_t tfd_tcp_flush(struct tfd_half *half)
 {
-	for (int i = 0; i < BATCHES && has_more(half); i++) {
-		struct batch batch = { .iov = half->domain->iov };
-		struct msghdr message = { .msg_iov = batch.iov };
-		ssize_t count;
-		int rc = batch_make(half, &batch);
+	struct batch batch = { .iov = half->domain->iov };
+	struct msghdr message = { .msg_iov = batch.iov };
+	ssize_t count = 0;
+	int rc;
 
-		if (rc) {
-			tfd_tcp_half_lose(half, -rc);
-			return;
-		}
-		message.msg_iovlen = batch.count;
-		count = sendmsg(half->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (count < 0 && errno == EINTR)
-			continue;
-		if (count < 0 && errno == EAGAIN) {
-			half->blocked = true;
-			tfd_list_remove(&half->send_link);
-			return;
-		}
-		if (count < 0) { /* EFAULT: pages of ours were taken away */
-			tfd_tcp_half_lose(half, errno);
-			return;
-		}
-		advance(half, (uint64_t)count);
-	}
+	tfd_list_remove(&half->send_link);
 	if (!has_more(half))
-		tfd_list_remove(&half->send_link);
+		return 0;
+	rc = batch_make(half, &batch);
+	if (rc) {
+		tfd_tcp_half_lose(half, -rc);
+		return 0;
+	}
+	message.msg_iovlen = batch.count;
+	do
+		count = sendmsg(half->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (count < 0 && errno == EINTR);
+	if (count < 0 && errno == EAGAIN) {
+		half->blocked = true;
+		return 0;
+	}
+	if (count < 0) { /* EFAULT: pages of ours were taken away */
+		tfd_tcp_half_lose(half, errno);
+		return 0;
+	}
+	advance(half, (uint64_t)count);
+	if (has_more(half))
+		tfd_tcp_send_soon(half);
+	return (uint64_t)count;
 }

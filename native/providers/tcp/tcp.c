@@ -10,7 +10,9 @@
 #include "tcp.h"
 
 #define EVENTS 64
-#define PASS_BYTES (1u << 20) /* taken in by one pass, of all halves: rings and other rails wait meanwhile */
+#define PASS_BYTES \
+	(1u << 20) /* taken in, and sent, by one pass, of all halves: rings and other rails wait meanwhile */
+#define SENDS 256 /* calls of the kernel for that */
 #define LOOKS 8u /* while halves are being read, events are asked for in every so many passes */
 
 static void half_event(struct tfd_half *half, uint32_t events)
@@ -44,14 +46,13 @@ static void events_take(struct tfd_domain *domain)
 	}
 }
 
+/* By turns: one that has more goes behind the others. */
 static void send_all(struct tfd_domain *domain)
 {
-	struct tfd_list *next;
+	uint64_t bytes = 0;
 
-	for (struct tfd_list *link = domain->sending.next; link != &domain->sending; link = next) {
-		next = link->next;
-		tfd_tcp_flush(tfd_container(link, struct tfd_half, send_link));
-	}
+	for (int i = 0; i < SENDS && bytes < PASS_BYTES && !tfd_list_empty(&domain->sending); i++)
+		bytes += tfd_tcp_flush(tfd_container(domain->sending.next, struct tfd_half, send_link));
 }
 
 /* Whether it has to have another turn without an event. */

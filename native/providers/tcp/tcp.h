@@ -199,7 +199,6 @@ void tfd_tcp_domain_close(struct tfd_domain *domain);
 void tfd_tcp_accept(struct tfd_domain *domain);
 void tfd_tcp_stranger_read(struct tfd_domain *domain, struct tfd_tcp_stranger *stranger);
 void tfd_tcp_strangers_check(struct tfd_domain *domain); /* those whose time is over go */
-void tfd_tcp_socket_tune(int fd);
 
 /* half.c */
 int tfd_tcp_half_open(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
@@ -221,7 +220,8 @@ int tfd_tcp_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_
 void tfd_tcp_hello_queue(struct tfd_half *half);
 /* Something may be there to be sent: in the next pass. */
 void tfd_tcp_send_soon(struct tfd_half *half);
-void tfd_tcp_flush(struct tfd_half *half); /* within a pass */
+/* Within a pass: one call of the kernel; returns how many bytes it took. */
+uint64_t tfd_tcp_flush(struct tfd_half *half);
 
 /* receive.c */
 /* Within a pass: takes in what has come, half a MiB or so at most; returns how many bytes. */
