@@ -34,7 +34,7 @@ WRITES = 1000
 
 def rows(run: Run) -> list[Row]:
     """Measures pages of 1 KiB, which others pack, and of 8 and 64 KiB, which should not cost."""
-    with daemons() as pair, endpoints(pair, SET) as (one, other):
+    with daemons(provider="tcp") as pair, endpoints(pair, SET) as (one, other):
         found = [row for shape in SMALL for row in small_pages(run, one, other, shape)]
         return found + large_pages(run, one, other)
 

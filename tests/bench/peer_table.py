@@ -42,7 +42,7 @@ LATENCIES = 2  # so many shapes are also told in microseconds, one at a time
 def rows(run: Run) -> list[Row]:
     """Measures all shapes with all libraries, in turn; each at the best of its ways."""
     with contextlib.ExitStack() as stack:
-        pair = stack.enter_context(daemons())
+        pair = stack.enter_context(daemons(provider="tcp"))
         ours = {
             OURS_TCP: stack.enter_context(endpoints(pair, SET)),
             OURS_LOCAL: stack.enter_context(endpoints([pair[0], pair[0]], SET)),
