@@ -83,6 +83,11 @@ def simulated(run: Run) -> Row:
     return Row(what, loaded_p99 / idle_p99, "x", "<=", SIM_MORE, note)
 
 
+def by_itself(directory: Path) -> dict[str, Any]:
+    """The daemon chooses the provider."""
+    return {"provider": "auto"}
+
+
 # ---- a small write beside bulk ----
 
 
@@ -91,7 +96,7 @@ def beside_bulk(run: Run) -> list[Row]:
     count, seconds = run.scaled(1000), 1.0 if run.quick else 3.0
     idle, beside, alone, shares = [], [], [], []
     with (
-        limited_daemons(1) as pair,
+        limited_daemons(1, by_itself) as pair,
         endpoints(pair, LENGTH) as (urgent, target),
         flooder(pair, target) as bulk,
     ):
@@ -110,11 +115,11 @@ def beside_bulk(run: Run) -> list[Row]:
             bulk.answer()
             alone.append(before.gbps())
             shares.append(meanwhile.gbps(without=count * URGENT_BYTES) / before.gbps())
-    more = [loaded - quiet for loaded, quiet in zip(beside, idle, strict=True)]
-    note = f"p99 idle {spread(idle)}, beside bulk {spread(beside)} ms"
+    more = median(beside) - min(idle)  # other work that meets an idle turn is no excuse
+    note = f"{urgent.about['provider']}; p99 idle {spread(idle)}, beside bulk {spread(beside)} ms"
     what = f"4 KiB of the latency class beside saturating bulk, {RAIL}"
     return [
-        Row(f"{what}: p99 over idle p99", median(more), "ms", "<=", P99_MORE_MS, note),
+        Row(f"{what}: p99 over idle p99", more, "ms", "<=", P99_MORE_MS, note),
         Row(f"{what}: bulk over bulk alone", median(shares), "", ">=", BULK_SHARE,
             f"{spread(shares)}; alone {spread(alone)} Gbps"),
     ]  # fmt: skip
@@ -174,7 +179,7 @@ def rate(daemon: DaemonProcess) -> Iterator[Rate]:
 
 def crowd(run: Run) -> Row:
     """Eight sessions of one daemon to one receiver, which differ in all but their weight."""
-    with limited_daemons(1) as pair, contextlib.ExitStack() as stack:
+    with limited_daemons(1, by_itself) as pair, contextlib.ExitStack() as stack:
         target = stack.enter_context(closing(Endpoint(pair[1], LENGTH)))
         sent = shares(run, pair[0], target, stack, [(pair[0].socket, *load) for load in CROWD])
     square = sum(sent) ** 2 / (len(sent) * sum(x * x for x in sent))
@@ -190,10 +195,11 @@ def weights(run: Run) -> Row:
         heavy = directory / "heavy"
         heavy.mkdir()
         return {
+            **by_itself(directory),
             "tenants": [
                 {"name": "light", "weight": 1},
                 {"name": "heavy", "weight": WEIGHT, "socket_dir": str(heavy)},
-            ]
+            ],
         }
 
     with limited_daemons(1, configure) as pair, contextlib.ExitStack() as stack:
