@@ -200,6 +200,8 @@ def _as_buffer(asked: _Argument, value: Any) -> memoryview:
             raise errors.InvalidRequest(f"{asked.name} holds a number above 64 bits") from None
         except TypeError as error:
             raise asked.refuse(f"a {type(value).__name__} of something else ({error})") from None
+    if hasattr(value, "compressed"):  # of numpy.ma, whose buffer holds what is masked, too
+        raise asked.refuse(f"a masked array: pass {asked.name}.compressed()")
     try:
         return memoryview(value)
     except (TypeError, BufferError, ValueError):  # has none; or numpy has no format for its items

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
@@ -133,11 +134,13 @@ def _request(job: Operation) -> Request:
 class BasePlan:
     """What both faces of a plan have. As a member of a batch, or armed, it is one launch."""
 
-    __slots__ = ("_closed", "_head", "_kept", "_table")
+    __slots__ = ("_closed", "_closing", "_given_back", "_head", "_kept", "_table")
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._closed = False
+        self._given_back = False
+        self._closing = threading.Lock()
         self._head: Any = None
         self._table: memoryview | None = None
         if kept.capacity:
@@ -234,13 +237,15 @@ class BasePlan:
             raise errors.Conflict("the plan is closed", reason="PLAN_CLOSED")
 
     def _close(self) -> None:
-        if self._closed:
-            return
         self._closed = True
         session, number = self._kept.session, self._kept.number
-        with contextlib.suppress(errors.Unavailable):  # it went with the session
-            session.command(OP_FORGET, 0, number)
-            lib.tfd_client_plan_close(session.client, number)
+        with self._closing:  # once: another may have the number afterwards
+            if self._given_back:
+                return
+            with contextlib.suppress(errors.Unavailable):  # it went with the session
+                session.command(OP_FORGET, 0, number)
+                lib.tfd_client_plan_close(session.client, number)
+            self._given_back = True
 
 
 class Plan(BasePlan):
@@ -275,7 +280,11 @@ class Plan(BasePlan):
         return Job(kept.session, self._driver, job_id, kept.key)
 
     def close(self) -> None:
-        """Has the daemon forget it. What was launched, or armed, goes on. Idempotent."""
+        """Has the daemon forget it. What was launched, or armed, goes on. Idempotent.
+
+        Raises:
+            WaitTimeout: The daemon does not answer; another call tries again.
+        """
         self._close()
 
     def __enter__(self) -> Self:

@@ -21,6 +21,7 @@ from transferd.client.job import failure
 from transferd.client.session import (
     OP_ACKNOWLEDGE,
     OP_CANCEL,
+    OP_FORGET,
     OP_RELEASE,
     CounterView,
     JobPath,
@@ -293,8 +294,14 @@ class RingSession(Session):
             )
         if rc:
             raise self._refusal(rc, timeout_s)
-        result = self._end_of(entry.job_id)
         number: int = entry.plan
+        try:
+            result = self._end_of(entry.job_id)
+        except BaseException:  # WaitTimeout, Ctrl-C: what comes of it is forgotten right afterwards
+            with contextlib.suppress(errors.TransferdError):
+                _release(self.client, self._command(OP_FORGET, 0, number))
+                lib.tfd_client_plan_close(self.client, number)
+            raise
         if result.status is not JobStatus.OK:
             lib.tfd_client_plan_close(self.client, number)
             self.note_end(result, request.key, self.handles.get(request.dst, 0))
@@ -321,8 +328,8 @@ class RingSession(Session):
             return self.over()
         if rc in (_EAGAIN, -errno.ETIMEDOUT):
             return errors.WaitTimeout(
-                f"no room for the job within {timeout_s or 0:g} s: {self.batch_limit} jobs, or "
-                f"tables of {self.table_limit} bytes, are in flight already",
+                f"no room for the job within {timeout_s or 0:g} s: {self.batch_limit} jobs are in "
+                f"flight already, or tables of {self.table_limit} bytes, those of plans included",
                 reason="RING_FULL",
             )
         return errors.Internal(f"submitting failed: {os.strerror(-rc)}")
@@ -443,9 +450,10 @@ class RingSession(Session):
         return self._end_of(self._command(op, imm, argument))
 
     def _end_of(self, job_id: int) -> JobResult:
-        result = self.decode(job_id, self.job_wait(job_id, self.control.timeout_s))
-        _release(self.client, job_id)
-        return result
+        try:
+            return self.decode(job_id, self.job_wait(job_id, self.control.timeout_s))
+        finally:
+            _release(self.client, job_id)
 
     def watch_events(self, watched: bool) -> None:
         """As :meth:`Session.watch_events`."""

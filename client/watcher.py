@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,16 +88,21 @@ class BaseWatcher:
         device: Whether a device bumps it.
     """
 
-    __slots__ = ("_closed", "_session", "_slot", "device")
+    __slots__ = ("_closed", "_closing", "_given_back", "_session", "_slot", "device")
 
     def __init__(self, session: Session, slot: int, device: bool) -> None:
         self._session: Any = session
         self._slot = slot
         self.device = device
         self._closed = False
+        self._given_back = False
+        self._closing = threading.Lock()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else str(self.value)
+        try:
+            state = "closed" if self._closed else str(self.value)
+        except errors.Unavailable:
+            state = "its session is over"
         return f"<{type(self).__name__} {self._slot}: {state}>"
 
     def bump(self, n: int = 1) -> None:
@@ -158,12 +164,14 @@ class BaseWatcher:
         return errors.Conflict("the watcher is closed", reason="WATCHER_CLOSED")
 
     def _close(self) -> None:
-        if self._closed:
-            return
         self._closed = True
-        with contextlib.suppress(errors.Unavailable):  # it went with the session
-            self._session.command(OP_DISARM, 0, self._slot)
-            lib.tfd_client_watcher_close(self._session.client, self._slot)
+        with self._closing:  # once: another may have the slot afterwards
+            if self._given_back:
+                return
+            with contextlib.suppress(errors.Unavailable):  # it went with the session
+                self._session.command(OP_DISARM, 0, self._slot)
+                lib.tfd_client_watcher_close(self._session.client, self._slot)
+            self._given_back = True
 
 
 class Watcher(BaseWatcher):
@@ -172,7 +180,11 @@ class Watcher(BaseWatcher):
     __slots__ = ()
 
     def close(self) -> None:
-        """Ends the jobs that still wait for it, with CANCELLED, and gives it back. Idempotent."""
+        """Ends the jobs that still wait for it, with CANCELLED, and gives it back. Idempotent.
+
+        Raises:
+            WaitTimeout: The daemon does not answer; another call tries again.
+        """
         self._close()
 
     def __enter__(self) -> Self:
@@ -206,8 +218,8 @@ class Armed:
         make = getattr(self.job, "request", None)
         if make is None:
             raise errors.InvalidRequest(
-                "job is a Write, Imm, WritePages, Scatter, Barrier, Read or Send, which is not "
-                f"submitted yet, not {type(self.job).__name__}"
+                "job is a plan, or a Write, Imm, WritePages, Scatter, Barrier, Read or Send, which "
+                f"is not submitted yet, not {type(self.job).__name__}"
             )
         request: Request = make()
         return request._replace(trigger=self.watcher.trigger(self.value))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import signal
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -17,12 +16,11 @@ import transferd
 from transferd.native.names import JobStatus
 
 from support.actor import Actor
+from support.daemon import stopped
 from support.levels import back_to, level
 from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from conftest import MakeDaemon
 
     from support.daemon import DaemonProcess
@@ -191,16 +189,6 @@ def test_senders_daemon_killed(pair: Pair) -> None:
             # The grant is the receiver's own: it outlives whoever used it.
             source = sender.alloc(4096)
             assert sender.write(source, grant.descriptor, imm=IMM).wait(WAIT_S) is JobStatus.OK
-
-
-@contextlib.contextmanager
-def stopped(daemon: DaemonProcess) -> Iterator[None]:
-    """Freezes a daemon with SIGSTOP for as long as the context lasts."""
-    os.kill(daemon.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(daemon.pid, signal.SIGCONT)
 
 
 def test_receivers_daemon_frozen(pair: Pair) -> None:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -15,27 +13,16 @@ import transferd
 from transferd.client import JobStatus
 
 from support.bystander import Bystander
+from support.daemon import stopped
 from support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from support.daemon import DaemonProcess
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 LENGTH = 8 << 20
 WAIT_S = 20.0
-
-
-@contextlib.contextmanager
-def stopped(daemon: DaemonProcess) -> Iterator[None]:
-    """Stops a daemon's process for the time of the block."""
-    os.kill(daemon.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(daemon.pid, signal.SIGCONT)
 
 
 def test_revoke_while_the_opener_stands_still(
@@ -140,3 +127,26 @@ def test_both_sides_agree_after_one_stood_still(
         time.sleep(4)  # the heartbeats of the new relation agree, or it would be lost by now
         assert works(sender, source, there.descriptor)
         assert works(receiver, target, back.descriptor)
+
+
+def test_what_was_closed_or_begun_meanwhile_is_not_lost(daemon: DaemonProcess) -> None:
+    """Watchers and plans whose daemon gave no answer in time can all be had again."""
+    with transferd.Client(daemon.socket, timeout_s=1) as client:
+        grant = client.alloc(4096).grant(imms=[1])
+        template = transferd.Imm(dst=grant.descriptor, imm=1)
+        watcher, plan = client.watcher(), client.plan(template)
+        waiting = client.arm(watcher, 1, plan)
+        with stopped(daemon):
+            for use in (watcher.close, plan.close, lambda: client.plan(template)):
+                with pytest.raises(transferd.WaitTimeout):
+                    use()
+        assert eventually(waiting.done, "the armed launch ends with its watcher")
+        assert waiting.status is JobStatus.CANCELLED
+        watcher.close()
+        plan.close()
+        for make, most in ((client.watcher, 64), (lambda: client.plan(template), 64)):
+            made = [make() for _ in range(most)]
+            with pytest.raises(transferd.QuotaExceeded):
+                make()
+            for each in made:
+                each.close()

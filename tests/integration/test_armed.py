@@ -167,6 +167,7 @@ def test_closed_with_the_client(shared_pair: Pair) -> None:
             watcher.bump()
         with pytest.raises(transferd.Unavailable):
             assert watcher.value
+        assert repr(watcher) == "<Watcher 0: its session is over>"
         watcher.close()  # nothing is left to do
         with pytest.raises(transferd.Unavailable):
             sender.watcher()

@@ -240,6 +240,16 @@ class DaemonProcess:
         assert not Path(self.socket.removeprefix("unix://")).exists(), "it left its socket behind"
 
 
+@contextlib.contextmanager
+def stopped(daemon: DaemonProcess) -> Iterator[None]:
+    """Stops a daemon's process with SIGSTOP for the time of the block."""
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+
+
 def shared_memory_names() -> set[str]:
     """Lists the POSIX shared memory objects that are ours by name."""
     return {path.name for path in Path("/dev/shm").glob("*transferd*")}

@@ -161,6 +161,7 @@ def test_shapes(name: str, pages: int, page_bytes: int) -> None:
         (["--loopback", "--sizes", "1M-4K"], "write 4K-1M"),
         (["--loopback", "--op", "erase"], "'erase' is not one of"),
         (["--loopback", "--in-flight", "0"], "--in-flight"),
+        (["--loopback", "--seconds", "nan"], "'nan' is not a number of seconds"),
         (["--loopback", "--pairs", "65"], "--pairs"),
         (["--loopback", "--batch", "0"], "--batch"),
         (["--loopback", "--shape", "gpt"], "'gpt' is not one of"),

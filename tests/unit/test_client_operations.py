@@ -179,6 +179,7 @@ def test_forms_of_indices(value: Any, form: str) -> None:
         (np.zeros(3, dtype=np.float32), "format 'f': convert it to int64"),
         (np.zeros(3, dtype=bool), r"of a mask pass numpy.flatnonzero\(pages\)"),
         (np.zeros(3, dtype=object), "format 'O'"),
+        (np.ma.array([0, 1], mask=[False, True]), r"masked array: pass pages.compressed\(\)"),
         (np.zeros(3, dtype="M8[s]"), "format '<M8.s.'"),
         (np.zeros((2, 2), dtype=np.int32), r"2 dimensions: pass pages.ravel\(\)"),
         (Interface(np.zeros(3)), "format '<f8': convert it to int64"),

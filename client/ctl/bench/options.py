@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,19 @@ class HostPortType(ParamType):
             return split_host_port(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class SecondsType(click.FloatRange):
+    """A range of seconds, which nan is in no more than other numbers outside."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As click asks."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -131,7 +145,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     # How long.
     click.option(
         "--seconds",
-        type=click.FloatRange(0.01, 3600),
+        type=SecondsType(0.01, 3600),
         default=0.5,
         show_default=True,
         help="Of each phase: latency with one batch at a time, then rate.",
