@@ -29,6 +29,16 @@ def test_every_source_names_its_licence() -> None:
     assert not unnamed
 
 
+def test_no_merge_was_left_half_done() -> None:
+    markers = re.compile(r"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
+    halves = [
+        short(path)
+        for path in tree.files(*SOURCES, *SCRIPTS, ".md")
+        if markers.search(path.read_text())
+    ]
+    assert not halves
+
+
 def test_files_stay_readable() -> None:
     long = {short(path): len(path.read_text().splitlines()) for path in tree.files(*SOURCES)}
     assert {name: lines for name, lines in long.items() if lines > MAX_FILE_LINES} == {}
