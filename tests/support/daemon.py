@@ -20,6 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from transferd.v1 import admin_pb2, admin_pb2_grpc
 
+from support.waiting import eventually
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
@@ -240,11 +242,18 @@ class DaemonProcess:
         assert not Path(self.socket.removeprefix("unix://")).exists(), "it left its socket behind"
 
 
+def _stands_still(pid: int) -> bool:
+    """Tells whether each thread of a process is stopped (state T in its stat, after its name)."""
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 @contextlib.contextmanager
 def stopped(daemon: DaemonProcess) -> Iterator[None]:
-    """Stops a daemon's process with SIGSTOP for the time of the block."""
+    """Stops a daemon's process with SIGSTOP; the block begins once all threads stand still."""
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
+        eventually(lambda: _stands_still(daemon.pid), "all threads of the daemon stand still")
         yield
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
