@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The life of the tcp provider's halves: in which order they come up, what wakes a sleeping worker, closing, memory that goes. */
+#include <poll.h>
 #include <sys/epoll.h>
+#include <sys/wait.h>
 
+#include "core/parts.h"
 #include "tcp_pair.h"
 
 static void test_bad_addresses(void)
@@ -220,6 +223,95 @@ static void test_memory_gone(struct joined *good, uint32_t read)
 	write_imm(good, 4096, 6);
 }
 
+/* A process that was forked holds the sockets, too, until it runs something else: a closed half is not heard of again. */
+static void test_forked(struct joined *good)
+{
+	struct tfd_post write = piece(100);
+	struct tfd_wr wr = { 0 };
+	struct joined pair;
+	struct pollfd look = { .fd = ops->wait_fd(b.domain), .events = POLLIN };
+	int hold[2];
+	pid_t child;
+
+	join(&pair);
+	write_imm(&pair, 10, 1);
+	poll_quiet();
+	CHECK(pipe(hold) == 0);
+	child = fork();
+	CHECK(child >= 0);
+	if (!child) {
+		char byte;
+
+		(void)close(hold[1]);
+		(void)!read(hold[0], &byte, 1);
+		_exit(0);
+	}
+	(void)close(hold[0]);
+	half_end(&pair.in);
+	CHECK_OK(ops->post(pair.out, &write, &wr));
+	(void)side_poll(&a, &a_told); /* it is with the kernel, and, on loopback, there */
+	CHECK(poll(&look, 1, 0) == 0);
+	(void)side_poll(&b, &b_told);
+	(void)close(hold[1]);
+	CHECK(waitpid(child, NULL, 0) == child);
+	joined_close(&pair);
+	write_imm(good, 4096, 6);
+}
+
+/* ---- pages that are taken away ---- */
+
+/*
+ * Of other memory than what is written to, while that is being copied: nothing to this connection. So that it happens every time the other
+ * memory is a page in the midst of what is written to; on a daemon it is any client's, in any worker.
+ */
+static void test_pages_taken_elsewhere(struct joined *good)
+{
+	struct tfd_region other = { .base = b.memory + 2 * 4096 - (uintptr_t)b.memory % 4096,
+	                            .map_bytes = 4096 };
+	int fd = memfd_create("taken", MFD_CLOEXEC);
+	uint32_t hits = tfd_guard_hits();
+
+	CHECK(fd >= 0 && ftruncate(fd, 4096) == 0 && tfd_guard_install() == 0);
+	CHECK(mmap(other.base, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == other.base);
+	CHECK(tfd_guard_add(&other) == 0 && ftruncate(fd, 0) == 0);
+	write_imm(good, 20000, 5);
+	CHECK(tfd_guard_hits() == hits + 1 && other.broken);
+	tfd_guard_remove(&other);
+	(void)close(fd);
+	write_imm(good, 4096, 6);
+}
+
+/* Of what is written to: the connection ends. */
+static void test_pages_taken(struct joined *good)
+{
+	struct tfd_region region = { .map_bytes = 8192 };
+	int fd = memfd_create("taken", MFD_CLOEXEC);
+	struct tfd_post write = piece(8192);
+	struct tfd_wr wr = { 0 };
+	struct tfd_region_key key;
+	struct joined pair;
+	struct tfd_mr *mr;
+
+	CHECK(fd >= 0 && ftruncate(fd, 8192) == 0);
+	region.base = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(region.base != MAP_FAILED && tfd_guard_add(&region) == 0);
+	CHECK_OK(ops->mr_open(b.domain, region.base, 8192, 1, &mr, &key, &error));
+	join(&pair);
+	write_imm(&pair, 10, 1);
+	CHECK(ftruncate(fd, 4096) == 0);
+	write.remote_key = key.key;
+	told_clear();
+	CHECK_OK(ops->post(pair.out, &write, &wr));
+	await_told(1, 0);
+	CHECK(a_told.wc[0].type == TFD_WC_ERROR && a_told.wc[0].wr == &wr && region.broken);
+	joined_close(&pair);
+	ops->mr_close(b.domain, mr);
+	tfd_guard_remove(&region);
+	(void)munmap(region.base, 8192);
+	(void)close(fd);
+	write_imm(good, 4096, 6);
+}
+
 int main(void)
 {
 	struct joined good;
@@ -235,6 +327,9 @@ int main(void)
 	test_memory_gone(&good, 0);
 	test_memory_gone(&good, 1);
 	test_sleep(&good);
+	test_forked(&good);
+	test_pages_taken_elsewhere(&good);
+	test_pages_taken(&good);
 	joined_close(&good);
 	sides_close();
 	return 0;

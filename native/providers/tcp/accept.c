@@ -17,6 +17,7 @@
 
 static void stranger_close(struct tfd_domain *domain, struct tfd_tcp_stranger *stranger)
 {
+	(void)epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, stranger->fd, NULL); /* as that of a half */
 	(void)close(stranger->fd);
 	stranger->fd = -1;
 	domain->stranger_count--;

@@ -278,6 +278,8 @@ static void disconnect(struct tfd_half *half)
 	/* What is posted and not acknowledged has failed: the kernel need not go on trying to deliver it. */
 	if (has_posted(half))
 		(void)setsockopt(half->fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+	/* Closing does not end its events while a process that was forked just now holds it, too. */
+	(void)epoll_ctl(half->domain->epoll_fd, EPOLL_CTL_DEL, half->fd, NULL);
 	(void)close(half->fd);
 	half->fd = -1;
 }

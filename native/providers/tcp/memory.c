@@ -92,6 +92,7 @@ int tfd_tcp_memory_add(struct tfd_tcp_memory *memory, void *address, size_t leng
 	mr->base = address;
 	mr->length = length;
 	mr->writable = writable;
+	mr->broken = tfd_guard_flag(address);
 	tfd_store_release(&mr->key, key); /* pairs with tfd_tcp_mr_find_hot: then the rest is there, too */
 	*out = mr;
 	return 0;

@@ -19,6 +19,7 @@ struct tfd_mr {
 	uint8_t *base;
 	uint64_t length;
 	bool writable;
+	const uint32_t *broken; /* shared; not 0 once its owner has taken pages away; NULL: nobody can */
 	uint32_t index;
 	struct tfd_mr *next_free;
 };

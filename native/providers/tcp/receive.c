@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "../../core/barrier.h"
 #include "../../core/parts.h"
 #include "tcp.h"
 
@@ -183,20 +184,36 @@ static void hello_take(struct tfd_half *half, const struct tfd_tcp_hello *hello)
 
 /* ---- landing ---- */
 
-/* Where the payload's ranges count from; false: the memory is gone. */
-static bool base_find(struct tfd_half *half, uintptr_t *base)
+/* Where the payload goes. */
+struct target {
+	uintptr_t base; /* the ranges count from here */
+	const uint32_t *broken; /* as of its tfd_mr */
+};
+
+/* False: the memory is gone. */
+static bool target_find(struct tfd_half *half, struct target *target)
 {
 	const struct tfd_tcp_header *header = &half->receive.header;
+	const struct tfd_tcp_send *send = &half->send;
 	const struct tfd_mr *mr;
 
-	*base = 0;
-	if (half->receive.state != TFD_TCP_PAYLOAD_NEXT || header->type == TFD_TCP_DATA || !header->total)
+	*target = (struct target){ 0 };
+	if (half->receive.state != TFD_TCP_PAYLOAD_NEXT || !header->total)
 		return true;
+	if (header->type == TFD_TCP_DATA) {
+		target->broken = send->read_wrs[send->reads_landed % TFD_TCP_READS].broken;
+		return true;
+	}
 	mr = tfd_tcp_mr_find_hot(&half->domain->memory, header->key);
 	if (!mr)
 		return false;
-	*base = (uintptr_t)mr->base;
+	*target = (struct target){ .base = (uintptr_t)mr->base, .broken = mr->broken };
 	return true;
+}
+
+static bool is_broken(const struct target *target)
+{
+	return target->broken && tfd_load_seq(target->broken);
 }
 
 static void landed(struct tfd_tcp_receive *receive, uint64_t count)
@@ -216,22 +233,22 @@ static void landed(struct tfd_tcp_receive *receive, uint64_t count)
 }
 
 /* From the buffer; a page that its owner has taken away costs the connection, as it does where the kernel copies. */
-static void copy_in(struct tfd_half *half, uintptr_t base)
+static void copy_in(struct tfd_half *half, const struct target *target)
 {
 	struct tfd_tcp_receive *receive = &half->receive;
-	uint32_t hits = tfd_guard_hits();
+	bool was_broken = is_broken(target);
 
 	while (receive->left && receive->begin < receive->end) {
 		const struct tfd_tcp_range *range = &receive->ranges[receive->range];
 		uint64_t count =
 			smaller(range->length - receive->range_landed, receive->end - receive->begin);
 
-		memcpy((void *)(base + range->address + receive->range_landed),
+		memcpy((void *)(target->base + range->address + receive->range_landed),
 		       receive->buffer + receive->begin, count);
 		receive->begin += (uint32_t)count;
 		landed(receive, count);
 	}
-	if (tfd_guard_hits() != hits)
+	if (is_broken(target) && !was_broken)
 		tfd_tcp_half_lose(half, EFAULT);
 }
 
@@ -279,7 +296,7 @@ static bool step(struct tfd_half *half, struct tfd_tcp_out *out)
 	struct tfd_tcp_receive *receive = &half->receive;
 	struct tfd_tcp_header header;
 	struct tfd_tcp_hello hello;
-	uintptr_t base;
+	struct target target;
 
 	switch (receive->state) {
 	case TFD_TCP_HELLO_NEXT:
@@ -301,10 +318,10 @@ static bool step(struct tfd_half *half, struct tfd_tcp_out *out)
 		payload_begin(receive);
 		return true;
 	default:
-		if (!base_find(half, &base))
+		if (!target_find(half, &target))
 			refuse(half, receive->header.number, false);
 		else
-			copy_in(half, base);
+			copy_in(half, &target);
 		if (!speaks(half))
 			return false;
 		if (receive->left || (receive->header.flags & TFD_TCP_HAS_IMM && !tfd_tcp_room(out)))
@@ -383,16 +400,16 @@ static enum came call(struct tfd_half *half, uint64_t *total)
 	struct tfd_tcp_receive *receive = &half->receive;
 	struct msghdr message = { .msg_iov = half->domain->iov };
 	uint64_t payload, asked, count;
+	struct target target;
 	uint32_t iovs;
-	uintptr_t base;
 	ssize_t rc;
 
-	if (!base_find(half, &base)) {
+	if (!target_find(half, &target)) {
 		refuse(half, receive->header.number, false);
 		return CAME_ALL;
 	}
 	buffer_pack(receive);
-	asked = targets_make(half, base, &iovs, &payload);
+	asked = targets_make(half, target.base, &iovs, &payload);
 	message.msg_iovlen = iovs;
 	do
 		rc = recvmsg(half->fd, &message, MSG_DONTWAIT);

@@ -87,7 +87,10 @@ int tfd_tcp_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_
 	parts_add(send, post);
 	if (post->read) {
 		send->read_wrs[send->reads % TFD_TCP_READS] = (struct tfd_tcp_read){
-			.wr = wr, .local = (uint8_t *)(uintptr_t)post->local, .length = post->length
+			.wr = wr,
+			.local = (uint8_t *)(uintptr_t)post->local,
+			.broken = post->length ? post->mr->broken : NULL,
+			.length = post->length,
 		};
 		frame->header.number = ++send->reads;
 	} else {

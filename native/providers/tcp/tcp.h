@@ -92,6 +92,7 @@ struct tfd_tcp_control {
 struct tfd_tcp_read {
 	struct tfd_wr *wr;
 	uint8_t *local; /* borrowed until its completion */
+	const uint32_t *broken; /* as of its tfd_mr */
 	uint64_t length;
 	uint64_t landed;
 };
