@@ -317,6 +317,59 @@ static void test_tables(void)
 	}
 }
 
+/* ---- a flood ---- */
+
+static void flood_put(struct peer *peer)
+{
+	static const uint8_t payload[65536];
+
+	while (send(peer->fd, payload, sizeof(payload), MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+		continue;
+}
+
+/* Halves that always have more to be read do not put off that another's message is noticed. */
+static void test_noticed_beside_flood(void)
+{
+	void *memory = mmap(NULL, TFD_TCP_TOTAL_MAX, PROT_READ | PROT_WRITE,
+	                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct tfd_tcp_header header;
+	struct peer floods[2], small;
+	struct tfd_region_key key;
+	struct tfd_mr *mr;
+	uint32_t polls = 0;
+
+	CHECK(memory != MAP_FAILED);
+	CHECK_OK(ops->mr_open(b.domain, memory, TFD_TCP_TOTAL_MAX, 1, &mr, &key, &error));
+	for (int i = 0; i < 2; i++) {
+		peer_open(&floods[i]);
+		header = header_of(&floods[i], TFD_TCP_WRITE, TFD_TCP_TOTAL_MAX);
+		header.key = key.key;
+		put(floods[i].fd, &header, sizeof(header));
+	}
+	peer_open(&small);
+	told_clear();
+	for (int i = 0; !b_told.count; i++) {
+		CHECK(i < 200);
+		if (i == 32) { /* by then they are read by as much as there may be */
+			b.domain->passes = 0;
+			header = header_of(&small, TFD_TCP_WRITE, 0);
+			header.flags = TFD_TCP_HAS_IMM;
+			put(small.fd, &header, sizeof(header));
+		}
+		flood_put(&floods[0]);
+		flood_put(&floods[1]);
+		(void)side_poll(&b, &b_told);
+		polls += i >= 32;
+	}
+	CHECK(b_told.count == 1 && b_told.wc[0].owner == &small.owner);
+	CHECK(polls <= 3);
+	for (int i = 0; i < 2; i++)
+		peer_close(&floods[i]);
+	peer_close(&small);
+	ops->mr_close(b.domain, mr);
+	(void)munmap(memory, TFD_TCP_TOTAL_MAX);
+}
+
 /* ---- cut short ---- */
 
 /* The connection ends anywhere in a message of many parts: its bytes may have landed in their places, its count not. */
@@ -543,6 +596,7 @@ int main(void)
 	test_headers();
 	test_noise();
 	test_tables();
+	test_noticed_beside_flood();
 	test_truncated();
 	test_dribble();
 	test_too_many_reads();

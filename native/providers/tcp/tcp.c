@@ -13,7 +13,9 @@
 #define PASS_BYTES \
 	(1u << 20) /* taken in, and sent, by one pass, of all halves: rings and other rails wait meanwhile */
 #define SENDS 256 /* calls of the kernel for that */
-#define LOOKS 8u /* while halves are being read, events are asked for in every so many passes */
+/* While halves are being read, events are asked for after so many bytes, or passes: what is small must not wait behind what is long. */
+#define LOOK_BYTES (128u << 10)
+#define LOOKS 8u
 
 static void half_event(struct tfd_half *half, uint32_t events)
 {
@@ -34,6 +36,7 @@ static void events_take(struct tfd_domain *domain)
 	struct epoll_event events[EVENTS];
 	int count = epoll_wait(domain->epoll_fd, events, EVENTS, 0);
 
+	domain->unlooked_bytes = 0;
 	for (int i = 0; i < count; i++) {
 		struct tfd_tcp_watch *watch = events[i].data.ptr;
 
@@ -83,6 +86,7 @@ static void receive_all(struct tfd_domain *domain, struct tfd_tcp_out *out)
 		if (link == last)
 			break;
 	}
+	domain->unlooked_bytes += bytes;
 }
 
 static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -91,7 +95,8 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 
 	tfd_tcp_pass_begin(&domain->memory);
 	send_all(domain);
-	if (tfd_list_empty(&domain->ready) || ++domain->passes % LOOKS == 0)
+	if (tfd_list_empty(&domain->ready) || domain->unlooked_bytes >= LOOK_BYTES ||
+	    ++domain->passes % LOOKS == 0)
 		events_take(domain);
 	receive_all(domain, &out);
 	tfd_tcp_strangers_check(domain);

@@ -66,6 +66,7 @@ struct tfd_domain {
 	struct tfd_list sending; /* halves that have something to send, and whose socket may take it */
 	struct tfd_list ready;   /* halves that may have something to read or to tell */
 	uint32_t passes;
+	uint64_t unlooked_bytes; /* taken in since events were asked for */
 	struct iovec iov[TFD_TCP_IOVS];
 };
 
