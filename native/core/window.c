@@ -10,7 +10,8 @@
 #define WINDOW_START (512u << 10) /* doubles in each round trip until a piece takes too long */
 #define WINDOW_LEAST (64u << 10)
 #define WINDOW_WRS 64u
-#define SEGMENTS 4u               /* of a window */
+#define WINDOW_WRS_PART 8u /* of the work requests that are free a connection takes no more than that part */
+#define SEGMENTS 4u /* of a window */
 #define SEGMENT_LEAST (16u << 10)
 
 static uint64_t smaller(uint64_t a, uint64_t b)
@@ -39,6 +40,15 @@ uint64_t tfd_window_segment(const struct tfd_conn *conn, uint32_t priority)
 	return smaller(segment > SEGMENT_LEAST ? segment : SEGMENT_LEAST, most);
 }
 
+/* However many connections hold theirs and nothing comes back: as fewer are free each gets less, and some always are. */
+static uint32_t posts_most(const struct tfd_conn *conn)
+{
+	uint32_t used = conn->group->worker->inflight_wrs;
+	uint32_t part = used < TFD_WRS_PER_WORKER ? (TFD_WRS_PER_WORKER - used) / WINDOW_WRS_PART : 0;
+
+	return part < WINDOW_WRS ? part : WINDOW_WRS;
+}
+
 /* Each class has the window for itself: so what is urgent need not wait until there is room, and what is not goes on beside it. */
 bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length)
 {
@@ -46,14 +56,15 @@ bool tfd_window_takes(struct tfd_conn *conn, uint32_t priority, uint64_t length)
 
 	conn->window_tight[priority] = !fits;
 	conn->awaited_bytes[priority] = length;
-	return !conn->class_wrs[priority] || (fits && conn->class_wrs[priority] < WINDOW_WRS);
+	return !conn->class_wrs[priority] || (fits && conn->class_wrs[priority] < posts_most(conn));
 }
 
 uint32_t tfd_window_posts(const struct tfd_conn *conn, uint32_t priority)
 {
 	uint32_t out = conn->class_wrs[priority];
+	uint32_t most = posts_most(conn);
 
-	return out < WINDOW_WRS ? WINDOW_WRS - out : 1;
+	return out < most ? most - out : 1;
 }
 
 bool tfd_window_opens(struct tfd_conn *conn, uint32_t priority)

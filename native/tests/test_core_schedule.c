@@ -308,6 +308,35 @@ static void test_stuck(void)
 	scene_close(&scene);
 }
 
+/*
+ * Scores of connections from which nothing comes back (their peers stand, a switch has failed), each with all that may be in flight on it:
+ * work requests are left for what others carry.
+ */
+static void test_many_stuck(void)
+{
+	enum { STUCK = 70, OF_EACH = STUCK / 2, POSTS = 64 };
+	static const uint32_t weights[3] = { 1, 1, 1 };
+	struct scene scene;
+
+	scene_open(&scene, 1, "delay_us=50,move=0", weights, 3);
+	for (uint32_t i = 0; i < STUCK; i++) {
+		struct user *user = &scene.users[i / OF_EACH];
+		uint64_t grant, in;
+
+		connect_rails(&scene.pair.a, 0, &scene.pair.b, 0, &scene.pair.out[1], &in);
+		tfd_sim_mute(sim_conn(&scene.pair.a, scene.pair.out[1])->half);
+		scene.pair.out[0] = scene.pair.out[1];
+		grant = grant_by(&scene.pair, user, 0);
+		for (int k = 0; k < POSTS; k++)
+			(void)put(user, grant, 1, TFD_PRIORITY_BULK);
+		sim_steps(&scene.pair, 1);
+	}
+	for (int i = 0; i < 20; i++)
+		put_and_wait(&scene, &scene.users[2], scene.users[2].grant, SEGMENT, TFD_PRIORITY_BULK);
+	CHECK(scene.pair.now < 1000000000); /* before anybody gave them up */
+	scene_close(&scene);
+}
+
 /* Who was idle has saved nothing up: from its first job on it gets its share, and no more. */
 static void test_idle(void)
 {
@@ -448,6 +477,7 @@ int main(void)
 	test_lead();
 	test_flood();
 	test_stuck();
+	test_many_stuck();
 	test_idle();
 	test_end_in_turn();
 	test_move();
