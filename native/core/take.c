@@ -7,6 +7,9 @@
 #include "barrier.h"
 #include "parts.h"
 
+#define TARGETS_WASTED_MAX                                                                        \
+	TFD_SESSION_PLAN_TARGETS /* of one session in a pass: all its plans may be made in one */
+
 static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t now)
 {
 	if (!open)
@@ -225,6 +228,13 @@ static uint32_t take_targets(struct tfd_taking *taking, struct tfd_job **out)
 	return detail;
 }
 
+/* What was read for it counts: else one ring could hold up a pass, or a command, with tables that come to nothing. */
+static void drop(const struct tfd_taking *taking, struct tfd_job *job)
+{
+	taking->session->targets_wasted += job->shard_count;
+	tfd_job_drop(job);
+}
+
 /* NULL in *out and no detail: a quota. */
 static uint32_t build_job(struct tfd_taking *taking, struct tfd_job **out)
 {
@@ -235,6 +245,8 @@ static uint32_t build_job(struct tfd_taking *taking, struct tfd_job **out)
 	switch (taking->entry->op) {
 	case TFD_OP_SCATTER:
 	case TFD_OP_BARRIER:
+		if (taking->session->targets_wasted >= TARGETS_WASTED_MAX)
+			return TFD_DETAIL_NONE;
 		return take_targets(taking, out);
 	case TFD_OP_SEND:
 		return take_send(taking, out);
@@ -281,7 +293,7 @@ void tfd_take_job(struct tfd_taking *taking)
 		status = TFD_JOB_QUOTA;
 	}
 	if (job)
-		tfd_job_drop(job);
+		drop(taking, job);
 	if (taking->tables)
 		tfd_tables_put(taking->source, taking->tables);
 	tfd_entry_end(taking->session, taking->source, entry, status, detail);
@@ -340,7 +352,7 @@ static uint32_t make_plan(struct tfd_taking *taking, uint32_t *detail)
 	*detail = build_job(taking, &job);
 	status = status_of(*detail, job);
 	if (job)
-		tfd_job_drop(job);
+		drop(taking, job);
 	if (status != TFD_JOB_PENDING)
 		tfd_plan_remove(taking->session, entry->plan);
 	return status == TFD_JOB_PENDING ? TFD_JOB_OK : status;
