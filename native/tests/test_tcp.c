@@ -31,6 +31,10 @@ static void test_rail(void)
 	CHECK(ops->domain_open(&options, "no-such-rail", &info, &domain, &error) == -ENODEV);
 	CHECK(strstr(error.text, "no-such-rail"));
 	CHECK(ops->domain_open(&options, "192.0.2.77", &info, &domain, &error) == -ENODEV && !domain);
+	/* What it told as its address would mean the far side's own host there. */
+	CHECK(ops->domain_open(&options, "0.0.0.0", &info, &domain, &error) == -EINVAL && !domain);
+	CHECK(ops->domain_open(&options, "::", &info, &domain, &error) == -EINVAL && !domain);
+	CHECK(strstr(error.text, "every address"));
 	CHECK_OK(ops->domain_open(&options, "lo", &info, &domain, &error));
 	ops->domain_close(domain);
 	ops->domain_close(NULL);

@@ -76,6 +76,15 @@ static int no_rail(struct tfd_error *error, const char *name)
 	                name);
 }
 
+static bool is_wildcard(const struct sockaddr_storage *address)
+{
+	const struct sockaddr_in *four = (const void *)address;
+	const struct sockaddr_in6 *six = (const void *)address;
+
+	return address->ss_family == AF_INET ? four->sin_addr.s_addr == htonl(INADDR_ANY) :
+	                                       IN6_IS_ADDR_UNSPECIFIED(&six->sin6_addr);
+}
+
 static int listen_open(struct tfd_domain *domain, const char *name, struct tfd_error *error)
 {
 	struct sockaddr *address = (void *)&domain->address;
@@ -131,6 +140,8 @@ int tfd_tcp_domain_open(const struct tfd_group_options *options, const char *nam
 	rc = parse_address(name, &domain->address) || interface_address(name, &domain->address) ?
 	             0 :
 	             no_rail(error, name);
+	if (!rc && is_wildcard(&domain->address)) /* the far side would connect to itself */
+		rc = tfd_fail(error, -EINVAL, "rail \"%s\" means every address of this host: name one", name);
 	if (!rc)
 		rc = listen_open(domain, name, error);
 	if (!rc)
