@@ -287,7 +287,7 @@ class RingSession(Session):
             )
         if rc == -errno.EMSGSIZE:
             raise errors.InvalidRequest(
-                f"the table of a plan of {request.table_count} entries is larger than the "
+                f"the table of a plan of {request.table_count or 1} entries is larger than the "
                 f"session's arena of {self.table_limit} bytes: use several plans, or raise "
                 "limits.arena of the daemon",
                 reason="TABLE",

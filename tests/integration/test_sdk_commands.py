@@ -132,5 +132,6 @@ def test_demo() -> None:
     assert (outcome["tensors"], outcome["layers"]) == (104, 8)
     assert outcome["bytes"] > 90_000_000
     assert len(outcome["seconds"]) == 2
+    assert isinstance(outcome["raw"], float), outcome["raw"]  # or a sentence: why it has no rate
     told = run("transferd.client.demo", "kv", status=2)
     assert "weights" in told
