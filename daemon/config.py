@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -329,11 +329,27 @@ def _path(location: tuple[int | str, ...]) -> str:
     return text
 
 
+def _section(annotation: Any) -> type[Section] | None:
+    """Finds the section in a key's type, which may be a list of it, or optional."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> str:
+    """Lists the keys that a section has, for one that it has not."""
+    section: type[Section] = Config
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = _section(section.model_fields[part].annotation) or section
+    return ", ".join(sorted(section.model_fields))
+
+
 def _sentence(error: Any) -> str:
     """Says one mistake with its path, its value and what to do."""
     path = _path(error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{path}: no such key; see `transferd check-config --help` for the keys"
+        return f"{path}: no such key; there are {_keys_beside(error['loc'])}"
     message: str = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:].replace("a valid tuple", "a list")
     if not path:
