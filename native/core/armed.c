@@ -13,7 +13,8 @@
 #include "barrier.h"
 #include "parts.h"
 
-#define START_BUDGET 64u /* jobs of one watcher in one pass: others wait no longer than that */
+#define START_BUDGET                                                                               \
+	64u /* jobs of one session in one pass, as of its ring: others wait no longer than that */
 
 int tfd_watches_open(struct tfd_session *session, struct tfd_watcher *watchers, uint32_t count)
 {
@@ -129,6 +130,21 @@ void tfd_job_begin(struct tfd_job *job)
 	tfd_job_go(job);
 }
 
+/* As many as its session may start yet in this pass. */
+static uint32_t watch_start(struct tfd_watch *watch, uint64_t value)
+{
+	struct tfd_session *session = watch->session;
+	uint32_t count = 0;
+
+	while (session->started < START_BUDGET && watch->jobs.count &&
+	       tfd_heap_first(&watch->jobs)->key <= value) {
+		session->started++;
+		count++;
+		tfd_job_begin(first_of(watch));
+	}
+	return count;
+}
+
 uint32_t tfd_watches_check(struct tfd_worker *worker)
 {
 	uint32_t count = 0;
@@ -138,15 +154,16 @@ uint32_t tfd_watches_check(struct tfd_worker *worker)
 	for (link = worker->watched.next; link != &worker->watched; link = next) {
 		struct tfd_watch *watch = tfd_container(link, struct tfd_watch, link);
 		uint64_t value = tfd_load_acquire(watch->word); /* pairs with tfd_client_watcher_bump */
+		uint32_t started;
 
 		next = link->next;
 		if (watch->session->state != TFD_STATE_OPEN || tfd_losses_wait(watch->session))
 			continue;
-		for (uint32_t i = 0;
-		     i < START_BUDGET && watch->jobs.count && tfd_heap_first(&watch->jobs)->key <= value;
-		     i++) {
-			tfd_job_begin(first_of(watch));
-			count++;
+		started = watch_start(watch, value);
+		count += started;
+		if (started && watch->jobs.count) { /* those behind it have their turns before its next */
+			tfd_list_remove(link);
+			tfd_list_push(&worker->watched, link);
 		}
 	}
 	if (count && !worker->core->options.stepped)

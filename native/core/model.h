@@ -451,6 +451,7 @@ struct tfd_session {
 	uint32_t plan_count;
 	uint32_t plan_targets; /* room for them in all plans */
 	uint32_t targets_wasted; /* in this pass, or command: read for jobs that did not start */
+	uint32_t started; /* armed jobs, in this pass */
 	struct tfd_list jobs;
 	uint32_t job_count;
 	uint32_t shard_count; /* of jobs in flight */

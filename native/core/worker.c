@@ -92,7 +92,7 @@ static uint32_t drain_rings(struct tfd_worker *worker)
 		next = link->next;
 		if (session->state != TFD_STATE_OPEN || tfd_losses_wait(session))
 			continue;
-		session->targets_wasted = 0;
+		session->targets_wasted = session->started = 0;
 		did += tfd_ring_drain(worker, session, &session->sources[0]);
 		if (session->sources[1].ring && session->state == TFD_STATE_OPEN)
 			did += tfd_ring_drain(worker, session, &session->sources[1]);

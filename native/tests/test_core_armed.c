@@ -534,6 +534,46 @@ static void test_quota(struct sim_pair *pair)
 	reset(pair);
 }
 
+/* Many watchers that are reached at once: of a session no more jobs begin in a pass than are taken from a ring; by turns. */
+static void test_many_watchers(void)
+{
+	enum { WATCHERS = 32, EACH = 100, BUDGET = 64 };
+	struct tfd_session_options options = {
+		.ring_entries = MANY, .record_count = MANY, .counter_count = 4, .watcher_count = WATCHERS
+	};
+	const struct tfd_session *session;
+	struct sim_pair pair;
+	struct user user;
+	uint32_t left = WATCHERS * EACH;
+
+	sim_pair_open(&pair, 1, "move=0", (struct tfd_group_options){ 0 });
+	user_open_as(&pair.a, &user, options);
+	user.grant = sim_grant(&pair, &user, &pair.to);
+	session = tfd_table_get(&pair.a.core->sessions, user.session);
+	for (uint32_t i = 0; i < left; i++) {
+		struct tfd_entry entry = write_entry(&pair, 0, 0);
+
+		entry.src_region = user.region;
+		entry.dst_grant = user.grant;
+		(void)arm_on(&pair, &user, i % WATCHERS, 1, entry);
+	}
+	sim_steps(&pair, WATCHERS * EACH / 64 + 1);
+	CHECK(session->armed_count == left);
+	for (uint32_t i = 0; i < WATCHERS; i++)
+		tfd_store_release(&user.watchers[i].value, 1ull);
+	for (uint32_t pass = 1; left; pass++) {
+		uint32_t before = left;
+
+		sim_step(&pair, PAIR_STEP_NS);
+		left = session->armed_count;
+		CHECK(left == (before < BUDGET ? 0 : before - BUDGET));
+		for (uint32_t i = 0; pass == WATCHERS && i < WATCHERS; i++)
+			CHECK(session->watches[i].jobs.count < EACH);
+	}
+	user_unmap(&user);
+	sim_pair_close(&pair);
+}
+
 int main(void)
 {
 	struct sim_pair pair;
@@ -555,5 +595,6 @@ int main(void)
 	test_session_dies(&pair);
 	sim_pair_close(&pair);
 	test_paths();
+	test_many_watchers();
 	return 0;
 }
