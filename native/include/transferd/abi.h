@@ -295,8 +295,8 @@ struct tfd_counter {
 };
 
 /*
- * What armed jobs wait for. Writer: client, one thread or one kernel of a device, with release stores at system scope: what it
- * wrote before is what the jobs move.
+ * What armed jobs wait for. Writer: client, whose threads add to it, or one kernel of a device, with release stores at system
+ * scope: what it wrote before is what the jobs move.
  */
 struct tfd_watcher {
 	uint64_t value; /* only grows */
