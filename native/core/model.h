@@ -13,6 +13,7 @@
 
 #include "../providers/provider.h"
 #include "credits.h"
+#include "frames.h"
 #include "heap.h"
 #include "pace.h"
 #include "table.h"
@@ -51,37 +52,6 @@ struct tfd_region {
 };
 
 #define TFD_CLASSES 2u /* of jobs: TFD_PRIORITY_BULK, TFD_PRIORITY_LATENCY */
-
-/*
- * Messages between workers: requests of a connection's outgoing half, and their answers. Both halves have the same memory, frames of
- * which are written by the far half with an immediate of name space 0 (channel.c).
- */
-#define TFD_CALLS 16u /* requests in flight of one connection; the frame of a request is that of its answer */
-
-enum tfd_message_kind {
-	TFD_MESSAGE_SEND =
-		1, /* the payload into a slot of mailbox `target`; `argument`: who asks, for READY */
-	TFD_MESSAGE_VERIFY = 2, /* ranges of the memory with key `target` have checksum `argument` */
-};
-
-enum tfd_answer {
-	TFD_ANSWER_OK = 1,
-	TFD_ANSWER_FULL = 2, /* no slot is free; READY follows when one is */
-	TFD_ANSWER_REFUSED = 3, /* `argument`: enum tfd_detail */
-};
-
-struct tfd_frame {
-	uint64_t token; /* of the half that it is meant for */
-	uint64_t target;
-	uint32_t kind; /* request: enum tfd_message_kind; answer: enum tfd_answer */
-	uint32_t bytes; /* of the payload, which follows; answers have none */
-	uint32_t argument;
-	uint32_t name_space; /* of the session whose memory is meant */
-	uint32_t check; /* on rails that keep no order: CRC-32C of it, with 0 here, and of the payload */
-	uint32_t _pad[7];
-};
-
-#define TFD_REQUEST_BYTES (sizeof(struct tfd_frame) + TFD_MESSAGE_BYTES_MAX)
 
 /* A request of ours. Its frame is free once the write is back and the answer is here. */
 struct tfd_call {
