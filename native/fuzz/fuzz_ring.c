@@ -64,8 +64,22 @@ static void watchers_store(uint64_t value)
 	(void)!write(user.fds.doorbell_fd, &one, sizeof(one));
 }
 
-/* All that was armed starts, and ends. */
-static void fire_all(void)
+static bool found_broken(void)
+{
+	struct tfd_event event;
+
+	while (tfd_core_events(host.core, &event, 1)) {
+		if (event.type == TFD_EVENT_CONN_LOST)
+			(void)fprintf(stderr, "connection lost, detail %u\n", event.detail);
+		CHECK(event.type != TFD_EVENT_CONN_LOST);
+		if (event.type == TFD_EVENT_SESSION_BROKEN && event.id == user.session)
+			return true;
+	}
+	return false;
+}
+
+/* All that was armed starts, and ends; or the session was found broken, which is told after its ring has moved. */
+static bool fire_all(void)
 {
 	struct tfd_session_info info;
 
@@ -74,8 +88,10 @@ static void fire_all(void)
 		CHECK_OK(tfd_session_stat(host.core, user.session, &info));
 		if (!info.jobs_in_flight) {
 			watchers_store(0);
-			return;
+			return true;
 		}
+		if (found_broken())
+			return false;
 		(void)usleep(50);
 	}
 	(void)fprintf(stderr, "%llu jobs do not end\n", (unsigned long long)info.jobs_in_flight);
@@ -88,26 +104,20 @@ static uint8_t *arena(void)
 }
 
 /* True once the session was found broken; else everything was taken. Meanwhile the client goes on writing to its tables. */
-static int settled_broken(void)
+static bool settled_broken(void)
 {
 	static uint32_t random = 1;
-	struct tfd_event event;
 
 	for (int i = 0; i < 20000; i++) {
 		for (int k = 0; k < 8; k++) {
 			random = random * 1664525u + 1013904223u;
 			((uint32_t *)(void *)arena())[random % (TABLE_BYTES / 4)] = random >> (random >> 28);
 		}
-		while (tfd_core_events(host.core, &event, 1)) {
-			if (event.type == TFD_EVENT_CONN_LOST)
-				(void)fprintf(stderr, "connection lost, detail %u\n", event.detail);
-			CHECK(event.type != TFD_EVENT_CONN_LOST);
-			if (event.type == TFD_EVENT_SESSION_BROKEN && event.id == user.session)
-				return 1;
-		}
+		if (found_broken())
+			return true;
 		user.watchers[random % user.header->watcher_count].value = random >> (random >> 28);
 		if (tfd_load_acquire(&user.ring->head) == user.ring->tail)
-			return 0;
+			return false;
 		(void)usleep(50);
 	}
 	(void)fprintf(stderr, "the session neither moves nor ends\n");
@@ -136,11 +146,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 	memcpy(arena(), data, bytes < TABLE_BYTES ? bytes : TABLE_BYTES);
 	tfd_store_seq(&user.ring->tail, user.ring->tail + (uint32_t)(step % 4 ? step % 65 : step));
 	(void)!write(user.fds.doorbell_fd, &one, sizeof(one));
-	if (settled_broken()) {
+	if (settled_broken() || !fire_all()) {
 		user_close(&user);
 		fresh_user();
-	} else {
-		fire_all();
 	}
 	return 0;
 }
