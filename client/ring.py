@@ -332,6 +332,8 @@ class RingSession(Session):
                 f"flight already, or tables of {self.table_limit} bytes, those of plans included",
                 reason="RING_FULL",
             )
+        if rc == -errno.ESTALE:
+            return errors.Conflict("the watcher is closed", reason="WATCHER_CLOSED")
         return errors.Internal(f"submitting failed: {os.strerror(-rc)}")
 
     def job_wait(self, job_id: int, timeout_s: float | None) -> Any:

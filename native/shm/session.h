@@ -25,12 +25,13 @@
 #define TFD_NO_PLAN UINT32_MAX
 #define TFD_NO_WATCHER UINT32_MAX
 #define TFD_WATCHER_TAKEN (UINT32_MAX - 1)
+#define TFD_WATCHER_CLOSING (UINT32_MAX - 2) /* its DISARM is published: nothing is armed on it behind that */
 
 struct tfd_client_ring {
-	struct tfd_ring *shared;     /* borrowed from the mapping */
-	struct tfd_entry *entries;   /* borrowed from the mapping */
-	uint32_t tail;               /* ours; the shared copy is written only */
-	int doorbell_fd;             /* borrowed from the caller until close */
+	struct tfd_ring *shared; /* borrowed from the mapping */
+	struct tfd_entry *entries; /* borrowed from the mapping */
+	uint32_t tail; /* ours; the shared copy is written only */
+	int doorbell_fd; /* borrowed from the caller until close */
 };
 
 /* Who uses a completion record. */
@@ -88,7 +89,7 @@ struct tfd_client {
 	struct tfd_saved_result **saved; /* owned, saved_buckets (a power of two) lists */
 	uint32_t saved_buckets;
 	struct tfd_arena arena;
-	uint32_t *watcher_next; /* owned, watcher_count: the next free one, or TFD_WATCHER_TAKEN */
+	uint32_t *watcher_next; /* owned, watcher_count: the next free one, or TFD_WATCHER_TAKEN, _CLOSING */
 	uint32_t watcher_free; /* TFD_NO_WATCHER: none */
 	struct tfd_client_plan *plans; /* owned, plan_count */
 	uint32_t plan_free; /* TFD_NO_PLAN: none */
@@ -117,6 +118,12 @@ void tfd_client_table_fill(void *to, const struct tfd_entry *entry, const struct
 /* The slot's job launches a plan; it has ended. */
 void tfd_client_plan_hold_locked(struct tfd_client *client, struct tfd_client_slot *slot, uint32_t plan);
 void tfd_client_plan_put_locked(struct tfd_client *client, struct tfd_client_slot *slot);
+
+/* -ESTALE: one of them is armed on a watcher that is closed, or being closed. */
+int tfd_client_watchers_check_locked(struct tfd_client *client, const struct tfd_entry *entries,
+                                     uint32_t count);
+/* Its DISARM is published. */
+void tfd_client_watcher_closing_locked(struct tfd_client *client, uint64_t slot);
 
 /* Wakes the worker of a ring, if it sleeps; after what it is to see was stored, sequentially. */
 void tfd_client_doorbell(const struct tfd_client_ring *ring);

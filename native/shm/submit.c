@@ -33,6 +33,9 @@ static int publish_locked(struct tfd_client *client, struct tfd_client_ring *rin
 
 	if (rc)
 		return rc;
+	rc = tfd_client_watchers_check_locked(client, entries, count);
+	if (rc)
+		return rc;
 	rc = tfd_client_reserve_locked(client, count);
 	if (rc)
 		return rc;
@@ -45,6 +48,8 @@ static int publish_locked(struct tfd_client *client, struct tfd_client_ring *rin
 			tfd_client_table_give_locked(&client->slots[entry->record], entry);
 		if (entry->op == TFD_OP_LAUNCH)
 			tfd_client_plan_hold_locked(client, &client->slots[entry->record], entry->plan);
+		if (entry->op == TFD_OP_DISARM)
+			tfd_client_watcher_closing_locked(client, entry->argument);
 		ring->entries[(ring->tail + i) & (client->ring_entries - 1)] = *entry;
 	}
 	ring->tail += count;

@@ -30,11 +30,30 @@ void tfd_client_watcher_close(struct tfd_client *client, uint32_t slot)
 	if (!client || slot >= client->watcher_count)
 		return;
 	pthread_mutex_lock(&client->lock);
-	if (client->watcher_next[slot] == TFD_WATCHER_TAKEN) {
+	if (client->watcher_next[slot] == TFD_WATCHER_TAKEN ||
+	    client->watcher_next[slot] == TFD_WATCHER_CLOSING) {
 		client->watcher_next[slot] = client->watcher_free;
 		client->watcher_free = slot;
 	}
 	pthread_mutex_unlock(&client->lock);
+}
+
+/* A job that another thread arms behind the DISARM would stay behind, and start by the next watcher of that slot. */
+int tfd_client_watchers_check_locked(struct tfd_client *client, const struct tfd_entry *entries,
+                                     uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		if ((entries[i].flags & TFD_FLAG_ARMED) && entries[i].watcher < client->watcher_count &&
+		    client->watcher_next[entries[i].watcher] != TFD_WATCHER_TAKEN)
+			return -ESTALE;
+	}
+	return 0;
+}
+
+void tfd_client_watcher_closing_locked(struct tfd_client *client, uint64_t slot)
+{
+	if (slot < client->watcher_count && client->watcher_next[slot] == TFD_WATCHER_TAKEN)
+		client->watcher_next[slot] = TFD_WATCHER_CLOSING;
 }
 
 int tfd_client_watcher_bump(struct tfd_client *client, uint32_t slot, uint64_t n)

@@ -186,6 +186,34 @@ static void test_taking(struct armer *armer)
 		tfd_client_watcher_close(armer->client, slots[i]);
 }
 
+/* What another thread arms while a watcher is closed would be started by the next one that has its slot. */
+static void test_nothing_is_armed_behind_the_end(struct armer *armer)
+{
+	struct tfd_entry disarm = { .op = TFD_OP_DISARM };
+	struct tfd_entry late[2] = { { .op = TFD_OP_IMM, .imm = 1, .dst_grant = armer->grant },
+	                             { .op = TFD_OP_IMM,
+		                       .flags = TFD_FLAG_ARMED,
+		                       .imm = 1,
+		                       .dst_grant = armer->grant,
+		                       .fire_at = 1 } };
+	uint32_t slot, again;
+
+	CHECK_OK(tfd_client_watcher_open(armer->client, &slot));
+	disarm.argument = late[1].watcher = slot;
+	CHECK_OK(tfd_client_submit_wait(armer->client, 0, &disarm, 1, -1));
+	CHECK(tfd_client_submit_wait(armer->client, 0, late, 2, -1) == -ESTALE); /* nor the other one */
+	expect_ok(armer, disarm.job_id);
+	tfd_client_watcher_close(armer->client, slot);
+	CHECK(tfd_client_submit_wait(armer->client, 0, late, 2, -1) == -ESTALE);
+	CHECK_OK(tfd_client_watcher_open(armer->client, &again));
+	CHECK(again == slot);
+	CHECK_OK(tfd_client_submit_wait(armer->client, 0, late, 2, -1));
+	CHECK_OK(tfd_client_watcher_bump(armer->client, slot, 1));
+	expect_ok(armer, late[0].job_id);
+	expect_ok(armer, late[1].job_id);
+	tfd_client_watcher_close(armer->client, slot);
+}
+
 static void test_after_the_end(struct armer *armer)
 {
 	uint64_t job = arm(armer, UINT64_MAX, 0);
@@ -209,6 +237,7 @@ int main(void)
 	connect_hosts(&host, &host, &out, &in);
 	armer_open(&armer, out);
 	test_taking(&armer);
+	test_nothing_is_armed_behind_the_end(&armer);
 	test_wakes(&armer);
 	test_device(&armer);
 	test_thousands_sleep(&armer);

@@ -29,6 +29,8 @@ static uint32_t plan_open(struct tfd_entry entry, const struct tfd_client_table 
 	return entry.plan;
 }
 
+static uint32_t watcher; /* of armed launches */
+
 static uint64_t launch(uint32_t plan, uint64_t armed_at)
 {
 	struct tfd_entry entry = { .op = TFD_OP_LAUNCH, .plan = plan };
@@ -36,6 +38,7 @@ static uint64_t launch(uint32_t plan, uint64_t armed_at)
 	if (armed_at) {
 		entry.flags = TFD_FLAG_ARMED;
 		entry.fire_at = armed_at;
+		entry.watcher = watcher;
 	}
 	CHECK_OK(tfd_client_submit_wait(client, 0, &entry, 1, -1));
 	return entry.job_id;
@@ -180,7 +183,7 @@ static void test_closed_under_launches(void)
 	CHECK(client->arena.taken == 1 && client->plans[plan].taken);
 	for (uint32_t i = 0; i < 3; i++) {
 		CHECK(client->arena.taken == 1);
-		CHECK_OK(tfd_client_watcher_bump(client, 0, 1));
+		CHECK_OK(tfd_client_watcher_bump(client, watcher, 1));
 		CHECK(ended(waiting[i]).status == TFD_JOB_OK);
 	}
 	CHECK(arena_is_free() && !client->plans[plan].taken);
@@ -219,6 +222,7 @@ int main(void)
 	connect_hosts(&host, &host, &out, &in);
 	grant = open_grant(&user, &target, out);
 	CHECK_OK(tfd_client_open(user.fds.segment_fd, &user.fds.doorbell_fd, 1, &client));
+	CHECK_OK(tfd_client_watcher_open(client, &watcher));
 	for (uint32_t i = 0; i < REGION_BYTES; i++)
 		user.memory[i] = (uint8_t)(i * 2654435761u >> 13);
 	test_write();

@@ -147,7 +147,7 @@ int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t t
 
 /* Takes a free one; its word is 0. -ENOSPC: all are taken. */
 int tfd_client_watcher_open(struct tfd_client *client, uint32_t *slot);
-/* Gives it back. No job waits for it any more: TFD_OP_DISARM has ended. */
+/* Gives it back. No job waits for it any more: TFD_OP_DISARM has ended, behind which submitting an armed one is -ESTALE. */
 void tfd_client_watcher_close(struct tfd_client *client, uint32_t slot);
 /*
  * Adds n to its word, and wakes the worker if it sleeps. Several threads may; while a device writes the word nobody else does.
