@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -45,7 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Chooses the seed."""
+    """Chooses the seed; sees to it that the processes of tests hear Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[passed_by_layer] = Counter()
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(1 << 32)

@@ -202,7 +202,7 @@ def test_scatter_from_an_array(
         targets = [granted(receiver) for _ in range(3)]
         group = sender.peer_group([grant.descriptor for _, grant in targets])
         rows = np.array(
-            [[i % 3, seeded.randrange(LENGTH // 2 - 600), 700 * i, 600 - i] for i in range(90)],
+            [[i % 3, seeded.randrange(LENGTH // 2 - 1600), 700 * i, 600 - i] for i in range(90)],
             dtype,
         )
         wanted = [bytearray(LENGTH) for _ in targets]
