@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from transferd.client import errors
 from transferd.client.adopt import adopt
 from transferd.client.aiocalls import AsyncCalls
+from transferd.client.closing import AsyncClosing
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import BaseCounter, to_target
 from transferd.client.events import LoopDriver, ThreadDriver
@@ -28,7 +29,6 @@ from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
-    from types import TracebackType
     from typing import Self
 
     from transferd.client.events import Driver
@@ -231,7 +231,7 @@ class Grant(BaseGrant):
         await self._runtime.run(self._fence, imms)
 
 
-class Region(BaseRegion):
+class Region(BaseRegion, AsyncClosing):
     """A region of a :class:`transferd.aio.Client`; an asynchronous context manager."""
 
     __slots__ = ("_runtime",)
@@ -256,19 +256,8 @@ class Region(BaseRegion):
         """Revokes its grants and deregisters it. Idempotent."""
         await self._runtime.run(self._close)
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-class Client(AsyncCalls[Job]):
+class Client(AsyncCalls[Job], AsyncClosing):
     """A session with this host's daemon, for one event loop: ``async with Client() as c``."""
 
     def __init__(
@@ -479,14 +468,6 @@ class Client(AsyncCalls[Job]):
 
     async def __aenter__(self) -> Self:
         return await self.open()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     def __del__(self) -> None:
         runtime = getattr(self, "_runtime_or_none", None)

@@ -7,17 +7,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
+from transferd.client.closing import AsyncClosing
 from transferd.client.mailbox import SLICE_S, BaseMailbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import TracebackType
-    from typing import Self
 
     from transferd.client.mailbox import Inbox
 
 
-class Mailbox(BaseMailbox):
+class Mailbox(BaseMailbox, AsyncClosing):
     """A mailbox of a :class:`transferd.aio.Client`: ``async with``, and ``async for``."""
 
     __slots__ = ("_runtime",)
@@ -96,14 +95,3 @@ class Mailbox(BaseMailbox):
     async def close(self) -> None:
         """Ends the mailbox: a fence. As :meth:`transferd.Mailbox.close`."""
         await self._runtime.run(self._inbox.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()

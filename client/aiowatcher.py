@@ -5,20 +5,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from transferd.client.closing import AsyncClosing
 from transferd.client.plan import BasePlan, Kept
 from transferd.client.watcher import BaseWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
-    from typing import Self
 
     from transferd.client.session import Request
 
 J = TypeVar("J")
 
 
-class Watcher(BaseWatcher):
+class Watcher(BaseWatcher, AsyncClosing):
     """A watcher of a :class:`transferd.aio.Client`: ``async with``. Bumping it never waits."""
 
     __slots__ = ("_runtime",)
@@ -31,19 +30,8 @@ class Watcher(BaseWatcher):
         """Ends the jobs that still wait for it. As :meth:`transferd.Watcher.close`."""
         await self._runtime.run(self._close)
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-class Plan(BasePlan, Generic[J]):
+class Plan(BasePlan, AsyncClosing, Generic[J]):
     """A plan of a :class:`transferd.aio.Client`: ``async with``."""
 
     __slots__ = ("_runtime", "_submit")
@@ -62,14 +50,3 @@ class Plan(BasePlan, Generic[J]):
     async def close(self) -> None:
         """Has the daemon forget it. As :meth:`transferd.Plan.close`."""
         await self._runtime.run(self._close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()

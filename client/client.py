@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.client.adopt import adopt
 from transferd.client.calls import Calls
+from transferd.client.closing import Closing
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import Counter
 from transferd.client.events import ThreadDriver
@@ -26,14 +27,12 @@ from transferd.client.session import IMM_COUNT, OP_IMM, OP_WRITE, no_region, to_
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
-    from typing import Self
 
     from transferd.client.operations import Operation
     from transferd.client.session import Session
 
 
-class Client(Calls):
+class Client(Calls, Closing):
     """A session with the daemon of this host. Usable from several threads; a context manager.
 
     Nothing of it survives ``fork``: a child makes its own.
@@ -322,17 +321,6 @@ class Client(Calls):
         self._session.close()
         self._driver.close()
         self._session.close_events()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         session: Session | None = getattr(self, "_session", None)

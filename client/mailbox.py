@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from transferd.client import errors
+from transferd.client.closing import Closing
 from transferd.client.job import to_deadline_ns
 from transferd.client.memory import allocate
 from transferd.client.session import MESSAGE_BYTES_MAX, OP_SEND, Request, to_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
-    from typing import Self
 
     from transferd.client.lease import LeaseSession
     from transferd.client.ring import RingSession
@@ -296,7 +295,7 @@ class BaseMailbox:
         return f"<{type(self).__name__} of {self.slots} slots of {self.slot_bytes} bytes>"
 
 
-class Mailbox(BaseMailbox):
+class Mailbox(BaseMailbox, Closing):
     """A mailbox of a :class:`transferd.Client`: a context manager, and an iterator of messages.
 
     Several threads may receive from it; each message goes to one of them.
@@ -336,14 +335,3 @@ class Mailbox(BaseMailbox):
     def close(self) -> None:
         """Ends the mailbox: a fence. Jobs that wait for a slot end with CANCELLED. Idempotent."""
         self._inbox.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

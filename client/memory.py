@@ -14,13 +14,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
+from transferd.client.closing import Closing
 from transferd.client.grant import Grant, to_expires_ms, to_imms, to_rights
 from transferd.client.session import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
-    from typing import Self
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -249,7 +248,7 @@ class BaseRegion:
             self._session.region_remove(self.handle)
 
 
-class Region(BaseRegion):
+class Region(BaseRegion, Closing):
     """A region of a :class:`transferd.Client`; a context manager that deregisters it."""
 
     __slots__ = ()
@@ -286,17 +285,6 @@ class Region(BaseRegion):
         The memory itself lives as long as views of it do.
         """
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def allocate(

@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
+from transferd.client.closing import Closing
 from transferd.client.job import Job, to_deadline_ns
 from transferd.client.session import (
     OP_FORGET,
@@ -23,9 +24,6 @@ from transferd.client.watcher import Armed, no_segment
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from transferd.client.events import Driver
     from transferd.client.operations import Operation
     from transferd.client.session import Session
@@ -248,7 +246,7 @@ class BasePlan:
             self._given_back = True
 
 
-class Plan(BasePlan):
+class Plan(BasePlan, Closing):
     """A plan of a :class:`transferd.Client`; a context manager that closes it."""
 
     __slots__ = ("_driver",)
@@ -286,14 +284,3 @@ class Plan(BasePlan):
             WaitTimeout: The daemon does not answer; another call tries again.
         """
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

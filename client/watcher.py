@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
+from transferd.client.closing import Closing
 from transferd.client.session import FLAG_ARMED, FLAG_POLLED, OP_DISARM
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from transferd.client.operations import Operation
     from transferd.client.session import Request, Session
 
@@ -174,7 +172,7 @@ class BaseWatcher:
             self._given_back = True
 
 
-class Watcher(BaseWatcher):
+class Watcher(BaseWatcher, Closing):
     """A watcher of a :class:`transferd.Client`; a context manager that closes it."""
 
     __slots__ = ()
@@ -186,17 +184,6 @@ class Watcher(BaseWatcher):
             WaitTimeout: The daemon does not answer; another call tries again.
         """
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
