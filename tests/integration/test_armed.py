@@ -15,6 +15,7 @@ from transferd import Armed, Barrier, Imm, Read, Scatter, Send, Write, WritePage
 from transferd.native.client_half import ffi, lib
 from transferd.native.names import Detail, JobStatus
 
+from support.both_ways import LENGTH, filled, granted
 from support.raw_sender import RawSender, raw_sender
 from support.waiting import WAIT_S, eventually
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
 
-    from transferd import Client, Grant, Region
+    from transferd import Client
 
     from support.daemon import DaemonProcess
 
@@ -30,32 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-LENGTH = 1 << 16
 OK, CANCELLED, PENDING = JobStatus.OK, JobStatus.CANCELLED, JobStatus.PENDING
-
-
-@pytest.fixture
-def sender(shared_pair: Pair) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket) as client:
-        yield client
-
-
-@pytest.fixture(params=["other daemon", "same daemon"])
-def receiver(request: pytest.FixtureRequest, shared_pair: Pair) -> Iterator[Client]:
-    daemon = shared_pair[1 if request.param == "other daemon" else 0]
-    with transferd.Client(daemon.socket) as client:
-        yield client
-
-
-def granted(client: Client) -> tuple[Region, Grant]:
-    region = client.alloc(LENGTH)
-    return region, region.grant(imms=range(16), rights={"write", "read"})
-
-
-def filled(client: Client, seeded: random.Random) -> Region:
-    region = client.alloc(LENGTH)
-    region.view[:] = seeded.randbytes(LENGTH)
-    return region
 
 
 def test_a_job_starts_when_its_value_is_reached(

@@ -18,7 +18,7 @@ from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from transferd import Client, Grant, Region
 
@@ -36,21 +36,6 @@ OK = JobStatus.OK
 @pytest.fixture(params=["ring", "grpc"])
 def shared_memory(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "ring")
-
-
-@pytest.fixture
-def sender(shared_pair: Pair, shared_memory: bool) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, shared_memory=shared_memory) as client:
-        yield client
-
-
-@pytest.fixture(params=["other daemon", "same daemon"])
-def receiver(
-    request: pytest.FixtureRequest, shared_pair: Pair, shared_memory: bool
-) -> Iterator[Client]:
-    daemon = shared_pair[1 if request.param == "other daemon" else 0]
-    with transferd.Client(daemon.socket, shared_memory=shared_memory) as client:
-        yield client
 
 
 def granted(client: Client, length: int = LENGTH, rights: Any = ("write",)) -> tuple[Region, Grant]:
