@@ -60,6 +60,7 @@ _PROVIDERS = {
     int(lib.TFD_PATH_LOCAL): "local",
     int(lib.TFD_PATH_SIM): "sim",
     int(lib.TFD_PATH_TCP): "tcp",
+    int(lib.TFD_PATH_VERBS): "verbs",
 }
 _STATUS = {int(status): status for status in JobStatus}
 

@@ -224,6 +224,7 @@ static int post_frame(struct tfd_worker *worker, struct tfd_conn *conn, size_t a
 	                         .length = bytes,
 	                         .remote_address = channel->far_key.address + at,
 	                         .remote_key = channel->far_key.key,
+	                         .traffic = TFD_TRAFFIC_MESSAGE,
 	                         .has_imm = 1,
 	                         .imm = imm };
 	int rc;

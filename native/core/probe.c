@@ -12,6 +12,7 @@ int tfd_probe_post(struct tfd_worker *worker, struct tfd_conn *conn)
 	/* Of the far half's frames for messages: memory that every half has, whatever is open. */
 	struct tfd_post post = { .remote_key = conn->channel->far_key.key,
 	                         .remote_address = conn->channel->far_key.address,
+	                         .traffic = TFD_TRAFFIC_MESSAGE,
 	                         .read = 1 };
 	struct tfd_wr *wr = worker->wr_free;
 	int rc;

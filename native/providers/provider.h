@@ -41,6 +41,13 @@ struct tfd_wr {
 	uint64_t imm_number; /* its immediate's on the connection, or the next one's */
 };
 
+/* What a post belongs to. A provider may keep each on a queue pair of its own (info.channels). */
+enum tfd_traffic {
+	TFD_TRAFFIC_BULK = 0, /* as TFD_PRIORITY_BULK */
+	TFD_TRAFFIC_LATENCY = 1, /* as TFD_PRIORITY_LATENCY */
+	TFD_TRAFFIC_MESSAGE = 2, /* of the connection's own */
+};
+
 /* A further part of a post: under its mr and remote_key. */
 struct tfd_post_part {
 	const void *local; /* borrowed until the completion */
@@ -57,6 +64,7 @@ struct tfd_post {
 	uint64_t job_bytes; /* of all that it is a part of; a hint, 0: not known */
 	uint32_t has_imm;
 	uint32_t imm;
+	uint32_t traffic; /* enum tfd_traffic */
 	uint32_t read; /* not 0: from the remote range into `local`; no immediate */
 	uint32_t
 		part_count; /* further parts, less than info.max_parts, of a read 0; the immediate counts after all of them */
@@ -72,7 +80,7 @@ enum tfd_wc_type {
 	 * of the half of `owner`, or (NULL) of all.
 	 */
 	TFD_WC_ERROR = 2,
-	TFD_WC_IMM = 3, /* imm: an immediate arrived, the bytes before it are visible */
+	TFD_WC_IMM = 3, /* imm: an immediate arrived, the bytes before it (on its channel) are visible */
 };
 
 struct tfd_wc {
@@ -81,6 +89,8 @@ struct tfd_wc {
 	struct tfd_wr *wr;
 	int32_t error; /* positive errno */
 	uint32_t remote_access; /* error: the far side refused the key or the range */
+	uint32_t
+		order; /* TFD_WC_IMM: number of the channel that it came by, below info.channels; 0 where there is one */
 	void *owner; /* TFD_WC_IMM: of the half that it came by; NULL where the provider cannot tell */
 };
 
@@ -121,7 +131,7 @@ struct tfd_provider_ops {
 
 	/* worker, hot. -EAGAIN: try after a poll. Anything else: the connection is broken. */
 	int (*post)(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
-	/* worker, hot. Fills up to `max`; returns how many. */
+	/* worker, hot. Fills up to `max`; returns how many. What was posted before is on its way at the latest when it is called. */
 	int (*poll)(struct tfd_domain *domain, struct tfd_wc *wc, int max);
 
 	/* control. fd that becomes readable when poll may have work after arm() said 0; -1: none, poll by time. */

@@ -62,12 +62,15 @@ static inline void host_open_rails(struct host *host, uint32_t rails, uint32_t s
 {
 	struct tfd_core_options core = { .spin_us = 50, .max_sessions = 16 };
 	struct tfd_group_options group = { .rail_count = rails };
-	const char *provider = getenv("TFD_TEST_PROVIDER"); /* what these tests run on */
+	const char *provider = getenv("TFD_TEST_PROVIDER"); /* what these tests run on, and by which rail */
+	const char *rail = getenv("TFD_TEST_RAIL");
+	const char *library = getenv("TFD_TEST_LIBRARY");
 
 	(void)strcpy(group.provider, provider ? provider : "tcp");
+	(void)strcpy(group.library, library ? library : "");
 	CHECK_OK(tfd_core_open(&core, &host->core, &error));
 	for (uint32_t i = 0; i < rails; i++)
-		(void)strcpy(group.rails[i], "127.0.0.1");
+		(void)strcpy(group.rails[i], rail ? rail : "127.0.0.1");
 	group.segment_bytes = segment_bytes;
 	group.cut_bytes = 1;
 	CHECK_OK(tfd_group_open(host->core, &group, &host->group, &error));

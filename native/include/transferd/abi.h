@@ -72,6 +72,7 @@
 #define TFD_PATH_LOCAL 2u
 #define TFD_PATH_SIM 3u
 #define TFD_PATH_TCP 4u
+#define TFD_PATH_VERBS 5u
 #define TFD_PATH_RAILS_SHIFT 8u
 #define TFD_PATH_FLAGS_SHIFT 16u
 #define TFD_PATH_PACKED 0x10000u /* several pages went as one post */

@@ -19,6 +19,7 @@
 #define TFD_NAME_MAX 64
 #define TFD_ADDRESS_MAX 256
 #define TFD_ERROR_MAX 256
+#define TFD_WHY_MAX 512
 #define TFD_MAX_NICS 32 /* of one domain group */
 #define TFD_MAX_RAILS (TFD_MAX_NICS + 1) /* and `local` */
 
@@ -98,8 +99,28 @@ struct tfd_rail_info {
 	uint32_t state; /* 1: usable */
 	uint32_t max_parts; /* separate ranges that one post may carry (packing); 0 as 1 */
 	uint32_t imm_depth; /* immediates that can have arrived and not been polled; 0: without bound */
+	uint32_t
+		channels; /* of a connection, each ordered by itself: 3: one for each enum tfd_traffic; 0 or 1: all is in one order */
+	uint32_t _pad;
+	char why[TFD_WHY_MAX]; /* what the provider chose on it and why: port, GID, …; "" if there was no choice */
 	uint64_t credit_stalls; /* times that a connection began to wait for a credit of the far side */
 	uint64_t credit_floods; /* connections whose far side posted more immediates than it was granted */
+};
+
+/* For provider `verbs`. 0 everywhere is the default. */
+struct tfd_verbs_options {
+	uint32_t port; /* 0: the first that is active */
+	uint32_t gid_given; /* not 0: gid_index instead of the rule */
+	uint32_t gid_index;
+	uint32_t link_local; /* not 0: a link-local GID will do, if there is no other */
+	uint32_t pkey; /* 0: 0xffff, else the first of the table */
+	uint32_t service_level; /* of latency and messages; 0 to 15 */
+	uint32_t bulk_service_level;
+	uint32_t traffic_class; /* RoCE: DSCP << 2; 0 to 255 */
+	uint32_t mtu; /* bytes: 256 to 4,096; 0: the port's */
+	uint32_t timeout; /* of an acknowledgement: 4.096 us * 2^timeout; 0: 14 (67 ms) */
+	uint32_t retries; /* 1 to 7; 0: 7 */
+	uint32_t plain_posts; /* not 0: ibv_post_send even where the device has ibv_wr_* */
 };
 
 struct tfd_group_options {
@@ -113,7 +134,8 @@ struct tfd_group_options {
 	uint32_t segment_bytes; /* largest piece posted at once; 0: default */
 	uint32_t cut_bytes; /* least part of a write that goes by a rail of its own; 0: default */
 	uint32_t window_bytes; /* most bytes in flight per connection; 0: default */
-	char library[256]; /* path of libfabric; "" lets dlopen find it */
+	char library[256]; /* path of libfabric or libibverbs; "" lets dlopen find it */
+	struct tfd_verbs_options verbs;
 };
 
 /* -ENOENT: provider's library missing; -ENODEV: no such rail; -ENOTSUP: library too old; error says what to do. */
