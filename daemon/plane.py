@@ -99,7 +99,7 @@ class Priority(enum.IntEnum):
     LATENCY = 1
 
 
-PROVIDERS = {1: "libfabric", 2: "local", 3: "sim", 4: "tcp"}  # TFD_PATH_*
+PROVIDERS = {1: "libfabric", 2: "local", 3: "sim", 4: "tcp", 5: "verbs"}  # TFD_PATH_*
 PATH_PACKED = 1 << 16  # TFD_PATH_PACKED
 STATUS_PENDING = 0
 STATUS_OK = 1

@@ -217,13 +217,12 @@ static void seal(const struct tfd_conn *conn, struct tfd_frame *frame, const voi
 /* `bytes` at `at` of our memory go to the same place of the far half's; 0: an immediate alone. */
 static int post_frame(struct tfd_worker *worker, struct tfd_conn *conn, size_t at, size_t bytes, uint32_t imm)
 {
-	struct tfd_channel *channel = conn->channel;
 	struct tfd_wr *wr = worker->wr_free;
-	struct tfd_post post = { .local = bytes ? channel->memory + at : NULL,
-	                         .mr = bytes ? channel->mr : NULL,
+	struct tfd_post post = { .local = bytes ? conn->channel->memory + at : NULL,
+	                         .mr = bytes ? conn->channel->mr : NULL,
 	                         .length = bytes,
-	                         .remote_address = channel->far_key.address + at,
-	                         .remote_key = channel->far_key.key,
+	                         .remote_address = conn->channel->far_key.address + at,
+	                         .remote_key = conn->channel->far_key.key,
 	                         .traffic = TFD_TRAFFIC_MESSAGE,
 	                         .has_imm = 1,
 	                         .imm = imm };
