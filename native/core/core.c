@@ -131,7 +131,7 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 		                "daemons take %zu: use another provider",
 		                name, rail->info.provider, (unsigned long long)rail->info.max_message_bytes,
 		                TFD_REQUEST_BYTES);
-	rail->info.state = 1;
+	rail->info.state = TFD_RAIL_UP;
 	rail->credits_free = rail->info.imm_depth;
 	rail->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
 	if (rail->info.max_message_bytes < rail->segment_bytes)

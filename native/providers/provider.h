@@ -76,8 +76,13 @@ struct tfd_post {
 enum tfd_wc_type {
 	TFD_WC_SENT = 1, /* wr: acknowledged: its bytes are visible at the far side */
 	/*
-	 * wr, error: it failed. NULL wr: an error of the domain's own, which is counted; if it is EOVERFLOW completions were lost,
-	 * of the half of `owner`, or (NULL) of all.
+	 * wr, error: it failed. NULL wr: an error of the domain's own, which is counted, and means by `error`:
+	 *
+	 *   EOVERFLOW  completions were lost, of the half of `owner`, or (NULL) of all
+	 *   ENODEV     owner NULL: the rail's device is gone (rail_state says so, too): none of its halves carries anything any more
+	 *   any other  the half of `owner` is broken, of which nothing need be posted; NULL: nobody is
+	 *
+	 * What a half has posted is told one by one all the same, at the latest when it is closed and drained.
 	 */
 	TFD_WC_ERROR = 2,
 	TFD_WC_IMM = 3, /* imm: an immediate arrived, the bytes before it (on its channel) are visible */
@@ -90,8 +95,8 @@ struct tfd_wc {
 	int32_t error; /* positive errno */
 	uint32_t remote_access; /* error: the far side refused the key or the range */
 	uint32_t
-		order; /* TFD_WC_IMM: number of the channel that it came by, below info.channels; 0 where there is one */
-	void *owner; /* TFD_WC_IMM: of the half that it came by; NULL where the provider cannot tell */
+		order; /* TFD_WC_IMM: enum tfd_traffic of the channel that it came by, where info.channels is 3; else 0 */
+	void *owner; /* TFD_WC_IMM, TFD_WC_ERROR: of the half that it came by, or is about; NULL where the provider cannot tell */
 };
 
 struct tfd_provider_ops {
@@ -133,6 +138,12 @@ struct tfd_provider_ops {
 	int (*post)(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
 	/* worker, hot. Fills up to `max`; returns how many. What was posted before is on its way at the latest when it is called. */
 	int (*poll)(struct tfd_domain *domain, struct tfd_wc *wc, int max);
+
+	/*
+	 * any thread; must not block. enum tfd_rail_state; GONE stays. NULL: it is up for as long as it is open. A rail that is gone
+	 * still takes every op: halves are closed, memory is given back; new ones of either are refused (-ENODEV).
+	 */
+	uint32_t (*rail_state)(const struct tfd_domain *domain);
 
 	/* control. fd that becomes readable when poll may have work after arm() said 0; -1: none, poll by time. */
 	int (*wait_fd)(struct tfd_domain *domain);

@@ -86,6 +86,12 @@ uint32_t tfd_core_events(struct tfd_core *core, struct tfd_event *events, uint32
 
 /* ---- providers and domain groups ---- */
 
+enum tfd_rail_state {
+	TFD_RAIL_UP = 1,
+	TFD_RAIL_DOWN = 2, /* its port has no link: it may come back */
+	TFD_RAIL_GONE = 3, /* its device was removed: for as long as the daemon runs */
+};
+
 struct tfd_rail_info {
 	char name[TFD_NAME_MAX]; /* interface or device */
 	char provider[TFD_NAME_MAX]; /* "tcp;ofi_rxm" */
@@ -96,7 +102,7 @@ struct tfd_rail_info {
 	uint64_t imms_received;
 	uint64_t errors;
 	uint32_t ordered; /* not 0: an immediate on the last segment follows the earlier ones' data */
-	uint32_t state; /* 1: usable */
+	uint32_t state; /* enum tfd_rail_state */
 	uint32_t max_parts; /* separate ranges that one post may carry (packing); 0 as 1 */
 	uint32_t imm_depth; /* immediates that can have arrived and not been polled; 0: without bound */
 	uint32_t
