@@ -182,6 +182,43 @@ class FabricConfig(Section):
     window: Bytes = Field(default=0, ge=0, le=1 << 32)
 
 
+class VerbsConfig(Section):
+    """How provider verbs uses its devices; struct tfd_verbs_options. Defaults leave it the choice.
+
+    Attributes:
+        gid_index: Entry of the port's GID table; None: by rule.
+        pkey: As in the port's table; 0: the full member of the default partition, else the first.
+        mtu: Of the path; 0: the port's.
+        timeout: A packet is sent again if 4.096 us * 2^timeout pass without an acknowledgement.
+        retries: How often it is.
+        plain_posts: ibv_post_send also where the device has ibv_wr_*.
+    """
+
+    library: str = Field(default="", max_length=255)
+    port: int = Field(default=0, ge=0, le=255)
+    gid_index: int | None = Field(default=None, ge=0, le=65_535)
+    link_local: bool = False
+    pkey: int = Field(default=0, ge=0, le=0xFFFF)
+    service_level: int = Field(default=0, ge=0, le=15)
+    bulk_service_level: int = Field(default=0, ge=0, le=15)
+    traffic_class: int = Field(default=0, ge=0, le=255)
+    mtu: Literal[0, 256, 512, 1024, 2048, 4096] = 0
+    timeout: int = Field(default=14, ge=1, le=31)
+    retries: int = Field(default=7, ge=1, le=7)
+    plain_posts: bool = False
+
+    def given(self) -> tuple[str, object] | None:
+        """Finds a key that is not its default, and its value."""
+        return next(
+            (
+                (key, value)
+                for key, field in type(self).model_fields.items()
+                if (value := getattr(self, key)) != field.default
+            ),
+            None,
+        )
+
+
 class LimitsConfig(Section):
     """Bounds of the daemon as a whole."""
 
@@ -225,6 +262,7 @@ class Config(Section):
     provider: Literal["auto", "libfabric", "tcp", "verbs", "sim"] = "auto"
     rails: tuple[str, ...] = ()
     fabric: FabricConfig = FabricConfig()
+    verbs: VerbsConfig = VerbsConfig()
     tls: TlsConfig | None = None
     tenants: tuple[TenantConfig, ...] = ()
     heartbeat: HeartbeatConfig = HeartbeatConfig()
@@ -264,6 +302,7 @@ class Config(Section):
             )
         self._development_mode()
         self._fabric_of_libfabric()
+        self._verbs_of_verbs()
         if self.peer_address is None and is_wildcard(split_host_port(self.peer_listen)[0]):
             raise ValueError(
                 f"peer_listen: {self.peer_listen} is every address of this host; "
@@ -281,6 +320,24 @@ class Config(Section):
                     f"{self.provider}; leave one of them out"
                 )
 
+    def _verbs_of_verbs(self) -> None:
+        """Nor what only verbs understands."""
+        given = self.verbs.given()
+        if given is None:
+            return
+        key, value = given
+        if self.provider not in ("auto", "verbs"):
+            raise ValueError(
+                f"verbs.{key}: {value} is for provider verbs, and provider is {self.provider}; "
+                "leave one of them out"
+            )
+        other = next((key for key in ("name", "library") if getattr(self.fabric, key)), "")
+        if other:
+            raise ValueError(
+                f"verbs.{key}: {value} is for provider verbs, and with fabric.{other} provider "
+                "auto takes libfabric; leave one of them out"
+            )
+
     def _development_mode(self) -> None:
         """Without keys nothing may leave this machine."""
         if self.tls is not None:
@@ -292,6 +349,8 @@ class Config(Section):
                     f"{key}: {value} is not loopback, but there is no tls section; "
                     "give tls (transferd certs DIR makes development keys) or use 127.0.0.1"
                 )
+        if self.provider == "verbs":  # a queue pair talks to the one that the peer service named
+            return
         for rail in self.rails:
             if rail != "lo" and not is_loopback(rail):
                 raise ValueError(

@@ -40,7 +40,7 @@ from transferd.native.entry import ENTRY
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from transferd.daemon.plane import Entry
+    from transferd.daemon.plane import Entry, VerbsOptions
 
 T = TypeVar("T")
 
@@ -74,6 +74,22 @@ def _check(rc: int, what: str, error: Any = None) -> None:
         return
     text = _text(error.text) if error is not None else ""
     raise PlaneError(-rc, text or f"{what}: {os.strerror(-rc)}")
+
+
+def fill_verbs(native: Any, options: VerbsOptions) -> None:
+    """Writes a struct tfd_verbs_options."""
+    native.port = options.port
+    native.gid_given = options.gid_index is not None
+    native.gid_index = options.gid_index or 0
+    native.link_local = options.link_local
+    native.pkey = options.pkey
+    native.service_level = options.service_level
+    native.bulk_service_level = options.bulk_service_level
+    native.traffic_class = options.traffic_class
+    native.mtu = options.mtu
+    native.timeout = options.timeout
+    native.retries = options.retries
+    native.plain_posts = options.plain_posts
 
 
 class DataPlane:
@@ -183,7 +199,7 @@ class DataPlane:
         native = ffi.new("struct tfd_group_options *")
         _fill(native.provider, options.provider, "provider")
         _fill(native.fabric, options.fabric, "fabric")
-        _fill(native.library, options.library, "fabric library")
+        _fill(native.library, options.library, "path of the library")
         for i, rail in enumerate(options.rails):
             _fill(native.rails[i], rail, "rail")
         native.rail_count = len(options.rails)
@@ -191,6 +207,7 @@ class DataPlane:
         native.segment_bytes = options.segment_bytes
         native.window_bytes = options.window_bytes
         native.copy_threads = options.copy_threads
+        fill_verbs(native.verbs, options.verbs)
         group = ffi.new("uint32_t *")
         error = ffi.new("struct tfd_error *")
         rc = await self._run(lambda: lib.tfd_group_open(self._core, native, group, error))
@@ -221,6 +238,7 @@ class DataPlane:
                     up=info.state == 1,
                     credit_stalls=info.credit_stalls,
                     credit_floods=info.credit_floods,
+                    why=_text(info.why),
                 )
             )
         return rails

@@ -57,6 +57,14 @@ class Snapshot:
         )
         info.add_metric([self._version, self._facts.provider, str(self._facts.tls).lower()], 1)
         yield info
+        choice = self._facts.rails
+        fallback = GaugeMetricFamily(
+            "transferd_fallback",
+            "1 where the provider is not the one that this host's NICs are made for.",
+            labels=["provider"],
+        )
+        fallback.add_metric([choice.provider], bool(choice.fallback))
+        yield fallback
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu = CounterMetricFamily("transferd_cpu_seconds", "CPU time of the daemon.")
         cpu.add_metric([], usage.ru_utime + usage.ru_stime)

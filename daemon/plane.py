@@ -134,6 +134,24 @@ class RailInfo:
     up: bool
     credit_stalls: int = 0
     credit_floods: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerbsOptions:
+    """struct tfd_verbs_options; gid_index None: by the provider's rule."""
+
+    port: int = 0
+    gid_index: int | None = None
+    link_local: bool = False
+    pkey: int = 0
+    service_level: int = 0
+    bulk_service_level: int = 0
+    traffic_class: int = 0
+    mtu: int = 0
+    timeout: int = 0
+    retries: int = 0
+    plain_posts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +166,7 @@ class GroupOptions:
     window_bytes: int = 0
     copy_threads: int = 0
     library: str = ""
+    verbs: VerbsOptions = VerbsOptions()
 
 
 @dataclass(frozen=True, slots=True)

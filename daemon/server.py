@@ -41,8 +41,9 @@ from transferd.daemon.opens import Opener
 from transferd.daemon.owner import Owner
 from transferd.daemon.peerclient import GrpcLink
 from transferd.daemon.peers import Peers
-from transferd.daemon.plane import Detail, EventType, GroupOptions, PlaneError
+from transferd.daemon.plane import Detail, EventType, PlaneError
 from transferd.daemon.policy import Tenant
+from transferd.daemon.rails import open_rails, warnings
 from transferd.daemon.services.admin import AdminService, Facts
 from transferd.daemon.services.auth import Authenticator
 from transferd.daemon.services.mailbox import MailboxService
@@ -59,7 +60,6 @@ from transferd.daemon.sockets import (
     port_message,
 )
 from transferd.daemon.tasks import TaskOwner
-from transferd.daemon.topology import Choice, rails_of_this_host
 from transferd.daemon.transfers import Transfers
 from transferd.peer.v1 import peer_pb2_grpc
 
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from transferd.daemon.identity import Identity
     from transferd.daemon.plane import Event
     from transferd.daemon.tls import Credentials
+    from transferd.daemon.topology import Choice
 
 log = structlog.get_logger("transferd")
 
@@ -169,20 +170,7 @@ class Server:
             max_sessions=config.limits.sessions,
         )
         self._undo.push_async_callback(self._plane.aclose)
-        choice = self._choose_rails()
-        self._group = await self._plane.open_group(
-            GroupOptions(
-                provider=choice.provider,
-                fabric=config.fabric.name,
-                rails=choice.names,
-                # The simulated fabric is for tests, which want all traffic on it.
-                with_local=config.provider != "sim",
-                segment_bytes=config.fabric.segment,
-                window_bytes=config.fabric.window,
-                copy_threads=config.copiers,
-                library=config.fabric.library,
-            )
-        )
+        self._group, choice = await open_rails(self._plane, config)
         host, port = split_host_port(config.peer_listen)
         _, numeric = numeric_address("peer_listen", host, port)
         self._plane.heartbeat_open(
@@ -198,24 +186,18 @@ class Server:
             peer_address=config.advertised,
             tls=self._tls is not None,
             provider=rail.protocol.replace("/", " "),
-            warnings=tuple(self._warnings()),
+            warnings=tuple(self._warnings(choice)),
             rails=choice,
         )
 
-    def _choose_rails(self) -> Choice:
-        if self._config.rails:  # a name that only peers can resolve is good enough then
-            return rails_of_this_host(self._config, "")
-        host, port = split_host_port(self._config.advertised)
-        return rails_of_this_host(self._config, numeric_address("peer_address", host, port)[1])
-
-    def _warnings(self) -> list[str]:
-        warnings = list(self._plane.warnings)
+    def _warnings(self, choice: Choice) -> list[str]:
+        found = [*self._plane.warnings, *warnings(self._config, choice)]
         if self._tls is None:
-            warnings.append(
+            found.append(
                 "Development mode: peers are not authenticated, so only this host is served; "
                 "give a tls section."
             )
-        return warnings
+        return found
 
     def _wire(self) -> None:
         """Makes the cores and joins them."""

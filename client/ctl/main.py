@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,11 @@ def paths_text(row: Any) -> str:
     """Says how many paths to peers a rail has, and how many of them cannot be used."""
     down = row["paths_down"]
     return f"{row['paths_up']} up" + (f", {down} down" if down else "")
+
+
+def why_text(row: Any) -> str:
+    """Says why a rail was chosen, and what its provider chose on it."""
+    return "; ".join(filter(None, (row["why"], row["provider_why"])))
 
 
 # Where a NIC is, and how fast.
@@ -103,7 +109,7 @@ COLUMNS: dict[str, Sequence[Column]] = {
         column("PROVIDER", "provider"),
         column("STATE", "state"),
         *PLACE,
-        column("WHY", "why"),
+        Column("WHY", why_text),
     ),
     "unused": (
         column("NOT USED", "name"),
@@ -248,6 +254,8 @@ def rails(control: Control, as_json: bool, why: bool) -> None:
         return
     console = render.make_console()
     console.print(plain["why"], soft_wrap=True)
+    if plain["fallback"]:
+        console.print(f"warning: {plain['fallback']}", soft_wrap=True)
     for name, field in (("rails --why", "rails"), ("unused", "unused"), ("near", "near")):
         if plain[field]:
             console.print()
@@ -269,7 +277,7 @@ def jobs(control: Control, as_json: bool, session: int | None) -> None:
 @cli.command()
 @common
 def health(control: Control, as_json: bool) -> None:
-    """Whether the daemon serves, by service; exit status 1 unless all do."""
+    """Whether the daemon serves, by service; exit status 1 unless all do. Warnings on stderr."""
     stub: Any = health_pb2_grpc.HealthStub(control.channel)
     found: dict[str, str] = {}
     for service in SERVICES:
@@ -285,6 +293,11 @@ def health(control: Control, as_json: bool) -> None:
         render.print_fields(
             [(name or "daemon", state) for name, state in found.items()], render.make_console()
         )
+    # Where AdminService has a socket of its own, they are told there and in the log.
+    with contextlib.suppress(errors.TransferdError):
+        status = control.call(control.admin.GetStatus, admin_pb2.GetStatusRequest())
+        for warning in status.warnings:
+            click.echo(f"warning: {warning}", err=True)
     if set(found.values()) != {"SERVING"}:
         sys.exit(1)
 

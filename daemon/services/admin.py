@@ -210,6 +210,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 for group in choice.groups
             ],
             why=choice.why,
+            fallback=choice.fallback,
         )
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
@@ -272,6 +273,7 @@ def _rail(number: int, rail: RailInfo, verdict: Verdict | None, paths: PathCount
         paths_up=paths.up,
         paths_down=paths.down,
         credit_stalls=rail.credit_stalls,
+        provider_why=rail.why,
     )
 
 

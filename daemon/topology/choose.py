@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from transferd.daemon.config import is_loopback
+from transferd.daemon.config import VerbsConfig, is_loopback
 from transferd.daemon.plane import MAX_PATHS
-from transferd.daemon.topology import groups
+from transferd.daemon.topology import groups, rdma
 from transferd.daemon.topology.distance import same_node
 from transferd.daemon.topology.nic import Nic, Taken, nics, speed_text
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from transferd.daemon.topology.groups import Group
-    from transferd.daemon.topology.model import Topology
+    from transferd.daemon.topology.model import RdmaDevice, Topology
 
 MAX_RAILS = 32  # TFD_MAX_NICS
 TOLD_GPUS = 2  # a reason that names more is not read
@@ -41,6 +41,7 @@ class Choice:
         groups: The rails nearest to each GPU and NUMA node.
         why: How they were chosen.
         provider: What drives them; "auto": not chosen yet.
+        fallback: Why not what this host's NICs are made for; empty if they are used so.
     """
 
     rails: tuple[Verdict, ...]
@@ -48,11 +49,42 @@ class Choice:
     groups: tuple[Group, ...]
     why: str
     provider: str = "auto"
+    fallback: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the provider is given."""
         return tuple(rail.nic.name for rail in self.rails)
+
+
+class NoRailError(Exception):
+    """The provider that was asked for has nothing here to work on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the configuration says about rails.
+
+    Attributes:
+        configured: Names of rails; they are taken as they are.
+        libfabric: Whether it says something that only libfabric understands.
+        fabric: libfabric's provider; empty: by the rails.
+        peer_address: Numeric address that peers reach the daemon at.
+        verbs_failed: Why verbs cannot be used, although devices are there; empty: not tried.
+    """
+
+    configured: Sequence[str]
+    provider: str
+    libfabric: bool
+    fabric: str
+    verbs: VerbsConfig
+    peer_address: str
+    verbs_failed: str
+
+    @property
+    def may_be_verbs(self) -> bool:
+        """Whether the choice between verbs and others is ours."""
+        return self.provider == "auto" and not self.libfabric
 
 
 def choose(
@@ -62,7 +94,9 @@ def choose(
     provider: str = "auto",
     fabric: str = "",
     library: str = "",
+    verbs: VerbsConfig | None = None,
     peer_address: str,
+    verbs_failed: str = "",
 ) -> Choice:
     """Chooses the rails of a daemon, and what drives them.
 
@@ -72,52 +106,98 @@ def choose(
         provider: As configured.
         fabric: libfabric's provider, as configured; empty: by the rails.
         library: Path of libfabric, as configured; empty: where the system has it.
+        verbs: How verbs is to be used; None: by its defaults.
         peer_address: Numeric address that peers reach the daemon at.
+        verbs_failed: Why provider verbs could not be opened, for a second choice without it.
 
     Returns:
         At least one rail.
+
+    Raises:
+        NoRailError: Provider verbs is asked for, and there is no device that it can use.
     """
-    choice = _rails(topology, configured, provider, fabric, peer_address)
+    wish = Wish(
+        configured=configured,
+        provider=provider,
+        libfabric=bool(fabric or library),
+        fabric=fabric,
+        verbs=verbs or VerbsConfig(),
+        peer_address=peer_address,
+        verbs_failed=verbs_failed,
+    )
+    choice = _rails(topology, wish)
     if provider == "auto":
-        devices = {device.name for device in topology.devices}
-        sockets = not (fabric or library or devices.intersection(choice.names))
-        provider = "tcp" if sockets else "libfabric"
+        provider = _driver(topology, wish, choice.names)
     return replace(choice, provider=provider)
 
 
-def _rails(
-    topology: Topology, configured: Sequence[str], provider: str, fabric: str, peer_address: str
-) -> Choice:
-    taken = _taken(topology, provider, fabric)
-    everything = nics(topology, taken)
-    if configured:
+def _driver(topology: Topology, wish: Wish, names: Sequence[str]) -> str:
+    """Says what drives rails where the configuration leaves it open."""
+    devices = [device for device in topology.devices if device.name in names]
+    if wish.libfabric or any(device.is_efa for device in devices):
+        return "libfabric"
+    if not devices:
+        return "tcp"
+    return "verbs" if len(devices) == len(names) else "libfabric"
+
+
+def _rails(topology: Topology, wish: Wish) -> Choice:
+    taken = _taken(topology, wish)
+    everything = nics(topology, taken, _device_faults(topology, wish, taken))
+    if wish.configured:
         return _named(
             topology,
             everything,
-            configured,
+            wish.configured,
             "named by rails in the configuration",
             "not named by rails in the configuration",
         )
-    if provider == "sim" or is_loopback(peer_address):
-        why = "simulated" if provider == "sim" else "peer_address is loopback: this host only"
-        return _named(topology, everything, [peer_address], why, f"not needed: {why}")
-    chosen = _Sieve(topology, everything, peer_address if taken is Taken.INTERFACES else "")
+    own = wish.peer_address
+    # On a device both ends may be on this host; addresses of it lead nowhere but here.
+    if wish.provider == "sim" or (is_loopback(own) and wish.provider != "verbs"):
+        simulated = wish.provider == "sim"
+        why = "simulated" if simulated else "peer_address is loopback: this host only"
+        return _named(topology, everything, [own], why, f"not needed: {why}")
+    chosen = _Sieve(topology, everything, own if taken is Taken.INTERFACES else "")
+    fallback = ""
+    if taken is Taken.INTERFACES and wish.may_be_verbs:
+        fallback = rdma.fallback(topology, wish.verbs, wish.verbs_failed)
     if not chosen.left:
+        if wish.provider == "verbs":
+            raise NoRailError(rdma.why_none(topology, wish.verbs))
         why = f"the address of peer_address: none of this host's {taken.value} can be used"
-        return _named(topology, everything, [peer_address], why, "")
-    return chosen.choice(taken)
+        return replace(_named(topology, everything, [own], why, ""), fallback=fallback)
+    return replace(chosen.choice(taken), fallback=fallback)
 
 
-def _taken(topology: Topology, provider: str, fabric: str) -> Taken:
-    if provider == "verbs":
+def _taken(topology: Topology, wish: Wish) -> Taken:
+    if wish.provider == "verbs":
         return Taken.VERBS
-    if provider == "tcp":
+    if wish.provider == "tcp":
         return Taken.INTERFACES
-    if fabric:
-        return Taken.EFA if fabric.startswith("efa") else Taken.INTERFACES
-    efa = (device for device in topology.devices if device.is_efa)
-    active = any(port.state == "ACTIVE" for device in efa for port in device.ports)
-    return Taken.EFA if active else Taken.INTERFACES
+    if wish.fabric:
+        return Taken.EFA if wish.fabric.startswith("efa") else Taken.INTERFACES
+    if any(device.is_efa and rdma.is_active(device) for device in topology.devices):
+        return Taken.EFA
+    usable = (rdma.is_made_for_verbs(d) and not rdma.fault(d, wish.verbs) for d in topology.devices)
+    if wish.may_be_verbs and not wish.verbs_failed and any(usable):
+        return Taken.VERBS
+    return Taken.INTERFACES
+
+
+def _device_faults(topology: Topology, wish: Wish, taken: Taken) -> dict[str, str]:
+    """Says of each RDMA device why it cannot be used; empty if it can."""
+
+    def of(device: RdmaDevice) -> str:
+        if taken is Taken.VERBS:
+            return rdma.fault(device, wish.verbs)
+        if taken is Taken.EFA:
+            return rdma.efa_fault(device)
+        if wish.may_be_verbs:
+            return rdma.why_not_verbs(device, wish.verbs, wish.verbs_failed)
+        return "RDMA device: the provider takes network interfaces"
+
+    return {device.name: of(device) for device in topology.devices}
 
 
 def _named(
@@ -269,7 +349,8 @@ class _Sieve:
         near = [group for group in self._near if nic.name in group.nics]
         if near:
             parts.append(f"nearest to {_gpu_text(near)}")
-        parts.append(f"{nic.state}, {speed_text(nic.speed_mbit)}")
+        on = f", on {nic.netdev}" if nic.netdev else ""
+        parts.append(f"{nic.state}, {speed_text(nic.speed_mbit)}{on}")
         despite = next((verdict.why for verdict in self._out if verdict.nic == nic), "")
         if despite:
             parts.append(f"taken although {despite}; name others by rails to leave it out")

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ipaddress
 
 AMAZON = 0x1D0F
 NVIDIA = 0x10DE
@@ -33,6 +38,21 @@ class Pci:
 
 
 @dataclass(frozen=True, slots=True)
+class Gid:
+    """An entry of a port's GID table that is in use.
+
+    Attributes:
+        kind: "RoCE v2" or "IB/RoCE v1".
+        netdev: Interface whose address it is; empty where the kernel does not say.
+    """
+
+    index: int
+    value: ipaddress.IPv6Address
+    kind: str
+    netdev: str
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """A port of an RDMA device.
 
@@ -40,12 +60,19 @@ class Port:
         state: As in "ACTIVE".
         link_layer: "InfiniBand", "Ethernet"; "Unknown" on EFA.
         rate_mbit: 0 where the kernel does not say.
+        gids: None where the table cannot be read.
     """
 
     number: int
     state: str
     link_layer: str
     rate_mbit: int
+    gids: tuple[Gid, ...] | None = None
+
+    @property
+    def netdev(self) -> str:
+        """The interface that it is; empty if unknown, or none."""
+        return next((gid.netdev for gid in self.gids or () if gid.netdev), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +82,14 @@ class RdmaDevice:
     Attributes:
         node_type: As in "CA"; "unspecified" on EFA.
         pci: None for software devices.
+        barred: Why this process cannot open it; empty if it can.
     """
 
     name: str
     node_type: str
     ports: tuple[Port, ...]
     pci: Pci | None
+    barred: str = ""
 
     @property
     def is_efa(self) -> bool:
@@ -96,6 +125,15 @@ class Interface:
     addresses: tuple[str, ...]
 
 
+class SoftRoce(enum.Enum):
+    """Whether the running kernel has RDMA in software, rdma_rxe."""
+
+    LOADED = "loaded"
+    A_MODULE = "a module that is not loaded"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
     """A host.
@@ -104,6 +142,7 @@ class Topology:
         numa_nodes: Empty where the kernel was built without.
         gpus: By PCI address.
         vanished: Names of interfaces and devices that went away while they were read.
+        has_rdma: Whether the kernel's part for RDMA devices is loaded.
     """
 
     numa_nodes: tuple[int, ...] = ()
@@ -111,3 +150,5 @@ class Topology:
     devices: tuple[RdmaDevice, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     vanished: tuple[str, ...] = ()
+    has_rdma: bool = False
+    soft_roce: SoftRoce = SoftRoce.UNKNOWN

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transferd.daemon.topology.model import UNKNOWN_NODE
+from transferd.daemon.topology.rdma import ACTIVE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transferd.daemon.topology.model import Interface, Pci, RdmaDevice, Topology
 
-ACTIVE = "ACTIVE"
 REAL_HARDWARE = frozenset({"bond", "bridge", "vlan", "team"})  # virtual, but may stand on NICs
 
 
@@ -39,6 +41,7 @@ class Nic:
         addresses: IPv4, of interfaces.
         lowers: Interfaces that it stands on.
         pci: None where there is no PCI device.
+        netdev: The interface that an RDMA device is to the kernel's network; empty if unknown.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Nic:
     addresses: tuple[str, ...] = ()
     lowers: tuple[str, ...] = ()
     pci: Pci | None = None
+    netdev: str = ""
 
     @property
     def numa_node(self) -> int:
@@ -67,19 +71,20 @@ class Nic:
         return (self.pci_address or "~", self.name)
 
 
-def nics(topology: Topology, taken: Taken) -> list[Nic]:
+def nics(topology: Topology, taken: Taken, faults: Mapping[str, str]) -> list[Nic]:
     """Lists all NICs of a host.
 
     Args:
         topology: The host.
-        taken: What the provider takes; everything else gets that as its fault.
+        taken: What the provider takes; interfaces get that as their fault if it is not they.
+        faults: Why devices cannot be used, by name.
 
     Returns:
         Usable or not, in the order of their PCI addresses.
     """
     by_name = {interface.name: interface for interface in topology.interfaces}
     found = [_of_interface(interface, by_name, taken) for interface in topology.interfaces]
-    found += [_of_device(device, taken) for device in topology.devices]
+    found += [_of_device(device, faults.get(device.name, "")) for device in topology.devices]
     found += [
         Nic(name=name, state="", speed_mbit=0, fault="vanished while it was read")
         for name in topology.vanished
@@ -138,7 +143,7 @@ def _interface_fault(interface: Interface, taken: Taken) -> str:
     return ""
 
 
-def _of_device(device: RdmaDevice, taken: Taken) -> Nic:
+def _of_device(device: RdmaDevice, fault: str) -> Nic:
     active = [port for port in device.ports if port.state == ACTIVE]
     best = max(active or device.ports, key=lambda port: port.rate_mbit, default=None)
     return Nic(
@@ -146,24 +151,8 @@ def _of_device(device: RdmaDevice, taken: Taken) -> Nic:
         state=best.state if best is not None else "",
         speed_mbit=best.rate_mbit if best is not None else 0,
         fabric=best.link_layer if best is not None else "",
-        fault=_device_fault(device, taken),
+        fault=fault,
         is_virtual=device.pci is None,
         pci=device.pci,
+        netdev=best.netdev if best is not None else "",
     )
-
-
-def _device_fault(device: RdmaDevice, taken: Taken) -> str:
-    if taken is Taken.INTERFACES:
-        return "RDMA device: the provider takes network interfaces"
-    if taken is Taken.EFA and not device.is_efa:
-        return "no EFA device, and the provider takes those only"
-    if taken is Taken.VERBS and device.is_efa:
-        return "EFA device: it has no reliable connections; provider libfabric drives it"
-    if taken is Taken.VERBS and device.node_type != "CA":
-        return f"node type {device.node_type or 'unknown'}: no InfiniBand or RoCE adapter"
-    if not device.ports:
-        return "no port"
-    if all(port.state != ACTIVE for port in device.ports):
-        port = device.ports[0]
-        return f"down (port {port.number} is {port.state or 'unknown'})"
-    return ""

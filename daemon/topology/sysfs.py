@@ -9,6 +9,8 @@ and left out.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -18,10 +20,12 @@ from transferd.daemon.topology.model import (
     GPU_CLASSES,
     NVIDIA,
     UNKNOWN_NODE,
+    Gid,
     Interface,
     Pci,
     Port,
     RdmaDevice,
+    SoftRoce,
     Topology,
 )
 
@@ -33,6 +37,8 @@ HOST_BRIDGE = re.compile(r"pci[0-9a-f]{4,}:[0-9a-f]{2}")
 IFF_UP = 0x1
 ARPHRD_LOOPBACK = 772
 VIRTUAL = "/devices/virtual/"
+UVERBS = "class/infiniband_verbs"
+RXE = "/rdma_rxe.ko"
 
 
 class Sysfs:
@@ -67,20 +73,29 @@ class Sysfs:
             return ""
 
 
-def read(sysfs: Sysfs, addresses: Mapping[str, Sequence[str]]) -> Topology:
+def read(
+    sysfs: Sysfs,
+    addresses: Mapping[str, Sequence[str]],
+    dev: Path | None = None,
+    modules: Path | None = None,
+) -> Topology:
     """Reads a host's topology.
 
     Args:
         sysfs: Where from.
         addresses: IPv4 addresses by interface; sysfs does not have them.
+        dev: /dev, to find out which devices may be opened; None: all.
+        modules: The running kernel's folder of modules; None: unknown.
 
     Returns:
         What was found; empty rather than an error where a part of the tree is missing.
     """
     vanished: list[str] = []
     devices, interfaces = [], []
+    nodes = _device_nodes(sysfs)
     for name in sysfs.names("class/infiniband"):
-        device = _device(sysfs, name)
+        barred = _barred(sysfs, dev, nodes.get(name, "")) if dev is not None else ""
+        device = _device(sysfs, name, barred)
         # Looked for afterwards: of a thing that went away meanwhile, only a part was read.
         if sysfs.exists(f"class/infiniband/{name}"):
             devices.append(device)
@@ -100,6 +115,8 @@ def read(sysfs: Sysfs, addresses: Mapping[str, Sequence[str]]) -> Topology:
         devices=tuple(devices),
         interfaces=tuple(interfaces),
         vanished=tuple(vanished),
+        has_rdma=sysfs.exists("class/infiniband"),
+        soft_roce=_soft_roce(sysfs, modules),
     )
 
 
@@ -144,7 +161,41 @@ def _pci(sysfs: Sysfs, path: str) -> Pci | None:
     )
 
 
-def _device(sysfs: Sysfs, name: str) -> RdmaDevice:
+def _device_nodes(sysfs: Sysfs) -> dict[str, str]:
+    """Finds the file below /dev/infiniband of each device."""
+    nodes = (node for node in sysfs.names(UVERBS) if node.startswith("uverbs"))
+    return {sysfs.text(f"{UVERBS}/{node}/ibdev"): node for node in nodes}
+
+
+def _barred(sysfs: Sysfs, dev: Path, node: str) -> str:
+    """Says why a device cannot be opened by this process; empty if it can."""
+    if not sysfs.exists(UVERBS):
+        return "the kernel module ib_uverbs is not loaded (modprobe ib_uverbs)"
+    if not node:
+        return "its driver serves the kernel only: it has no uverbs device"
+    path = dev / "infiniband" / node
+    if not path.exists():
+        return f"{path} is not there; a container has to be given it"
+    if not os.access(path, os.R_OK | os.W_OK):
+        return f"no permission to open {path} as user id {os.getuid()}"
+    return ""
+
+
+def _soft_roce(sysfs: Sysfs, modules: Path | None) -> SoftRoce:
+    if sysfs.exists("module/rdma_rxe"):
+        return SoftRoce.LOADED
+    lists = {}
+    for name in ("modules.builtin", "modules.dep"):
+        with contextlib.suppress(OSError, ValueError):
+            lists[name] = (modules / name).read_text() if modules is not None else ""
+    if RXE in lists.get("modules.builtin", ""):
+        return SoftRoce.LOADED
+    if RXE in lists.get("modules.dep", ""):
+        return SoftRoce.A_MODULE
+    return SoftRoce.ABSENT if lists.get("modules.dep") else SoftRoce.UNKNOWN
+
+
+def _device(sysfs: Sysfs, name: str, barred: str) -> RdmaDevice:
     folder = f"class/infiniband/{name}"
     numbers = [number for number in sysfs.names(f"{folder}/ports") if number.isdecimal()]
     return RdmaDevice(
@@ -152,6 +203,7 @@ def _device(sysfs: Sysfs, name: str) -> RdmaDevice:
         node_type=_after_colon(sysfs.text(f"{folder}/node_type")),
         ports=tuple(_port(sysfs, folder, number) for number in sorted(numbers, key=int)),
         pci=_pci(sysfs, f"{folder}/device"),
+        barred=barred,
     )
 
 
@@ -162,7 +214,25 @@ def _port(sysfs: Sysfs, folder: str, number: str) -> Port:
         state=_after_colon(sysfs.text(f"{port}/state")),
         link_layer=sysfs.text(f"{port}/link_layer"),
         rate_mbit=_rate(sysfs.text(f"{port}/rate")),
+        gids=_gids(sysfs, port),
     )
+
+
+def _gids(sysfs: Sysfs, port: str) -> tuple[Gid, ...] | None:
+    if not sysfs.exists(f"{port}/gids"):
+        return None
+    found = []
+    for index in sorted(map(int, filter(str.isdecimal, sysfs.names(f"{port}/gids")))):
+        try:
+            value = ipaddress.IPv6Address(sysfs.text(f"{port}/gids/{index}"))
+        except ValueError:
+            continue
+        if int(value):
+            kind, netdev = (
+                sysfs.text(f"{port}/gid_attrs/{name}/{index}") for name in ("types", "ndevs")
+            )
+            found.append(Gid(index, value, kind, netdev))
+    return tuple(found)
 
 
 def _interface(sysfs: Sysfs, name: str, addresses: tuple[str, ...]) -> Interface:

@@ -210,6 +210,7 @@ int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct 
 	memcpy(out->name, info->name, sizeof(out->name));
 	memcpy(out->provider, info->provider, sizeof(out->provider));
 	memcpy(out->protocol, info->protocol, sizeof(out->protocol));
+	memcpy(out->why, info->why, sizeof(out->why));
 	out->max_message_bytes = info->max_message_bytes;
 	out->ordered = info->ordered;
 	out->max_parts = info->max_parts;

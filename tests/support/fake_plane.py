@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 PROTOCOL = "memory/1"
 
 
-def rail(name: str = "m0", protocol: str = PROTOCOL) -> RailInfo:
+def rail(name: str = "m0", protocol: str = PROTOCOL, why: str = "") -> RailInfo:
     """Makes a rail that is up."""
-    return RailInfo(name, "memory", protocol, 1 << 30, 0, 0, 0, 0, ordered=True, up=True)
+    return RailInfo(name, "memory", protocol, 1 << 30, 0, 0, 0, 0, ordered=True, up=True, why=why)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ p5en's by its EFA devices'.
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
 from typing import TYPE_CHECKING
 
@@ -158,6 +159,33 @@ class SysfsTree:
             (folder / "device").symlink_to(device)
         (self.root / "class/infiniband").mkdir(exist_ok=True)
         (self.root / f"class/infiniband/{name}").symlink_to(folder)
+
+    def gids(self, name: str, *gids: tuple[int, str, str], netdev: str = "") -> None:
+        """Fills the GID table of a device's port 1, of 8 entries.
+
+        Args:
+            name: The device.
+            gids: Index, address and type of each entry in use.
+            netdev: Interface that they belong to.
+        """
+        port = self.root / f"class/infiniband/{name}/ports/1"
+        for folder in ("gids", "gid_attrs/types", "gid_attrs/ndevs"):
+            (port / folder).mkdir(parents=True)
+        for index in range(8):
+            (port / f"gids/{index}").write_text(ipaddress.IPv6Address(0).exploded + "\n")
+        for index, address, kind in gids:
+            (port / f"gids/{index}").write_text(ipaddress.IPv6Address(address).exploded + "\n")
+            (port / f"gid_attrs/types/{index}").write_text(kind + "\n")
+            if netdev:
+                (port / f"gid_attrs/ndevs/{index}").write_text(netdev + "\n")
+
+    def uverbs(self, *names: str) -> None:
+        """Loads ib_uverbs, which gives these devices uverbs0 and on."""
+        (self.root / "class/infiniband_verbs").mkdir(parents=True, exist_ok=True)
+        for i, name in enumerate(names):
+            folder = self.root / f"class/infiniband_verbs/uverbs{i}"
+            folder.mkdir()
+            write(folder, ibdev=name)
 
     def efa(self, way: str, device: int, numa: int, gbit: int) -> str:
         """Adds an EFA device; returns its name, which udev makes of its bus."""

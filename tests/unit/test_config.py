@@ -35,6 +35,7 @@ def test_every_documented_key() -> None:
         rails: [eth0, eth1]
         fabric: {name: tcp, library: /opt/libfabric.so, segment: 256KiB, window: 8MiB}
         tls: {cert: /c, key: /k, ca: /ca}
+        verbs: {library: "", timeout: 14}
         tenants:
           - name: a
             uids: [1000]
@@ -58,6 +59,31 @@ def test_every_documented_key() -> None:
     assert parsed.spin == 0.001
     assert parsed.copiers == 3
     assert parsed.advertised == "host1:7471"
+
+
+def test_how_verbs_uses_its_devices() -> None:
+    parsed = config.parse(
+        """
+        provider: verbs
+        rails: [mlx5_0]
+        verbs:
+          library: /opt/libibverbs.so.1
+          port: 2
+          gid_index: 0
+          link_local: true
+          pkey: 0x8001
+          service_level: 3
+          bulk_service_level: 1
+          traffic_class: 106
+          mtu: 4096
+          timeout: 18
+          retries: 3
+          plain_posts: true
+        """
+    ).verbs
+    assert (parsed.gid_index, parsed.pkey, parsed.traffic_class) == (0, 0x8001, 106)
+    assert config.parse("").verbs.given() is None
+    assert config.parse("verbs: {gid_index: 0}").verbs.given() == ("gid_index", 0)
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 0), (2, 0), (3, 0), (4, 1), (16, 4), (128, 4)])
@@ -92,6 +118,24 @@ def test_copy_threads_follow_the_cores(
         ("provider: tpc", "provider", "tcp"),
         ("{provider: tcp, fabric: {name: efa}}", "fabric.name", "libfabric"),
         ("{provider: tcp, fabric: {library: /l.so}}", "fabric.library", "libfabric"),
+        ("{provider: verbs, fabric: {name: efa}}", "fabric.name", "libfabric"),
+        ("{provider: tcp, verbs: {mtu: 4096}}", "verbs.mtu: 4096", "provider is tcp"),
+        ("{provider: libfabric, verbs: {gid_index: 0}}", "verbs.gid_index: 0", "libfabric"),
+        ("{fabric: {name: efa}, verbs: {port: 1}}", "verbs.port: 1", "fabric.name"),
+        ("verbs: {mtu: 1500}", "verbs.mtu", "256, 512, 1024, 2048 or 4096"),
+        ("verbs: {service_level: 16}", "verbs.service_level", "15"),
+        ("verbs: {bulk_service_level: -1}", "verbs.bulk_service_level", "0"),
+        ("verbs: {traffic_class: 256}", "verbs.traffic_class", "255"),
+        ("verbs: {pkey: 65536}", "verbs.pkey", "65535"),
+        ("verbs: {port: 256}", "verbs.port", "255"),
+        ("verbs: {gid_index: -1}", "verbs.gid_index", "0"),
+        ("verbs: {gid_index: auto}", "verbs.gid_index", "integer"),
+        ("verbs: {timeout: 32}", "verbs.timeout", "31"),
+        ("verbs: {retries: 8}", "verbs.retries", "7"),
+        ("verbs: {retries: 0}", "verbs.retries", "1"),
+        ("verbs: {link_local: 1}", "verbs.link_local", "boolean"),
+        ("verbs: {gid: 3}", "verbs.gid", "gid_index"),
+        ("{provider: verbs, rails: eth0}", "rails", "a list"),
         ("polling: lazy", "polling", "adaptive"),
         ("tls: {cert: /c, key: /k}", "tls.ca", "required"),
         ("tls: {cert: c, key: /k, ca: /ca}", "tls.cert", "pattern"),

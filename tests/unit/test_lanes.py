@@ -15,6 +15,7 @@ from transferd.daemon import errors, paths
 from transferd.daemon.metrics import Snapshot
 from transferd.daemon.peer import LaneState, PathCount, PathState, count_paths
 from transferd.daemon.plane import Detail, EventType
+from transferd.daemon.topology import Choice
 from transferd.daemon.wire import GrantFence
 
 from support.fake_plane import rail
@@ -140,7 +141,8 @@ async def test_paths_that_are_down_are_shown(near: Host, far: Host) -> None:
     await eventually(lambda: one.lane.paths[2].failures > 0)
     counts = count_paths(near.peers.all())
     assert counts == {0: PathCount(1, 0), 1: PathCount(1, 0), 2: PathCount(0, 1)}
-    facts = cast("Facts", SimpleNamespace(provider="memory", tls=False))
+    choice = Choice((), (), (), "", "memory")
+    facts = cast("Facts", SimpleNamespace(provider="memory", tls=False, rails=choice))
     snapshot = Snapshot(
         "1", facts, near.plane, near.sessions, near.owner, near.opener, near.peers, near.lanes
     )

@@ -53,18 +53,19 @@ def of_gpus(choice: Choice) -> dict[str, tuple[str, ...]]:
 
 def test_interfaces_are_driven_by_kernel_sockets(tmp_path: Path) -> None:
     tree = machines.hgx_h100(tmp_path)
-    assert rails(tree).provider == "tcp"
+    assert rails(machines.vm(tmp_path / "vm")).provider == "tcp"
     assert rails(tree, "127.0.0.1").provider == "tcp"
     assert rails(tree, configured=["lo"]).provider == "tcp"
     assert rails(tree, provider="tcp").provider == "tcp"
     assert rails(tree, provider="libfabric").provider == "libfabric"
 
 
-def test_devices_and_what_asks_for_it_are_driven_by_libfabric(tmp_path: Path) -> None:
+def test_what_asks_for_it_is_driven_by_libfabric(tmp_path: Path) -> None:
     tree = machines.hgx_h100(tmp_path)
-    assert rails(tree, configured=["mlx5_0"]).provider == "libfabric"
     assert rails(tree, fabric="tcp;ofi_rxm").provider == "libfabric"
     assert rails(tree, library="/opt/libfabric.so.1").provider == "libfabric"
+    assert rails(tree, configured=["mlx5_0"], fabric="verbs;ofi_rxm").provider == "libfabric"
+    assert rails(tree, configured=["mlx5_0", "enp24s0np0"]).provider == "libfabric"
 
 
 # ---- whole machines ----
@@ -90,7 +91,8 @@ def test_hgx_each_gpu_has_the_nic_of_its_switch(tmp_path: Path) -> None:
 
 
 def test_hgx_on_sockets(tmp_path: Path) -> None:
-    choice = rails(machines.hgx_h100(tmp_path), "10.0.3.7")
+    choice = rails(machines.hgx_h100(tmp_path), "10.0.3.7", provider="tcp")
+    assert not choice.fallback, "it was asked for"
     assert choice.names == tuple(f"enp{bus}s0np0" for bus in (24, 56, 72, 88, 154, 186, 202, 218))
     assert "has peer_address 10.0.3.7" in why(choice)["enp88s0np0"]
     told = unused(choice)
@@ -102,7 +104,7 @@ def test_hgx_on_sockets(tmp_path: Path) -> None:
 
 
 def test_the_interface_of_peer_address_always_belongs(tmp_path: Path) -> None:
-    choice = rails(machines.hgx_h100(tmp_path), "192.168.7.7")
+    choice = rails(machines.hgx_h100(tmp_path), "192.168.7.7", provider="tcp")
     assert len(choice.names) == 9
     told = why(choice)["eno1"]
     assert "has peer_address" in told
@@ -305,17 +307,6 @@ def test_only_link_local(tmp_path: Path) -> None:
     tree = machines.vm(tmp_path)
     tree.addresses["eth1"] = ["169.254.3.1"]
     assert unused(rails(tree))["eth1"] == "only a link-local address (169.254.3.1)"
-
-
-def test_verbs_takes_neither_efa_nor_others(tmp_path: Path) -> None:
-    tree = machines.p5(tmp_path)
-    device = tree.pci("01 / 01:00.0", machines.INTEL, 0x37D3, machines.ETHERNET, 0)
-    tree.rdma("irdma0", device, 100, "Ethernet", node_type="4: RNIC")
-    tree.rdma("rxe0", None, 10, "Ethernet")
-    choice = rails(tree, provider="verbs")
-    assert choice.names == ("rxe0",), "soft-RoCE, where nothing else can be used"
-    assert unused(choice)["irdma0"].startswith("node type RNIC")
-    assert unused(choice)["rdmap79s0"].startswith("EFA device")
 
 
 class Shrinking(sysfs.Sysfs):
