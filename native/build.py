@@ -80,7 +80,10 @@ MODULES = {
             name="transferd.native._core",
             headers=("transferd/abi.h", "transferd/core.h", "transferd/names.h"),
             sources=("core/*.c", "providers/**/*.c"),
-            needs=(("rdma/fabric.h", "libfabric-dev"),),
+            needs=(
+                ("rdma/fabric.h", "libfabric-dev"),
+                ("infiniband/verbs.h", "libibverbs-dev"),
+            ),
         ),
         Module(
             name="transferd.native._client",

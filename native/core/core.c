@@ -91,10 +91,7 @@ int tfd_core_step(struct tfd_core *core, uint64_t now_ns)
 /* ---- domain groups ---- */
 
 static const struct tfd_provider_ops *const providers[] = {
-	&tfd_libfabric_ops,
-	&tfd_local_ops,
-	&tfd_sim_ops,
-	&tfd_tcp_ops,
+	&tfd_libfabric_ops, &tfd_local_ops, &tfd_sim_ops, &tfd_tcp_ops, &tfd_verbs_ops,
 };
 
 const struct tfd_provider_ops *tfd_provider_find(const char *name)
@@ -159,9 +156,10 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 	int rc;
 
 	if (!ops)
-		return tfd_fail(error, -ENOENT,
-		                "there is no provider \"%s\"; this build has: libfabric, local, sim, tcp",
-		                options->provider);
+		return tfd_fail(
+			error, -ENOENT,
+			"there is no provider \"%s\"; this build has: libfabric, local, sim, tcp, verbs",
+			options->provider);
 	if (!options->rail_count || options->rail_count > TFD_MAX_NICS)
 		return tfd_fail(error, -EINVAL, "%u rails; a domain group has 1 to %u", options->rail_count,
 		                TFD_MAX_NICS);

@@ -157,5 +157,6 @@ extern const struct tfd_provider_ops tfd_libfabric_ops;
 extern const struct tfd_provider_ops tfd_local_ops;
 extern const struct tfd_provider_ops tfd_sim_ops;
 extern const struct tfd_provider_ops tfd_tcp_ops;
+extern const struct tfd_provider_ops tfd_verbs_ops;
 
 #endif

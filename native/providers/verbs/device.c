@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which device, port and GID a rail is: ibv_get_device_list(3), ibv_query_port(3), ibv_query_gid_table(3).
+ *
+ * A rail is named by a device ("mlx5_0"), a device and a port ("mlx5_0:2"), or an interface or address that a GID belongs to
+ * ("eth0", "10.9.0.1").
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../../core/parts.h"
+#include "verbs.h"
+
+#define GIDS_MAX 1024
+#define PKEY_FULL 0xffffu
+
+/* A table of GIDs of one device, as the library tells it. */
+struct table {
+	struct ibv_gid_entry entries[GIDS_MAX];
+	struct tfd_gid gids[GIDS_MAX]; /* of one port */
+	size_t entry_count;
+	size_t count;
+};
+
+/* What a rail's name asks for. */
+struct wanted {
+	char device[TFD_NAME_MAX];
+	uint32_t port; /* 0: any */
+	const char *gid; /* an interface or address; NULL: the name is a device's */
+};
+
+static int query_port(const struct tfd_domain *domain, uint8_t number, struct ibv_port_attr *out)
+{
+	struct verbs_context *extended = verbs_get_ctx_op(domain->context, query_port);
+	int rc;
+
+	memset(out, 0, sizeof(*out));
+	if (extended)
+		rc = extended->query_port(domain->context, number, out, sizeof(*out));
+	else
+		rc = domain->library->query_port(domain->context, number, (void *)out);
+	return rc > 0 ? -rc : rc;
+}
+
+static int table_read(const struct tfd_domain *domain, struct table *table)
+{
+	ssize_t count = domain->library->query_gid_table(domain->context, table->entries, GIDS_MAX, 0,
+	                                                 sizeof(table->entries[0]));
+
+	if (count < 0)
+		return (int)count;
+	table->entry_count = (size_t)count;
+	return 0;
+}
+
+static void table_pick(struct table *table, uint32_t port)
+{
+	table->count = 0;
+	for (size_t i = 0; i < table->entry_count; i++) {
+		const struct ibv_gid_entry *entry = &table->entries[i];
+		struct tfd_gid *gid = &table->gids[table->count];
+
+		if (entry->port_num != port)
+			continue;
+		memcpy(gid->raw, entry->gid.raw, sizeof(gid->raw));
+		gid->index = entry->gid_index;
+		gid->type = entry->gid_type;
+		gid->netdev[0] = 0;
+		if (entry->ndev_ifindex)
+			(void)if_indextoname(entry->ndev_ifindex, gid->netdev);
+		table->count++;
+	}
+}
+
+/* ---- the port ---- */
+
+static bool port_matches(struct table *table, uint32_t port, const struct wanted *wanted)
+{
+	if (!wanted->gid)
+		return true;
+	table_pick(table, port);
+	for (size_t i = 0; i < table->count; i++) {
+		if (tfd_gid_is(&table->gids[i], wanted->gid))
+			return true;
+	}
+	return false;
+}
+
+/* The first that is active, else the first that there is: it may become active. 0: none fits. */
+static uint8_t port_choose(const struct tfd_domain *domain, struct table *table, const struct wanted *wanted)
+{
+	uint8_t found = 0;
+
+	for (uint32_t port = 1; port <= domain->attributes.phys_port_cnt; port++) {
+		struct ibv_port_attr attributes;
+
+		if ((wanted->port && port != wanted->port) || !port_matches(table, port, wanted))
+			continue;
+		if (query_port(domain, (uint8_t)port, &attributes) != 0)
+			continue;
+		if (attributes.state == IBV_PORT_ACTIVE)
+			return (uint8_t)port;
+		if (!found)
+			found = (uint8_t)port;
+	}
+	return found;
+}
+
+static enum ibv_mtu mtu_of(uint32_t bytes)
+{
+	for (enum ibv_mtu mtu = IBV_MTU_256; mtu <= IBV_MTU_4096; mtu++) {
+		if (128u << mtu == bytes)
+			return mtu;
+	}
+	return 0;
+}
+
+static int pkey_choose(const struct tfd_domain *domain, struct tfd_verbs_port *port, uint32_t length,
+                       uint32_t *pkey, struct tfd_error *error)
+{
+	uint32_t wanted = domain->options.pkey ? domain->options.pkey : PKEY_FULL;
+	uint32_t first = 0;
+
+	for (uint32_t i = 0; i < length; i++) {
+		__be16 raw;
+
+		if (domain->library->query_pkey(domain->context, port->number, (int)i, &raw) != 0)
+			continue;
+		*pkey = __builtin_bswap16(raw);
+		/* The upper bit tells a full member, which is one that others of its kind talk to. */
+		if ((*pkey & 0x7fff) == (wanted & 0x7fff)) {
+			port->pkey_index = (uint16_t)i;
+			return 0;
+		}
+		if (!first) {
+			first = *pkey;
+			port->pkey_index = (uint16_t)i;
+		}
+	}
+	if (domain->options.pkey || !first)
+		return tfd_fail(error, -ENOENT,
+		                "port %u has no pkey 0x%04x in its table of %u: ask who runs the subnet, or "
+		                "set another",
+		                port->number, wanted, length);
+	*pkey = first;
+	return 0;
+}
+
+/* ---- the GID ---- */
+
+static int gid_choose(struct tfd_domain *domain, struct table *table, const struct wanted *wanted,
+                      struct tfd_error *error)
+{
+	const struct tfd_verbs_options *options = &domain->options;
+	struct tfd_verbs_port *port = &domain->port;
+	const struct tfd_gid *chosen = NULL;
+	char text[160];
+
+	table_pick(table, port->number);
+	for (size_t i = 0; i < table->count && options->gid_given; i++) {
+		if (table->gids[i].index == options->gid_index)
+			chosen = &table->gids[i];
+	}
+	if (!options->gid_given)
+		chosen = tfd_gid_choose(table->gids, table->count, options->link_local, wanted->gid);
+	if (!options->gid_given && port->link_layer == IBV_LINK_LAYER_INFINIBAND && table->count)
+		chosen = &table->gids[0];
+	tfd_gids_text(table->gids, table->count, chosen, text, sizeof(text));
+	if (!chosen && options->gid_given)
+		return tfd_fail(error, -ENOENT, "port %u has no GID with index %u; it has %s", port->number,
+		                options->gid_index, text[0] ? text : "none");
+	if (!chosen)
+		return tfd_fail(
+			error, -EADDRNOTAVAIL,
+			"port %u has no RoCE v2 GID that can be routed (it has %s): give its interface "
+			"an IP address, or allow link-local ones, or name a gid_index",
+			port->number, text[0] ? text : "none");
+	port->gid = *chosen;
+	return 0;
+}
+
+static const char *gid_reason(const struct tfd_domain *domain, const struct wanted *wanted)
+{
+	if (domain->options.gid_given)
+		return "as configured";
+	if (domain->port.link_layer == IBV_LINK_LAYER_INFINIBAND)
+		return "the port's own";
+	switch (tfd_gid_rank(&domain->port.gid)) {
+	case TFD_GID_IPV4:
+		return wanted->gid ? "as the rail's name says" : "the first of an IPv4 address";
+	case TFD_GID_IPV6:
+		return "the first that can be routed; none is of an IPv4 address";
+	default:
+		return "link-local as allowed; there is no other";
+	}
+}
+
+static void explain(const struct tfd_domain *domain, const struct wanted *wanted, struct table *table,
+                    uint32_t pkey, struct tfd_rail_info *info)
+{
+	const struct tfd_verbs_port *port = &domain->port;
+	const struct tfd_gid *chosen = NULL;
+	char others[160], gid[TFD_GID_TEXT];
+
+	for (size_t i = 0; i < table->count; i++) {
+		if (table->gids[i].index == port->gid.index)
+			chosen = &table->gids[i];
+	}
+	tfd_gids_text(table->gids, table->count, chosen, others, sizeof(others));
+	tfd_gid_text(&port->gid, gid);
+	(void)snprintf(info->why, sizeof(info->why),
+	               "%s port %u, GID index %u: %s%s%s, %s; MTU %u, pkey 0x%04x. Passed over: %s.",
+	               domain->library->get_device_name(domain->context->device), port->number,
+	               port->gid.index, gid, port->gid.netdev[0] ? " of " : "", port->gid.netdev,
+	               gid_reason(domain, wanted), 128u << port->mtu, pkey, others[0] ? others : "none");
+}
+
+/* ---- the device ---- */
+
+static int port_open(struct tfd_domain *domain, struct table *table, const struct wanted *wanted,
+                     struct tfd_rail_info *info, struct tfd_error *error)
+{
+	struct tfd_verbs_port *port = &domain->port;
+	struct ibv_port_attr attributes;
+	enum ibv_mtu mtu = mtu_of(domain->options.mtu);
+	uint32_t pkey = 0;
+	int rc = query_port(domain, port->number, &attributes);
+
+	if (rc)
+		return tfd_fail(error, rc, "port %u cannot be asked: %s", port->number, strerror(-rc));
+	if (domain->options.mtu && !mtu)
+		return tfd_fail(error, -EINVAL, "mtu is %u; it must be 256, 512, 1024, 2048 or 4096",
+		                domain->options.mtu);
+	port->link_layer = attributes.link_layer == IBV_LINK_LAYER_ETHERNET ? IBV_LINK_LAYER_ETHERNET :
+	                                                                      IBV_LINK_LAYER_INFINIBAND;
+	port->lid = attributes.lid;
+	port->global = port->link_layer == IBV_LINK_LAYER_ETHERNET || domain->options.gid_given;
+	port->mtu = mtu && mtu < attributes.active_mtu ? mtu : attributes.active_mtu;
+	port->max_message_bytes = attributes.max_msg_sz;
+	rc = gid_choose(domain, table, wanted, error);
+	if (!rc)
+		rc = pkey_choose(domain, port, attributes.pkey_tbl_len, &pkey, error);
+	if (rc)
+		return rc;
+	explain(domain, wanted, table, pkey, info);
+	info->state = attributes.state == IBV_PORT_ACTIVE;
+	return 0;
+}
+
+/* Whether the rail's name means this device: then a port of it is chosen. */
+static bool device_matches(struct tfd_domain *domain, struct table *table, const struct wanted *wanted)
+{
+	const char *name = domain->library->get_device_name(domain->context->device);
+
+	if (!wanted->gid && strcmp(name, wanted->device) != 0)
+		return false;
+	if (domain->library->query_device(domain->context, &domain->attributes) != 0 ||
+	    table_read(domain, table) != 0)
+		return false;
+	domain->port.number = port_choose(domain, table, wanted);
+	return domain->port.number != 0;
+}
+
+static bool device_find(struct tfd_domain *domain, struct ibv_device **devices, struct table *table,
+                        const struct wanted *wanted)
+{
+	for (size_t i = 0; devices[i]; i++) {
+		domain->context = domain->library->open_device(devices[i]);
+		if (!domain->context)
+			continue;
+		if (device_matches(domain, table, wanted))
+			return true;
+		(void)domain->library->close_device(domain->context);
+		domain->context = NULL;
+	}
+	return false;
+}
+
+static int no_device(const struct tfd_domain *domain, struct ibv_device **devices, const char *name,
+                     struct tfd_error *error)
+{
+	char names[120] = "";
+	size_t used = 0;
+
+	for (size_t i = 0; devices[i] && used + TFD_NAME_MAX < sizeof(names); i++)
+		used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%.60s", i ? ", " : "",
+		                         domain->library->get_device_name(devices[i]));
+	if (!names[0])
+		return tfd_fail(error, -ENODEV,
+		                "rail %s: this host has no RDMA device: load its driver, or make a soft one "
+		                "(modprobe rdma_rxe; rdma link add rxe0 type rxe netdev eth0)",
+		                name);
+	return tfd_fail(error, -ENODEV,
+	                "rail %s: no RDMA device, port, or interface or address of one, has this name; the "
+	                "devices are %s (`rdma link` lists them)",
+	                name, names);
+}
+
+/* "mlx5_0", "mlx5_0:2"; an address may have colons, too. */
+static void parse_device(const char *name, uint32_t port, struct wanted *out)
+{
+	const char *colon = strrchr(name, ':');
+	char *end;
+
+	*out = (struct wanted){ .port = port };
+	(void)snprintf(out->device, sizeof(out->device), "%s", name);
+	if (!colon || strchr(name, ':') != colon || !colon[1])
+		return;
+	out->port = (uint32_t)strtoul(colon + 1, &end, 10);
+	out->device[colon - name] = 0;
+}
+
+int tfd_verbs_device_open(struct tfd_domain *domain, const struct tfd_group_options *options,
+                          const char *name, struct tfd_rail_info *info, struct tfd_error *error)
+{
+	struct ibv_device **devices = domain->library->get_device_list(NULL);
+	struct table *table = calloc(1, sizeof(*table));
+	struct wanted wanted;
+	int rc = 0;
+
+	if (!devices || !table) {
+		rc = devices ? ENOMEM : errno;
+		rc = tfd_fail(error, rc == ENOMEM ? -rc : -ENODEV,
+		              "rail %s: RDMA devices cannot be listed: %s: this kernel has no RDMA, or its "
+		              "module is not loaded (modprobe ib_uverbs)",
+		              name, strerror(rc));
+		goto out;
+	}
+	parse_device(name, options->verbs.port, &wanted);
+	if (!device_find(domain, devices, table, &wanted)) {
+		wanted = (struct wanted){ .port = options->verbs.port, .gid = name };
+		if (!device_find(domain, devices, table, &wanted))
+			rc = no_device(domain, devices, name, error);
+	}
+	if (!rc)
+		rc = port_open(domain, table, &wanted, info, error);
+out:
+	if (devices)
+		domain->library->free_device_list(devices);
+	free(table);
+	return rc;
+}

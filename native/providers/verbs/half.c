@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A half of a connection: three RC queue pairs, each with one of the far half: ibv_create_qp(3), ibv_modify_qp(3), ibv_destroy_qp(3),
+ * InfiniBand Architecture Specification 10.3.1 (states of a queue pair).
+ */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "../../core/parts.h"
+#include "address.h"
+
+#define SENDS 512u         /* work requests of a queue pair; a power of two, as the next */
+#define SENDS_FEW 128u     /* of messages, and of an incoming half, which posts nothing else */
+#define READS_MOST 16      /* in flight on a queue pair */
+#define RNR_TIMER 14       /* 1.28 ms (table 45 of the specification); there is always a receive */
+#define RNR_RETRIES 6      /* 7 would be for ever */
+#define TIMEOUT 14         /* 4.096 us * 2^14 = 67 ms */
+#define RETRIES 7
+#define HOPS 64
+#define FLUSH_BOUND_NS 200000000u
+
+static int fail(const char *what, int rc, struct tfd_error *error)
+{
+	return tfd_fail(error, rc ? -rc : -EIO, "verbs: %s failed: %s", what, strerror(rc ? rc : EIO));
+}
+
+/* ---- queue pairs ---- */
+
+static void map_insert(struct tfd_domain *domain, struct tfd_verbs_queue *queue)
+{
+	struct tfd_verbs_queue **bucket = &domain->buckets[queue->number & (TFD_VERBS_BUCKETS - 1)];
+
+	queue->next = *bucket;
+	*bucket = queue;
+}
+
+static void map_remove(struct tfd_domain *domain, struct tfd_verbs_queue *queue)
+{
+	struct tfd_verbs_queue **slot = &domain->buckets[queue->number & (TFD_VERBS_BUCKETS - 1)];
+
+	while (*slot && *slot != queue)
+		slot = &(*slot)->next;
+	if (*slot)
+		*slot = queue->next;
+}
+
+static int pair_make(struct tfd_verbs_queue *queue, uint32_t size)
+{
+	struct tfd_domain *domain = queue->half->domain;
+	struct ibv_qp_init_attr attributes = {
+		.qp_context = queue,
+		.send_cq = domain->send_cq,
+		.recv_cq = domain->recv_cq,
+		.srq = domain->srq,
+		.cap = { .max_send_wr = size, .max_send_sge = 1, .max_inline_data = TFD_VERBS_INLINE },
+		.qp_type = IBV_QPT_RC,
+	};
+
+	queue->qp = domain->library->create_qp(domain->pd, &attributes);
+	if (!queue->qp &&
+	    (errno == EINVAL || errno == ENOMEM)) { /* some have no room for payload in a request */
+		attributes.cap.max_inline_data = 0;
+		queue->qp = domain->library->create_qp(domain->pd, &attributes);
+	}
+	if (!queue->qp)
+		return errno ? errno : EIO;
+	queue->inline_bytes = attributes.cap.max_inline_data;
+	queue->number = queue->qp->qp_num;
+	return 0;
+}
+
+static int pair_init(struct tfd_verbs_queue *queue)
+{
+	const struct tfd_domain *domain = queue->half->domain;
+	struct ibv_qp_attr attributes = {
+		.qp_state = IBV_QPS_INIT,
+		.pkey_index = domain->port.pkey_index,
+		.port_num = domain->port.number,
+		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
+	};
+
+	return domain->library->modify_qp(
+		queue->qp, &attributes, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+}
+
+static int queue_open(struct tfd_half *half, uint32_t traffic, bool outgoing, struct tfd_error *error)
+{
+	struct tfd_verbs_queue *queue = &half->queues[traffic];
+	struct tfd_domain *domain = half->domain;
+	int rc;
+
+	queue->half = half;
+	queue->traffic = traffic;
+	queue->generation = ++domain->last_generation;
+	queue->size = outgoing && traffic != TFD_TRAFFIC_MESSAGE ? SENDS : SENDS_FEW;
+	while (queue->size > 1 && queue->size > (uint32_t)domain->attributes.max_qp_wr)
+		queue->size /= 2;
+	queue->posted = calloc(queue->size, sizeof(*queue->posted));
+	if (!queue->posted)
+		return tfd_fail(error, -ENOMEM, "no memory for a queue pair");
+	if (getrandom(&queue->psn, sizeof(queue->psn), 0) != (ssize_t)sizeof(queue->psn))
+		return tfd_fail(error, -EIO, "getrandom gave no number");
+	queue->psn &= 0xffffff;
+	rc = pair_make(queue, queue->size);
+	if (rc)
+		return tfd_fail(
+			error, -rc,
+			"verbs: ibv_create_qp failed: %s (the device takes %d queue pairs, and pins memory "
+			"for each: ulimit -l)",
+			strerror(rc), domain->attributes.max_qp);
+	map_insert(domain, queue);
+	rc = pair_init(queue);
+	return rc ? fail("ibv_modify_qp to INIT", rc, error) : 0;
+}
+
+static uint8_t reads_of(int device)
+{
+	return (uint8_t)(device < 0 ? 0 : device < READS_MOST ? device : READS_MOST);
+}
+
+int tfd_verbs_half_open(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
+                        void *address, size_t *address_bytes, struct tfd_error *error)
+{
+	struct tfd_verbs_address told = { .magic = TFD_VERBS_MAGIC,
+	                                  .link_layer = domain->port.link_layer,
+	                                  .mtu = (uint8_t)domain->port.mtu,
+	                                  .reads = reads_of(domain->attributes.max_qp_rd_atom),
+	                                  .lid = domain->port.lid };
+	struct tfd_half *half = calloc(1, sizeof(*half));
+	int rc = 0;
+
+	if (!half)
+		return tfd_fail(error, -ENOMEM, "no memory for a connection");
+	half->domain = domain;
+	half->owner = owner;
+	tfd_list_push(&domain->halves, &half->link);
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		tfd_list_init(&half->queues[i].chain_link);
+		tfd_list_init(&half->queues[i].report_link);
+	}
+	for (uint32_t i = 0; !rc && i < TFD_VERBS_CHANNELS; i++) {
+		rc = queue_open(half, i, outgoing != 0, error);
+		told.numbers[i] = half->queues[i].number;
+		told.psns[i] = half->queues[i].psn;
+	}
+	if (rc) {
+		tfd_verbs_half_free(half);
+		return rc;
+	}
+	memcpy(told.gid, domain->port.gid.raw, sizeof(told.gid));
+	memcpy(address, &told, sizeof(told));
+	*address_bytes = sizeof(told);
+	*out = half;
+	return 0;
+}
+
+/* ---- joining ---- */
+
+static struct ibv_ah_attr path_of(const struct tfd_domain *domain, const struct tfd_verbs_address *far,
+                                  uint32_t traffic)
+{
+	const struct tfd_verbs_options *options = &domain->options;
+	struct ibv_ah_attr path = {
+		.dlid = far->lid,
+		.sl = (uint8_t)(traffic == TFD_TRAFFIC_BULK ? options->bulk_service_level :
+		                                              options->service_level),
+		.port_num = domain->port.number,
+		.is_global = domain->port.global,
+	};
+
+	if (!domain->port.global)
+		return path;
+	memcpy(path.grh.dgid.raw, far->gid, sizeof(far->gid));
+	path.grh.sgid_index = (uint8_t)domain->port.gid.index;
+	path.grh.hop_limit = HOPS;
+	path.grh.traffic_class = (uint8_t)options->traffic_class;
+	return path;
+}
+
+static int pair_receive(struct tfd_verbs_queue *queue, const struct tfd_verbs_address *far)
+{
+	const struct tfd_domain *domain = queue->half->domain;
+	enum ibv_mtu mtu = far->mtu;
+	struct ibv_qp_attr attributes = {
+		.qp_state = IBV_QPS_RTR,
+		.path_mtu = mtu < domain->port.mtu ? mtu : domain->port.mtu,
+		.dest_qp_num = far->numbers[queue->traffic],
+		.rq_psn = far->psns[queue->traffic],
+		.max_dest_rd_atomic = reads_of(domain->attributes.max_qp_rd_atom),
+		.min_rnr_timer = RNR_TIMER,
+		.ah_attr = path_of(domain, far, queue->traffic),
+	};
+
+	return domain->library->modify_qp(queue->qp, &attributes,
+	                                  IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
+	                                          IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC |
+	                                          IBV_QP_MIN_RNR_TIMER);
+}
+
+static int pair_send(struct tfd_verbs_queue *queue, const struct tfd_verbs_address *far)
+{
+	const struct tfd_domain *domain = queue->half->domain;
+	uint8_t reads = reads_of(domain->attributes.max_qp_init_rd_atom);
+	struct ibv_qp_attr attributes = {
+		.qp_state = IBV_QPS_RTS,
+		.sq_psn = queue->psn,
+		.timeout = (uint8_t)(domain->options.timeout ? domain->options.timeout : TIMEOUT),
+		.retry_cnt = (uint8_t)(domain->options.retries ? domain->options.retries : RETRIES),
+		.rnr_retry = RNR_RETRIES,
+		.max_rd_atomic = far->reads < reads ? far->reads : reads,
+	};
+
+	return domain->library->modify_qp(queue->qp, &attributes,
+	                                  IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
+	                                          IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
+}
+
+int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
+                         struct tfd_error *error)
+{
+	struct tfd_verbs_address far;
+	int rc = tfd_verbs_address_check(&half->domain->port, address, address_bytes, &far, error);
+
+	if (rc)
+		return rc;
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		rc = pair_receive(&half->queues[i], &far);
+		if (rc)
+			return fail("ibv_modify_qp to RTR (is the peer's address reachable from this rail?)",
+			            rc, error);
+		rc = pair_send(&half->queues[i], &far);
+		if (rc)
+			return fail("ibv_modify_qp to RTS", rc, error);
+	}
+	half->started = true;
+	return 0;
+}
+
+/* ---- its end ---- */
+
+/*
+ * In the error state a queue pair drops what comes, and completes what was posted with an error (10.3.1.7). What the device cannot be
+ * asked any more, it does not do any more.
+ */
+void tfd_verbs_half_close(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+	struct ibv_qp_attr attributes = { .qp_state = IBV_QPS_ERR };
+
+	tfd_verbs_chains_send(domain); /* so that all that was posted is flushed */
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		struct tfd_verbs_queue *queue = &half->queues[i];
+		int rc = domain->library->modify_qp(queue->qp, &attributes, IBV_QP_STATE);
+
+		if (rc)
+			tfd_verbs_queue_fail(queue, rc);
+	}
+	half->closed = true;
+	half->deadline_ns = tfd_now_ns() + FLUSH_BOUND_NS;
+}
+
+static bool is_flushed(const struct tfd_half *half)
+{
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		if (half->queues[i].done != half->queues[i].tail)
+			return false;
+	}
+	return true;
+}
+
+/* Once they are destroyed nothing of theirs is read or written. */
+static void pairs_destroy(struct tfd_half *half)
+{
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		struct tfd_verbs_queue *queue = &half->queues[i];
+
+		if (queue->qp)
+			(void)half->domain->library->destroy_qp(queue->qp);
+		queue->qp = NULL;
+	}
+}
+
+/*
+ * Waits until what was posted is flushed, tells all that has come, and only then destroys the queue pairs: a soft device may be in the
+ * midst of an immediate until then, which is told in a last round.
+ */
+int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
+{
+	struct tfd_domain *domain = half->domain;
+	int count;
+
+	for (;;) {
+		bool waits = half->queues[0].qp && !is_flushed(half) && tfd_now_ns() < half->deadline_ns;
+
+		count = tfd_verbs_poll(domain, wc, max);
+		if (count || !half->queues[0].qp)
+			return count;
+		if (waits)
+			(void)sched_yield();
+		else
+			pairs_destroy(half);
+	}
+}
+
+void tfd_verbs_half_free(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+
+	pairs_destroy(half);
+	(void)tfd_verbs_take(
+		domain); /* numbers of queue pairs are used again: none of theirs is left in the queues */
+	tfd_verbs_forget(half);
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		struct tfd_verbs_queue *queue = &half->queues[i];
+
+		domain->send_room += queue->requests_posted - queue->requests_done;
+		map_remove(domain, queue);
+		tfd_list_remove(&queue->chain_link);
+		tfd_list_remove(&queue->report_link);
+		free(queue->posted);
+	}
+	tfd_list_remove(&half->link);
+	free(half);
+}

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of this provider share. Everything here is the worker's, but where it says otherwise. */
+#ifndef TFD_VERBS_H
+#define TFD_VERBS_H
+
+#include <stdbool.h>
+
+#include "../../core/list.h"
+#include "../provider.h"
+#include "gid.h"
+#include "loader.h"
+
+#define TFD_VERBS_CHANNELS 3u    /* queue pairs of a half: one for each enum tfd_traffic */
+#define TFD_VERBS_PARTS 16u      /* ranges of one post, each a work request */
+#define TFD_VERBS_CHAIN 32u      /* work requests that wait to be handed to the device together */
+#define TFD_VERBS_INLINE 64u     /* bytes that go in the work request itself, where the device can */
+#define TFD_VERBS_BUCKETS 1024u  /* of queue pairs by number; a power of two */
+#define TFD_VERBS_RECEIVES 8192u /* most that an SRQ is made for; a power of two */
+#define TFD_VERBS_SENDS 16384u   /* most entries of the queue for what was posted */
+#define TFD_VERBS_BATCH 32       /* completions read at once */
+
+_Static_assert(TFD_VERBS_PARTS <= TFD_VERBS_CHAIN, "a post's requests are in one chain");
+
+/* Constant once the rail is open. */
+struct tfd_verbs_port {
+	uint8_t number;
+	uint8_t link_layer; /* IBV_LINK_LAYER_* */
+	uint16_t pkey_index;
+	uint16_t lid; /* InfiniBand */
+	bool global; /* packets carry a GRH: always on Ethernet */
+	enum ibv_mtu mtu;
+	struct tfd_gid gid;
+	uint32_t max_message_bytes;
+};
+
+/* A post that was not reported yet. */
+struct tfd_verbs_posted {
+	struct tfd_wr *wr;
+	uint32_t requests_end; /* number of the work request after its last, of the queue pair */
+	uint32_t requests;
+};
+
+/*
+ * A queue pair of a half. Posts are numbered; head <= done <= tail:
+ *
+ *   head..done  their fate is known and has to be reported
+ *   done..tail  the device has them, or they wait in the chain
+ */
+struct tfd_verbs_queue {
+	struct ibv_qp *qp; /* owned; NULL once the half is drained */
+	struct tfd_half *half;
+	struct tfd_verbs_queue *next; /* in its bucket */
+	uint32_t number;     /* of the queue pair */
+	uint32_t generation; /* numbers are used again, this is not */
+	uint32_t psn;        /* of the first packet that it sends; random */
+	uint32_t traffic;    /* enum tfd_traffic */
+	uint32_t inline_bytes;
+	uint32_t head, done, tail;
+	uint32_t size; /* of `posted`; a power of two, and the most work requests */
+	struct tfd_verbs_posted *posted; /* owned */
+	uint32_t requests_posted, requests_done; /* work requests */
+	struct ibv_send_wr *first, *last; /* the chain that waits */
+	struct tfd_list chain_link;  /* domain->chains, while it has one */
+	struct tfd_list report_link; /* domain->reports, while head is not done */
+	bool failed;
+	uint32_t failed_at; /* the first post that failed, with `error`; later ones were flushed */
+	int32_t error;
+	uint32_t remote_access;
+};
+
+struct tfd_half {
+	struct tfd_domain *domain;
+	void *owner;
+	struct tfd_list link; /* domain->halves */
+	struct tfd_verbs_queue queues[TFD_VERBS_CHANNELS]; /* by enum tfd_traffic */
+	bool started;
+	bool closed;
+	uint64_t deadline_ns; /* closed: until when its posts have to be flushed */
+};
+
+/* An immediate that was taken out of the device's queue while there was nobody to take it. */
+struct tfd_verbs_stashed {
+	void *owner;
+	uint32_t imm;
+	uint32_t order;
+};
+
+struct tfd_mr {
+	struct ibv_mr *mr;
+};
+
+/* A rail. */
+struct tfd_domain {
+	const struct tfd_verbs_library *library; /* constant, as all down to `srq` */
+	struct tfd_verbs_options options;
+	struct ibv_context *context;
+	struct ibv_device_attr attributes;
+	struct tfd_verbs_port port;
+	char protocol[TFD_NAME_MAX];
+	struct ibv_pd *pd;
+	struct ibv_comp_channel *channel;
+	struct ibv_cq *send_cq;
+	struct ibv_cq *recv_cq;
+	struct ibv_srq *srq;
+
+	struct tfd_list halves;
+	struct tfd_verbs_queue *buckets[TFD_VERBS_BUCKETS];
+	uint32_t last_generation;
+
+	/* what is posted */
+	struct tfd_list chains;  /* queues with a chain that waits */
+	struct tfd_list reports; /* queues with posts to report */
+	uint32_t chained; /* of `requests` and `pieces`, in use */
+	uint32_t send_room; /* entries of send_cq that no work request in flight may need */
+	struct ibv_send_wr requests[TFD_VERBS_CHAIN];
+	struct ibv_sge pieces[TFD_VERBS_CHAIN];
+
+	/* what arrives */
+	uint32_t receives; /* of the SRQ */
+	uint32_t receive_batch; /* so many are posted again at once */
+	uint32_t receives_used;
+	struct ibv_recv_wr *receive_chain; /* owned; receive_batch of them */
+	struct tfd_verbs_stashed *stash; /* owned; as many as the SRQ has */
+	uint32_t stash_head, stash_tail;
+	bool imms_first; /* whose turn it is in poll */
+	uint32_t events_unacked[2]; /* of send_cq, recv_cq */
+	bool dead; /* the device is gone */
+};
+
+static inline struct tfd_verbs_queue *tfd_verbs_queue_find(const struct tfd_domain *domain, uint32_t number)
+{
+	struct tfd_verbs_queue *queue = domain->buckets[number & (TFD_VERBS_BUCKETS - 1)];
+
+	while (queue && queue->number != number)
+		queue = queue->next;
+	return queue;
+}
+
+/* device.c; control */
+int tfd_verbs_device_open(struct tfd_domain *domain, const struct tfd_group_options *options,
+                          const char *name, struct tfd_rail_info *info, struct tfd_error *error);
+
+/* memory.c; control */
+int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
+                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
+void tfd_verbs_mr_close(struct tfd_domain *domain, struct tfd_mr *mr);
+
+/* half.c */
+int tfd_verbs_half_open(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
+                        void *address, size_t *address_bytes, struct tfd_error *error);
+int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
+                         struct tfd_error *error);
+void tfd_verbs_half_close(struct tfd_half *half);
+int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
+void tfd_verbs_half_free(struct tfd_half *half);
+
+/* post.c */
+int tfd_verbs_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
+/* Hands all chains to the device. */
+void tfd_verbs_chains_send(struct tfd_domain *domain);
+/* The device takes no more of this queue: what is in flight on it has failed. */
+void tfd_verbs_queue_fail(struct tfd_verbs_queue *queue, int error);
+
+/* poll.c */
+int tfd_verbs_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max);
+int tfd_verbs_arm(struct tfd_domain *domain);
+/* Takes all that the device has completed: whether there was anything. */
+bool tfd_verbs_take(struct tfd_domain *domain);
+/* Nobody is told of its immediates any more. */
+void tfd_verbs_forget(struct tfd_half *half);
+/* A batch of receive work requests. */
+int tfd_verbs_receives_post(struct tfd_domain *domain);
+/* Acknowledges the completion events that were read: their queues cannot be destroyed before. */
+void tfd_verbs_events_ack(struct tfd_domain *domain);
+
+#endif

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Two rails of the verbs provider on one device, both polled by the test: TFD_TEST_RAIL of TFD_TEST_LIBRARY, or rxe0 of the system's
+ * library. Without TFD_TEST_PROVIDER a host that has no such device is told of, and nothing is tested.
+ */
+#ifndef TFD_VERBS_PAIR_H
+#define TFD_VERBS_PAIR_H
+
+#include "core/parts.h"
+#include "core_fixture.h"
+#include "providers/verbs/verbs.h"
+
+#define BYTES (1u << 20)
+#define PATIENCE_NS 30000000000u /* a soft device in an emulated machine may need some of it */
+
+static const struct tfd_provider_ops *const ops = &tfd_verbs_ops;
+
+struct side {
+	struct tfd_domain *domain;
+	struct tfd_rail_info info;
+	uint8_t *memory;
+	struct tfd_mr *mr;
+	struct tfd_region_key key;
+};
+
+struct joined {
+	struct tfd_half *out, *in;
+	uint8_t out_address[TFD_ADDRESS_MAX], in_address[TFD_ADDRESS_MAX];
+	size_t out_bytes, in_bytes;
+	int owner;  /* its address is what the incoming half names */
+	int writer; /* what the outgoing one names */
+};
+
+static struct side a, b;
+
+static inline const char *rail_name(void)
+{
+	const char *rail = getenv("TFD_TEST_RAIL");
+
+	return rail ? rail : "rxe0";
+}
+
+static inline struct tfd_group_options rail_options(void)
+{
+	const char *library = getenv("TFD_TEST_LIBRARY");
+	struct tfd_group_options options = { .provider = "verbs" };
+
+	(void)strcpy(options.library, library ? library : "");
+	return options;
+}
+
+/* Ends the program where there is nothing to test on, unless it was told that there is. */
+static inline void side_open(struct side *side)
+{
+	struct tfd_group_options options = rail_options();
+	int rc;
+
+	memset(side, 0, sizeof(*side));
+	rc = ops->domain_open(&options, rail_name(), &side->info, &side->domain, &error);
+	if (rc && !getenv("TFD_TEST_PROVIDER")) {
+		(void)printf("skipped: %s\n", error.text);
+		exit(0);
+	}
+	CHECK_OK(rc);
+	side->memory = calloc(1, BYTES);
+	CHECK(side->memory);
+	CHECK_OK(ops->mr_open(side->domain, side->memory, BYTES, 1, &side->mr, &side->key, &error));
+}
+
+static inline void side_close(struct side *side)
+{
+	ops->mr_close(side->domain, side->mr);
+	ops->domain_close(side->domain);
+	free(side->memory);
+}
+
+static inline void halves_open(struct joined *pair)
+{
+	memset(pair, 0, sizeof(*pair));
+	CHECK_OK(ops->half_open(a.domain, 1, &pair->writer, &pair->out, pair->out_address, &pair->out_bytes,
+	                        &error));
+	CHECK_OK(ops->half_open(b.domain, 0, &pair->owner, &pair->in, pair->in_address, &pair->in_bytes,
+	                        &error));
+}
+
+static inline void join(struct joined *pair)
+{
+	CHECK_OK(ops->half_start(pair->in, pair->out_address, pair->out_bytes, &error));
+	CHECK_OK(ops->half_start(pair->out, pair->in_address, pair->in_bytes, &error));
+}
+
+static inline void half_end(struct tfd_half **half)
+{
+	struct tfd_wc wc[8];
+
+	if (!*half)
+		return;
+	ops->half_close(*half);
+	while (ops->half_drain(*half, wc, 8) > 0)
+		continue;
+	ops->half_free(*half);
+	*half = NULL;
+}
+
+static inline void pair_close(struct joined *pair)
+{
+	half_end(&pair->in);
+	half_end(&pair->out);
+}
+
+/* One completion of that side. */
+static inline struct tfd_wc next_of(struct side *side)
+{
+	uint64_t until = tfd_now_ns() + PATIENCE_NS;
+	struct tfd_wc wc;
+
+	while (ops->poll(side->domain, &wc, 1) == 0) {
+		CHECK(tfd_now_ns() < until);
+		(void)usleep(20);
+	}
+	return wc;
+}
+
+static inline struct tfd_post piece_of(const struct side *from, const struct side *to, uint64_t length)
+{
+	return (struct tfd_post){ .local = from->memory,
+	                          .mr = length ? from->mr : NULL,
+	                          .length = length,
+	                          .remote_address = to->key.address,
+	                          .remote_key = to->key.key };
+}
+
+#endif
