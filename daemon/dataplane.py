@@ -40,13 +40,12 @@ from transferd.native.entry import ENTRY
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from transferd.daemon.plane import Entry, VerbsOptions
+    from transferd.daemon.plane import Entry, Landed, VerbsOptions
 
 T = TypeVar("T")
 
 THREADS = 4  # registrations and connections in parallel; each waits, none computes
 EVENT_BATCH = 256
-LANDED_UNKNOWN = int(lib.TFD_LANDED_UNKNOWN)
 JOBS_MAX = 65_536
 ENTRY_BATCH = 4096  # the most jobs of one Submit
 ENTRY_BYTES = ffi.sizeof("struct tfd_entry")
@@ -404,14 +403,20 @@ class DataPlane:
         )
         _check(rc, "starting a connection", error)
 
-    async def conn_close(self, conn: int, detail: int, far_landed: int | None = None) -> int | None:
+    async def conn_close(
+        self, conn: int, detail: int, far_landed: Landed | None = None
+    ) -> Landed | None:
         """Destroys it; nothing of it is in flight afterwards. No error if it is gone."""
-        landed = ffi.new("uint64_t *", LANDED_UNKNOWN)
-        far = LANDED_UNKNOWN if far_landed is None else far_landed
+        landed = ffi.new("struct tfd_landed *")
+        far = ffi.NULL
+        if far_landed is not None:
+            far = ffi.new("struct tfd_landed *")
+            far.channels = len(far_landed)
+            far.imms[0 : far.channels] = far_landed
         rc = await self._run(lambda: lib.tfd_conn_close(self._core, conn, detail, far, landed))
         if rc != -errno.ENOENT:
             _check(rc, "closing a connection")
-        return None if landed[0] == LANDED_UNKNOWN else int(landed[0])
+        return tuple(landed.imms[0 : landed.channels]) or None
 
     # ---- opens ----
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transferd.daemon.opens import Opener
     from transferd.daemon.owner import Owner
     from transferd.daemon.peer import Peer
+    from transferd.daemon.plane import Landed
     from transferd.daemon.wire import GrantFence, GrantKeys, Half, Hello, HelloReply, Loss, Refusal
 
 
@@ -35,7 +36,7 @@ class LoopbackLink:
         """Makes the receiving halves."""
         return await self._owner.tasks.run(self._owner.connect(self.peer, halves), "connect")
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[Landed | None]:
         """Destroys the receiving halves."""
         return await self._owner.disconnect(self.peer, connection_ids)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from transferd.daemon.descriptor import Sealer
     from transferd.daemon.peer import Peer
-    from transferd.daemon.plane import Plane
+    from transferd.daemon.plane import Landed, Plane
     from transferd.daemon.region import Region
     from transferd.daemon.session import Session
     from transferd.daemon.wire import Half, Loss
@@ -410,8 +410,8 @@ class Owner:
         while len(kept) > LANDED_KEPT:
             del kept[next(iter(kept))]
 
-    async def disconnect(self, peer: Peer, connection_ids: Sequence[int]) -> list[int | None]:
-        """A peer writes no more on its halves; ours go. Tells how many immediates have landed."""
+    async def disconnect(self, peer: Peer, connection_ids: Sequence[int]) -> list[Landed | None]:
+        """A peer writes no more on its halves; ours go. Tells what has landed by each, if known."""
         for i in connection_ids:
             if i in peer.incoming:
                 self._close(peer.incoming[i])

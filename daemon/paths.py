@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from transferd.daemon.peer import Lane, LanePath, Peer
-    from transferd.daemon.plane import Plane
+    from transferd.daemon.plane import Landed, Plane
     from transferd.daemon.wire import GrantKeys
 
 log = structlog.get_logger("transferd.paths")
@@ -113,7 +113,7 @@ class Paths:
         await self._destroy_here(peer, conns, detail, landed)
 
     async def _destroy_here(
-        self, peer: Peer, conns: list[int], detail: Detail, landed: list[int | None]
+        self, peer: Peer, conns: list[int], detail: Detail, landed: list[Landed | None]
     ) -> None:
         """Closes native halves; nothing on them is in flight afterwards."""
         calls = [
@@ -123,7 +123,7 @@ class Paths:
         for error in await settle(calls):
             log.error("closing a connection failed", peer=peer.address, error=str(error))
 
-    async def _tell(self, peer: Peer, conns: list[int]) -> list[int | None]:
+    async def _tell(self, peer: Peer, conns: list[int]) -> list[Landed | None]:
         """Has a living peer close its halves; tells what has landed by each, if it is known."""
         if conns and not peer.is_lost:
             try:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.errors import TransferdError
     from transferd.daemon.opens import Open
+    from transferd.daemon.plane import Landed
     from transferd.daemon.wire import GrantKeys, Link
 
 LOCAL_PROTOCOL = "local/"  # of the rail that copies within a domain group; then its random name
@@ -207,7 +208,7 @@ class Peer:
     losses: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     reports_sent: int = 0
     reports_taken: int = 0
-    landed: dict[int, int | None] = field(default_factory=dict)
+    landed: dict[int, Landed | None] = field(default_factory=dict)
     untold: list[int] = field(default_factory=list)
     telling: asyncio.Task[None] | None = None
     reporting: asyncio.Task[None] | None = None

@@ -11,7 +11,7 @@ import grpc.aio
 
 from transferd.daemon.descriptor import PeerKey
 from transferd.daemon.errors import Internal, PeerLost, TransferdError, from_rpc
-from transferd.daemon.plane import RegionKey
+from transferd.daemon.plane import CHANNELS_MAX, RegionKey
 from transferd.daemon.wire import GrantKeys, HelloReply, Refusal
 from transferd.peer.v1 import peer_pb2 as pb
 from transferd.peer.v1 import peer_pb2_grpc
@@ -19,6 +19,7 @@ from transferd.peer.v1 import peer_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from transferd.daemon.plane import Landed
     from transferd.daemon.wire import GrantFence, Half, Hello, Loss
 
 OPTIONS = [
@@ -139,14 +140,14 @@ class GrpcLink:
         )
         return list(reply.addresses)
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
-        """Has the callee destroy its halves; tells how many immediates landed by each, if known."""
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[Landed | None]:
+        """Has the callee destroy its halves; tells what has landed by each, if known."""
         reply = await self._call(
             "Disconnect", pb.DisconnectRequest(**self._me(), connection_ids=connection_ids)
         )
         if len(reply.landed) != len(connection_ids):
             return [None] * len(connection_ids)
-        return [row.immediates if row.HasField("immediates") else None for row in reply.landed]
+        return [read_landed(row) for row in reply.landed]
 
     async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
         """Opens grants."""
@@ -193,6 +194,12 @@ class GrpcLink:
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
+
+
+def read_landed(row: pb.Landed) -> Landed | None:
+    """Reads what has landed by one connection; what cannot be is as good as unknown."""
+    landed = (row.immediates, *row.further)
+    return landed if row.HasField("immediates") and len(landed) <= CHANNELS_MAX else None
 
 
 def _grant_result(result: Any) -> GrantKeys | Refusal:

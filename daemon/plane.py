@@ -23,7 +23,10 @@ MAILBOX_SLOTS_MAX = 65_536
 MESSAGE_BYTES_MAX = 8192
 LINE_BYTES = 64
 LETTER_BYTES = 16
+CHANNELS_MAX = 3  # of a connection: TFD_CHANNELS_MAX
 ABI_VERSION = 1
+
+Landed = tuple[int, ...]  # how many immediates came by each channel of a connection, from its first
 
 
 class PlaneError(Exception):
@@ -390,16 +393,18 @@ class Plane(Protocol):
     async def conn_start(self, conn: int, address: bytes) -> None:
         """Joins it to the other half."""
 
-    async def conn_close(self, conn: int, detail: int, far_landed: int | None = None) -> int | None:
+    async def conn_close(
+        self, conn: int, detail: int, far_landed: Landed | None = None
+    ) -> Landed | None:
         """Destroys it; nothing of it is in flight afterwards. No error if it is gone.
 
         Args:
             conn: Which.
             detail: Why.
-            far_landed: Outgoing: how many immediates the far half had taken; None: unknown.
+            far_landed: Outgoing: what the far half had taken; None: unknown.
 
         Returns:
-            Incoming: how many immediates have landed; None: unknown.
+            Incoming: what has landed; None: unknown.
         """
 
     def open_add(self, session: int, options: OpenOptions) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transferd.daemon.descriptor import PeerKey
-    from transferd.daemon.plane import RegionKey
+    from transferd.daemon.plane import Landed, RegionKey
 
 BATCH_MAX = 4096  # grants or losses in one message
 
@@ -107,8 +107,8 @@ class Link(Protocol):
     async def connect(self, callee_epoch: bytes, halves: Sequence[Half]) -> list[bytes]:
         """Has the callee make its halves; returns their addresses."""
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
-        """Has the callee destroy its halves; tells how many immediates landed by each, if known."""
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[Landed | None]:
+        """Has the callee destroy its halves; tells what has landed by each, if known."""
 
     async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:
         """Opens grants."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transferd.daemon.owner import Owner
     from transferd.daemon.peer import Peer
     from transferd.daemon.peers import Peers
+    from transferd.daemon.plane import Landed
     from transferd.daemon.wire import Refusal
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -90,7 +91,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
     ) -> pb.DisconnectResponse:
         """The caller has destroyed connections."""
         landed = await self._owner.disconnect(self._caller(request), request.connection_ids)
-        return pb.DisconnectResponse(landed=[pb.Landed(immediates=count) for count in landed])
+        return pb.DisconnectResponse(landed=[write_landed(row) for row in landed])
 
     async def OpenGrants(
         self, request: pb.OpenGrantsRequest, context: Context
@@ -159,6 +160,13 @@ def _key(request: Any) -> PeerKey:
 def _count(field: str, count: int, limit: int) -> None:
     if not 1 <= count <= limit:
         raise InvalidRequest(field, f"{count} of them; send 1 to {limit}")
+
+
+def write_landed(landed: Landed | None) -> pb.Landed:
+    """Writes what has landed by one connection; :func:`transferd.daemon.peerclient.read_landed`."""
+    if landed is None:
+        return pb.Landed()
+    return pb.Landed(immediates=landed[0], further=landed[1:])
 
 
 def _result(result: GrantKeys | Refusal) -> pb.GrantResult:

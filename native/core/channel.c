@@ -10,21 +10,15 @@
  * SEEN (credits.c) have a frame each, in both directions, and need no credit.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/random.h>
 
 #include "parts.h"
 #include "wr.h"
 
-#define CHANNELS_MAX (TFD_IMM_COUNT / TFD_CALLS)
 #define ANSWERS_AT (TFD_CALLS * TFD_REQUEST_BYTES)
 #define CREDITS_AT (ANSWERS_AT + TFD_CALLS * sizeof(struct tfd_frame))
-#define MEMORY_BYTES (CREDITS_AT + 4 * sizeof(struct tfd_frame))
 #define ANSWER_BOUND_NS 5000000000u /* a worker that lives answers at once */
 #define READIES_MAX 64u             /* in flight of a connection, with all else: as its pieces */
-#define MAGIC 0x326d6674u           /* "tfm2" */
 
 enum wire_kind {
 	WIRE_REQUEST = 0,
@@ -36,16 +30,7 @@ enum wire_kind {
 
 _Static_assert(sizeof(struct tfd_frame) == TFD_LINE, "answers are frames without a payload");
 _Static_assert(TFD_CALLS <= 32, "bitmaps of frames");
-
-/* At the end of a half's address. */
-struct channel_address {
-	uint32_t magic;
-	uint32_t number;
-	uint64_t token;
-	struct tfd_region_key key;
-	uint32_t grant; /* immediates that it lets us have posted; 0: without bound */
-	uint32_t _pad;
-};
+_Static_assert(CREDITS_AT + 4 * sizeof(struct tfd_frame) == TFD_FRAMES_BYTES, "ASK and SEEN, both ways");
 
 static size_t request_at(uint32_t frame)
 {
@@ -67,88 +52,7 @@ static uint32_t wire(enum wire_kind kind, uint32_t number)
 	return (uint32_t)kind << 29 | tfd_wire_imm(TFD_NAME_SPACE_WORKER, number);
 }
 
-/* ---- its life ---- */
-
-int tfd_channel_open(struct tfd_conn *conn, struct tfd_error *error)
-{
-	struct tfd_rail *rail = conn->rail;
-	struct tfd_channel *channel = calloc(1, sizeof(*channel));
-	int rc = 0;
-
-	if (!channel)
-		return tfd_fail(error, -ENOMEM, "no memory for a connection");
-	channel->number = TFD_NO_SLOT;
-	tfd_list_init(&channel->waiters);
-	tfd_list_init(&channel->readies);
-	channel->memory =
-		mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (channel->memory == MAP_FAILED) {
-		channel->memory = NULL;
-		rc = tfd_fail(error, -ENOMEM, "no memory for a connection's messages");
-	}
-	if (!rc && getrandom(&channel->token, sizeof(channel->token), 0) != (ssize_t)sizeof(channel->token))
-		rc = tfd_fail(error, -EIO, "getrandom gave no token");
-	if (!rc)
-		rc = rail->ops->mr_open(rail->domain, channel->memory, MEMORY_BYTES, 1, &channel->mr,
-		                        &channel->key, error);
-	if (rc) {
-		tfd_channel_close(rail, channel);
-		return rc;
-	}
-	conn->channel = channel;
-	return 0;
-}
-
-void tfd_channel_close(struct tfd_rail *rail, struct tfd_channel *channel)
-{
-	if (!channel)
-		return;
-	if (channel->mr)
-		rail->ops->mr_close(rail->domain, channel->mr);
-	if (channel->memory)
-		(void)munmap(channel->memory, MEMORY_BYTES);
-	free(channel);
-}
-
-int tfd_channel_start(struct tfd_conn *conn, void *address, size_t *address_bytes, struct tfd_error *error)
-{
-	struct tfd_channel *channel = conn->channel;
-	struct channel_address tail = { .magic = MAGIC, .token = channel->token, .key = channel->key };
-	int rc;
-
-	if (*address_bytes + sizeof(tail) > TFD_ADDRESS_MAX)
-		return tfd_fail(error, -ENOSPC, "the provider's address takes %zu bytes", *address_bytes);
-	rc = tfd_numbers_take(&conn->group->worker->channels, CHANNELS_MAX, conn, &channel->number);
-	if (rc)
-		return tfd_fail(error, rc, "the domain group has all its %u halves of connections",
-		                CHANNELS_MAX);
-	tail.number = channel->number;
-	tail.grant = tfd_credits_grant(conn);
-	memcpy((uint8_t *)address + *address_bytes, &tail, sizeof(tail));
-	*address_bytes += sizeof(tail);
-	return 0;
-}
-
-int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address_bytes,
-                     struct tfd_error *error)
-{
-	struct tfd_channel *channel = conn->channel;
-	struct channel_address tail = { 0 };
-
-	if (*address_bytes > sizeof(tail)) {
-		*address_bytes -= sizeof(tail);
-		memcpy(&tail, (const uint8_t *)address + *address_bytes, sizeof(tail));
-	}
-	if (tail.magic != MAGIC || tail.number >= CHANNELS_MAX)
-		return tfd_fail(error, -EPROTO,
-		                "the far half's address has no place for messages: use one version of "
-		                "transferd on both hosts");
-	channel->far_number = tail.number;
-	channel->far_token = tail.token;
-	channel->far_key = tail.key;
-	tfd_credits_join(conn, tail.grant);
-	return 0;
-}
+/* ---- its end ---- */
 
 static void call_end(struct tfd_conn *conn, struct tfd_call *call)
 {
@@ -159,9 +63,11 @@ static void call_end(struct tfd_conn *conn, struct tfd_call *call)
 }
 
 /* Its half is gone, what was posted is back. A request that the far side has not counted among what landed goes out again. */
-void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_landed)
+void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, const struct tfd_landed *far_landed)
 {
 	struct tfd_channel *channel = conn->channel;
+	uint64_t landed =
+		far_landed ? far_landed->imms[tfd_order_of(conn->rail, TFD_TRAFFIC_MESSAGE)] : UINT64_MAX;
 
 	for (uint32_t i = 0; i < TFD_CALLS; i++) {
 		struct tfd_call *call = &channel->calls[i];
@@ -171,7 +77,7 @@ void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_lande
 			continue;
 		call_end(conn, call);
 		if (shard->job->op == TFD_OP_SEND)
-			tfd_send_lost(shard, detail, call->imm_number <= far_landed);
+			tfd_send_lost(shard, detail, call->imm_number <= landed);
 		else
 			tfd_verify_lost(shard, detail);
 	}
@@ -217,6 +123,7 @@ static void seal(const struct tfd_conn *conn, struct tfd_frame *frame, const voi
 /* `bytes` at `at` of our memory go to the same place of the far half's; 0: an immediate alone. */
 static int post_frame(struct tfd_worker *worker, struct tfd_conn *conn, size_t at, size_t bytes, uint32_t imm)
 {
+	struct tfd_order *order = &conn->orders[tfd_order_of(conn->rail, TFD_TRAFFIC_MESSAGE)];
 	struct tfd_wr *wr = worker->wr_free;
 	struct tfd_post post = { .local = bytes ? conn->channel->memory + at : NULL,
 	                         .mr = bytes ? conn->channel->mr : NULL,
@@ -239,11 +146,11 @@ static int post_frame(struct tfd_worker *worker, struct tfd_conn *conn, size_t a
 	wr->message = imm;
 	wr->units = 0;
 	wr->extent = 0;
-	wr->imm_number = ++conn->imms_posted;
+	wr->imm_number = ++order->posted;
 	wr->credit = imm >> 29 < WIRE_ASK;
 	conn->credits.taken += wr->credit;
 	tfd_wr_link(conn, wr, bytes, conn->inflight_bytes + bytes, worker->now_ns);
-	tfd_conn_enter(worker, conn, &(struct tfd_pieces){ .bytes = bytes, .count = 1 });
+	tfd_conn_enter(worker, conn, TFD_TRAFFIC_MESSAGE, &(struct tfd_pieces){ .bytes = bytes, .count = 1 });
 	return 0;
 }
 
@@ -342,6 +249,7 @@ int tfd_channel_call(struct tfd_worker *worker, struct tfd_conn *conn, struct tf
 {
 	struct tfd_channel *channel = conn->channel;
 	uint32_t number = (uint32_t)(call - channel->calls);
+	uint32_t order = tfd_order_of(conn->rail, TFD_TRAFFIC_MESSAGE);
 	struct tfd_frame *frame = tfd_channel_frame(conn, call);
 	int rc;
 
@@ -354,7 +262,7 @@ int tfd_channel_call(struct tfd_worker *worker, struct tfd_conn *conn, struct tf
 		channel->progress_ns = worker->now_ns;
 	worker->inflight_wrs++; /* until its answer is here */
 	*call = (struct tfd_call){ .shard = shard,
-	                           .imm_number = conn->imms_posted,
+	                           .imm_number = conn->orders[order].posted,
 	                           .readies = shard->open->readies,
 	                           .writing = true };
 	return 0;
@@ -440,7 +348,8 @@ void tfd_channel_wr_done(struct tfd_wr *wr, const struct tfd_wc *wc)
 	uint32_t frame = wr->message % TFD_CALLS;
 
 	tfd_wr_unlink(conn, wr);
-	tfd_conn_leave(conn->group->worker, conn, &(struct tfd_pieces){ .bytes = wr->length, .count = 1 });
+	tfd_conn_leave(conn->group->worker, conn, TFD_TRAFFIC_MESSAGE,
+	               &(struct tfd_pieces){ .bytes = wr->length, .count = 1 });
 	if (wr->credit)
 		tfd_credits_acked(conn);
 	switch (wr->message >> 29) {

@@ -64,8 +64,16 @@ static void move_queued(struct tfd_conn *conn, uint32_t detail)
 	tfd_list_remove(&conn->busy_link);
 }
 
-/* The far side took `landed` immediates, in order: what was posted before the last of them has landed, too. */
-static void reconcile(struct tfd_conn *conn, uint64_t landed)
+static uint64_t landed_of(const struct tfd_wr *wr, const struct tfd_landed *far)
+{
+	return far->imms[tfd_order_of(wr->conn->rail, wr->job->priority)];
+}
+
+/*
+ * The far side took so many immediates, in the order of each channel: what was posted before the last of them, there, has landed, too.
+ * All pieces of a shard go by one channel.
+ */
+static void reconcile(struct tfd_conn *conn, const struct tfd_landed *far)
 {
 	struct tfd_wc acked = { .type = TFD_WC_SENT };
 
@@ -75,7 +83,8 @@ static void reconcile(struct tfd_conn *conn, uint64_t landed)
 		while (oldest->next)
 			oldest = oldest->next;
 		/* What a read asked for may not have come back, whatever landed there after it. */
-		if (!oldest->job || (oldest->imm_number <= landed && oldest->job->op != TFD_OP_READ))
+		if (!oldest->job ||
+		    (oldest->imm_number <= landed_of(oldest, far) && oldest->job->op != TFD_OP_READ))
 			tfd_wr_abandon(oldest, &acked);
 		else
 			tfd_wr_return(oldest);
@@ -98,10 +107,23 @@ static bool drain_closed(struct tfd_worker *worker, struct tfd_conn *conn)
 	return false;
 }
 
-static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t detail, uint64_t far_landed)
+/* Whether it tells of this connection what can be. */
+static bool is_known(const struct tfd_conn *conn, const struct tfd_landed *far)
+{
+	if (!far || far->channels != conn->rail->orders || !conn->rail->info.ordered)
+		return false;
+	for (uint32_t i = 0; i < far->channels; i++) {
+		if (far->imms[i] > conn->orders[i].posted)
+			return false;
+	}
+	return true;
+}
+
+static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t detail,
+                      const struct tfd_landed *far)
 {
 	struct tfd_wc flushed = { .type = TFD_WC_ERROR, .error = ECANCELED };
-	bool known = far_landed != TFD_LANDED_UNKNOWN && conn->rail->info.ordered;
+	bool known = is_known(conn, far);
 	struct tfd_wr *wr;
 	bool drained;
 
@@ -123,11 +145,11 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 	tfd_list_remove(&conn->link);
 	tfd_probe_drop(conn);
 	if (known)
-		reconcile(conn, far_landed);
+		reconcile(conn, far);
 	while (conn->outstanding) /* a provider that swallows completions, or a queue too full of others' */
 		tfd_wr_abandon(conn->outstanding, &flushed);
 	move_queued(conn, detail); /* of what has failed nothing is queued */
-	tfd_channel_stop(conn, detail, known ? far_landed : TFD_LANDED_UNKNOWN);
+	tfd_channel_stop(conn, detail, known ? far : NULL);
 }
 
 /* ---- control's calls ---- */
@@ -139,8 +161,8 @@ struct conn_call {
 	size_t *address_bytes;
 	size_t far_bytes;
 	uint32_t detail;
-	uint64_t far_landed;
-	uint64_t landed;
+	const struct tfd_landed *far_landed; /* NULL: unknown */
+	struct tfd_landed landed;
 	struct tfd_channel *channel; /* to be freed: nothing refers to it any more */
 	struct tfd_error *error;
 };
@@ -186,6 +208,18 @@ static int start_command(struct tfd_worker *worker, void *argument)
 	return rc;
 }
 
+static struct tfd_landed landed_by(const struct tfd_conn *conn)
+{
+	struct tfd_landed landed = { 0 };
+
+	if (!conn->rail->info.ordered || conn->uncounted)
+		return landed;
+	landed.channels = conn->rail->orders;
+	for (uint32_t i = 0; i < landed.channels; i++)
+		landed.imms[i] = conn->orders[i].landed;
+	return landed;
+}
+
 static int close_command(struct tfd_worker *worker, void *argument)
 {
 	struct conn_call *call = argument;
@@ -193,8 +227,7 @@ static int close_command(struct tfd_worker *worker, void *argument)
 	conn_shut(worker, call->conn, call->detail, call->far_landed);
 	call->channel = call->conn->channel;
 	call->conn->channel = NULL;
-	call->landed = call->conn->rail->info.ordered && !call->conn->uncounted ? call->conn->imms_landed :
-	                                                                          TFD_LANDED_UNKNOWN;
+	call->landed = landed_by(call->conn);
 	return 0;
 }
 
@@ -289,8 +322,8 @@ int tfd_conn_start(struct tfd_core *core, uint64_t handle, const void *address, 
 	return rc;
 }
 
-int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail, uint64_t far_landed,
-                   uint64_t *landed)
+int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail,
+                   const struct tfd_landed *far_landed, struct tfd_landed *landed)
 {
 	struct conn_call call = { .detail = detail, .far_landed = far_landed };
 	int rc;

@@ -59,8 +59,7 @@ void tfd_core_close(struct tfd_core *core)
 		struct tfd_conn *conn = core->conns.items ? core->conns.items[i] : NULL;
 
 		if (conn)
-			(void)tfd_conn_close(core, conn->handle, TFD_DETAIL_SESSION_ENDED, TFD_LANDED_UNKNOWN,
-			                     NULL);
+			(void)tfd_conn_close(core, conn->handle, TFD_DETAIL_SESSION_ENDED, NULL, NULL);
 	}
 	for (uint32_t i = 0; i < core->group_count; i++)
 		tfd_worker_close(core->groups[i]->worker);
@@ -128,6 +127,11 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 		                "daemons take %zu: use another provider",
 		                name, rail->info.provider, (unsigned long long)rail->info.max_message_bytes,
 		                TFD_REQUEST_BYTES);
+	if (rail->info.channels > 1 && rail->info.channels != TFD_CHANNELS_MAX)
+		return tfd_fail(error, -EPROTO,
+		                "rail %s: %s says that a connection has %u channels: report this", name,
+		                rail->info.provider, rail->info.channels);
+	rail->orders = rail->info.channels ? rail->info.channels : 1;
 	rail->info.state = TFD_RAIL_UP;
 	rail->credits_free = rail->info.imm_depth;
 	rail->segment_bytes = options->segment_bytes ? options->segment_bytes : SEGMENT_BYTES_DEFAULT;
@@ -218,6 +222,7 @@ int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct 
 	out->imms_received = tfd_load_relaxed(&info->imms_received);
 	out->errors = tfd_load_relaxed(&info->errors);
 	out->imm_depth = info->imm_depth;
+	out->channels = info->channels;
 	out->credit_stalls = tfd_load_relaxed(&info->credit_stalls);
 	out->credit_floods = tfd_load_relaxed(&info->credit_floods);
 	return 0;

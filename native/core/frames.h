@@ -36,5 +36,8 @@ struct tfd_frame {
 };
 
 #define TFD_REQUEST_BYTES (sizeof(struct tfd_frame) + TFD_MESSAGE_BYTES_MAX)
+/* Of a half's memory: requests, answers, and ASK and SEEN, both ways. */
+#define TFD_FRAMES_BYTES                                                                            \
+	(TFD_CALLS * (TFD_REQUEST_BYTES + sizeof(struct tfd_frame)) + 4 * sizeof(struct tfd_frame))
 
 #endif

@@ -56,7 +56,7 @@ struct tfd_region {
 /* A request of ours. Its frame is free once the write is back and the answer is here. */
 struct tfd_call {
 	struct tfd_shard *shard; /* NULL: answered, or given up */
-	uint64_t imm_number; /* of the connection */
+	uint64_t imm_number; /* in its order */
 	uint32_t readies; /* its open's when it went out */
 	bool writing;
 };
@@ -118,6 +118,14 @@ struct tfd_mailbox {
 	struct tfd_list ready_link; /* worker->mailboxes_ready while slots are free and somebody waits */
 };
 
+/* What goes by one channel of a connection, and comes: in this order. Owner: worker. */
+struct tfd_order {
+	uint64_t posted; /* immediates */
+	uint64_t landed; /* immediates; incoming, on an ordered rail */
+	uint64_t progress_ns; /* when the last piece came back, or the first went out */
+	uint32_t inflight; /* pieces */
+};
+
 /* One half of a connection. Owner: worker. Kept while opens refer to it, even when closed. */
 struct tfd_conn {
 	uint64_t handle; /* constant */
@@ -128,8 +136,8 @@ struct tfd_conn {
 	bool started;
 	bool broken; /* no more posts; CONN_LOST was told */
 	uint64_t peer; /* control's number of whom it leads to */
-	uint64_t imms_posted;
-	uint64_t imms_landed; /* incoming, on an ordered rail */
+	struct tfd_order orders[TFD_CHANNELS_MAX]; /* of which its rail has so many */
+	uint64_t imms_landed; /* of all orders */
 	bool uncounted; /* some of them may be missing there */
 	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
@@ -154,11 +162,11 @@ struct tfd_conn {
 	struct tfd_credits credits;
 	struct tfd_wr *outstanding; /* doubly linked */
 	struct tfd_list inflight_link; /* on worker->conns_inflight while there are any */
-	uint64_t progress_ns; /* when the last piece came back, or the first went out */
 	struct tfd_list busy_link; /* on worker->conns_busy: lanes are held, messages or a probe wait */
 	struct tfd_list link; /* on worker->conns while it has a half */
 	struct tfd_wr *probe; /* its piece, while it is under way */
 	uint8_t probe_state; /* enum tfd_probe_state */
+	uint8_t probe_traffic; /* enum tfd_traffic: by each channel in turn */
 };
 
 enum tfd_probe_state {
@@ -447,6 +455,7 @@ struct tfd_rail {
 	struct tfd_domain *domain;
 	struct tfd_rail_info info; /* counters: worker writes, anyone reads, relaxed */
 	uint32_t index;
+	uint32_t orders; /* of each connection: 1, or one for each enum tfd_traffic */
 	int wait_fd;
 	uint64_t segment_bytes; /* most bytes posted at once */
 	struct tfd_list round[TFD_CLASSES]; /* worker; tfd_flow.link: whose turn is next */

@@ -34,7 +34,9 @@ static uint64_t larger(uint64_t a, uint64_t b)
 /* For longer than two pieces may take, each: what it has in flight holds nobody else up. */
 static bool stands(const struct tfd_conn *conn, uint64_t now_ns)
 {
-	return now_ns > conn->progress_ns && now_ns - conn->progress_ns > 2 * conn->bound_ns;
+	const struct tfd_order *order = &conn->orders[tfd_order_of(conn->rail, TFD_PRIORITY_BULK)];
+
+	return now_ns > order->progress_ns && now_ns - order->progress_ns > 2 * conn->bound_ns;
 }
 
 /* More where the rail carries less than it could, and less where it does not: what the path holds, and how late a worker is. */

@@ -247,6 +247,11 @@ void tfd_counter_return(struct tfd_session *session, uint32_t slot);
 void tfd_counter_add(struct tfd_session *session, uint32_t slot); /* one write */
 
 /* conn.c */
+static inline uint32_t tfd_order_of(const struct tfd_rail *rail, uint32_t traffic)
+{
+	return rail->orders == 1 ? 0 : traffic;
+}
+
 void tfd_conn_put(struct tfd_conn *conn);
 struct tfd_conn *tfd_conn_get(struct tfd_core *core, uint64_t handle); /* takes a reference; NULL: closed */
 void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
@@ -273,14 +278,17 @@ static inline void *tfd_numbers_get(const struct tfd_numbers *numbers, uint32_t 
 	return number < numbers->capacity ? numbers->items[number] : NULL;
 }
 
-/* channel.c: control */
+/* channel_open.c: control */
 int tfd_channel_open(struct tfd_conn *conn, struct tfd_error *error);
 void tfd_channel_close(struct tfd_rail *rail, struct tfd_channel *channel); /* NULL-safe */
-/* channel.c: worker */
+/* channel_open.c: worker */
 int tfd_channel_start(struct tfd_conn *conn, void *address, size_t *address_bytes, struct tfd_error *error);
 int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address_bytes,
                      struct tfd_error *error);
-void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail, uint64_t far_landed);
+
+/* channel.c: worker */
+void tfd_channel_stop(struct tfd_conn *conn, uint32_t detail,
+                      const struct tfd_landed *far_landed); /* NULL: unknown */
 bool tfd_channel_has_work(const struct tfd_conn *conn);
 int tfd_channel_post(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t *count);
 void tfd_channel_arrived(struct tfd_worker *worker, const struct tfd_wc *wc);

@@ -98,12 +98,14 @@ static void fill_post(const struct tfd_shard *shard, const struct tfd_plan *plan
 static inline void attach(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
                           struct tfd_wr *wr, const struct tfd_pieces *piece, uint64_t ahead)
 {
+	const struct tfd_order *order = &conn->orders[tfd_order_of(conn->rail, shard->job->priority)];
+
 	worker->wr_free = wr->next;
 	wr->job = shard->job;
 	wr->shard = shard;
 	wr->extent = piece->extent;
 	wr->units = (uint32_t)piece->units;
-	wr->imm_number = conn->imms_posted + 1;
+	wr->imm_number = order->posted + 1;
 	tfd_wr_link(conn, wr, piece->bytes, ahead, worker->now_ns);
 }
 
@@ -176,7 +178,7 @@ static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 {
 	struct tfd_job *job = shard->job;
 
-	conn->imms_posted += sum->units != 0;
+	conn->orders[tfd_order_of(conn->rail, job->priority)].posted += sum->units != 0;
 	conn->credits.taken += sum->units != 0;
 	tfd_pieces_enter(worker, conn, shard, sum);
 	if (shard->state == TFD_SHARD_DATA && shard->batch)
@@ -247,6 +249,18 @@ static void check_stall(struct tfd_worker *worker, struct tfd_conn *conn)
 		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 }
 
+static bool stands_still(const struct tfd_conn *conn, uint64_t now_ns)
+{
+	for (uint32_t i = 0; i < conn->rail->orders; i++) {
+		const struct tfd_order *order = &conn->orders[i];
+
+		if (order->inflight && now_ns > order->progress_ns &&
+		    now_ns - order->progress_ns > PROGRESS_BOUND_NS)
+			return true;
+	}
+	return false;
+}
+
 /*
  * A cable that was pulled says nothing: TCP would try for a quarter of an hour. The peer lives, or its heartbeats had stopped, so its
  * other rails can carry on.
@@ -259,8 +273,7 @@ void tfd_conns_check_progress(struct tfd_worker *worker)
 	for (link = worker->conns_inflight.next; link != &worker->conns_inflight; link = link->next) {
 		struct tfd_conn *conn = tfd_container(link, struct tfd_conn, inflight_link);
 
-		if (worker->now_ns > conn->progress_ns &&
-		    worker->now_ns - conn->progress_ns > PROGRESS_BOUND_NS)
+		if (stands_still(conn, worker->now_ns))
 			tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 	}
 	tfd_channels_check(worker);

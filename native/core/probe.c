@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Probes: a read of no bytes by a new connection. That it comes back shows that the rail carries in both directions; a rail
- * whose cable is out takes posts, or says -EAGAIN, for as long as one lets it.
+ * Probes: a read of no bytes by a new connection, by each of its channels in turn. That it comes back shows that the rail carries in both
+ * directions; a rail whose cable is out takes posts, or says -EAGAIN, for as long as one lets it.
  */
 #include <errno.h>
 
@@ -12,7 +12,7 @@ int tfd_probe_post(struct tfd_worker *worker, struct tfd_conn *conn)
 	/* Of the far half's frames for messages: memory that every half has, whatever is open. */
 	struct tfd_post post = { .remote_key = conn->channel->far_key.key,
 	                         .remote_address = conn->channel->far_key.address,
-	                         .traffic = TFD_TRAFFIC_MESSAGE,
+	                         .traffic = conn->probe_traffic,
 	                         .read = 1 };
 	struct tfd_wr *wr = worker->wr_free;
 	int rc;
@@ -41,7 +41,11 @@ void tfd_probe_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct t
 	if (!conn) /* closed before */
 		return;
 	conn->probe = NULL;
-	if (wc->type == TFD_WC_SENT) {
+	if (wc->type == TFD_WC_SENT && (uint32_t)conn->probe_traffic + 1 < conn->rail->orders) {
+		conn->probe_traffic++;
+		conn->probe_state = TFD_PROBE_WAITS;
+		tfd_conn_wake(conn);
+	} else if (wc->type == TFD_WC_SENT) {
 		struct tfd_event event = { .type = TFD_EVENT_CONN_PROVEN, .id = conn->handle };
 
 		tfd_event_post(worker, &event);

@@ -38,8 +38,15 @@ static __attribute__((noinline)) void take_imm(struct tfd_worker *worker, struct
 		worker->dropped_imms++;
 		return;
 	}
-	if (conn && ++conn->imms_landed > conn->credits.flood_at)
-		tfd_credits_flooded(conn);
+	if (conn && wc->order >= rail->orders) { /* a channel that there is not: the provider is wrong */
+		tfd_conns_uncounted(worker, rail, conn);
+		return;
+	}
+	if (conn) {
+		conn->orders[wc->order].landed++;
+		if (++conn->imms_landed > conn->credits.flood_at)
+			tfd_credits_flooded(conn);
+	}
 	if (tfd_wire_name_space(wc->imm) == TFD_NAME_SPACE_WORKER)
 		tfd_channel_arrived(worker, wc);
 	else

@@ -43,26 +43,32 @@ static inline void tfd_wr_unlink(struct tfd_conn *conn, struct tfd_wr *wr)
 	wr->conn = NULL;
 }
 
-/* Linked ones. */
-static inline void tfd_conn_enter(struct tfd_worker *worker, struct tfd_conn *conn,
+/* Linked ones. `traffic`: enum tfd_traffic of all of them. */
+static inline void tfd_conn_enter(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t traffic,
                                   const struct tfd_pieces *pieces)
 {
-	if (!conn->inflight_wrs) {
+	struct tfd_order *order = &conn->orders[tfd_order_of(conn->rail, traffic)];
+
+	if (!conn->inflight_wrs)
 		tfd_list_push(&worker->conns_inflight, &conn->inflight_link);
-		conn->progress_ns = worker->now_ns;
-	}
+	if (!order->inflight)
+		order->progress_ns = worker->now_ns;
+	order->inflight += pieces->count;
 	conn->inflight_bytes += pieces->bytes;
 	conn->inflight_wrs += pieces->count;
 	worker->inflight_wrs += pieces->count;
 }
 
-static inline void tfd_conn_leave(struct tfd_worker *worker, struct tfd_conn *conn,
+static inline void tfd_conn_leave(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t traffic,
                                   const struct tfd_pieces *pieces)
 {
+	struct tfd_order *order = &conn->orders[tfd_order_of(conn->rail, traffic)];
+
+	order->inflight -= pieces->count;
+	order->progress_ns = worker->now_ns;
 	conn->inflight_bytes -= pieces->bytes;
 	conn->inflight_wrs -= pieces->count;
 	worker->inflight_wrs -= pieces->count;
-	conn->progress_ns = worker->now_ns;
 	if (!conn->inflight_wrs)
 		tfd_list_remove(&conn->inflight_link);
 }
@@ -78,7 +84,7 @@ static inline void tfd_pieces_enter(struct tfd_worker *worker, struct tfd_conn *
 		tfd_pace_enter(conn, pieces->bytes);
 	shard->inflight += pieces->count;
 	job->inflight += pieces->count;
-	tfd_conn_enter(worker, conn, pieces);
+	tfd_conn_enter(worker, conn, job->priority, pieces);
 }
 
 static inline void tfd_pieces_leave(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
@@ -92,7 +98,7 @@ static inline void tfd_pieces_leave(struct tfd_worker *worker, struct tfd_conn *
 		tfd_pace_leave(conn, pieces->bytes);
 	shard->inflight -= pieces->count;
 	job->inflight -= pieces->count;
-	tfd_conn_leave(worker, conn, pieces);
+	tfd_conn_leave(worker, conn, job->priority, pieces);
 }
 
 static inline struct tfd_wr *tfd_wr_take(struct tfd_worker *worker)

@@ -45,8 +45,14 @@ mutant count-before-data core/cut.c "return shard->length > rail->segment_bytes;
 mutant page-before-data core/cut.c " || job->length > rail->segment_bytes;" ";"
 mutant exact-is-not core/cut.c "if (job->flags & (TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM))" "if (job->flags & TFD_FLAG_CHECKSUM)"
 mutant exact-of-a-part core/shard.c "(job->flags & TFD_FLAG_EXACT) && !job->data_left)" "(job->flags & TFD_FLAG_EXACT))"
-mutant landed-not-believed core/conn.c "oldest->imm_number <= landed &&" "oldest->imm_number <= landed / 2 &&"
-mutant landed-too-much core/conn.c "oldest->imm_number <= landed &&" "oldest->imm_number <= landed + 1 &&"
+mutant landed-not-believed core/conn.c "oldest->imm_number <= landed_of(oldest, far) &&" "oldest->imm_number <= landed_of(oldest, far) / 2 &&"
+mutant landed-too-much core/conn.c "oldest->imm_number <= landed_of(oldest, far) &&" "oldest->imm_number <= landed_of(oldest, far) + 1 &&"
+mutant landed-of-another-channel core/conn.c "wr->job->priority)];" "0 * wr->job->priority)];"
+mutant landed-in-one-order core/worker.c "conn->orders[wc->order].landed++;" "conn->orders[0].landed++;"
+mutant posted-in-one-order core/post.c "job->priority)].posted +=" "0 * job->priority)].posted +="
+mutant channel-out-of-bounds core/worker.c "wc->order >= rail->orders" "wc->order >= 99" core_orders
+mutant channel-that-stands core/post.c "i < conn->rail->orders; i++" "i < 1; i++" core_orders
+mutant channel-not-proven core/probe.c "+ 1 < conn->rail->orders" "+ 1 < 1" core_orders
 mutant counts-moved-twice core/shard.c "shard->units_posted = shard->units_acked;" "shard->units_posted = 0;"
 mutant moved-does-not-trail core/shard.c "shard->units_owed = 0; /*" "/*"
 mutant pages-counted-twice core/post.c "shard->units_owed += 8 * sum->extent;" "shard->units_owed += 16 * sum->extent;"
@@ -76,7 +82,7 @@ mutant published-forgotten core/session.c "if (session->state >= TFD_STATE_ENDIN
 	take_published(" "if (session->state >= TFD_STATE_ENDING)
 		return 0;
 	if (session->refs == UINT32_MAX) take_published("
-mutant sent-twice core/channel.c "call->imm_number <= far_landed" "call->imm_number < far_landed" mailbox_property
+mutant sent-twice core/channel.c "call->imm_number <= landed" "call->imm_number < landed" mailbox_property
 mutant waiters-forgotten core/mailbox.c "wake_one(mailbox);" "(void)0;" mailbox_property
 mutant ready-overtakes core/send.c "open->readies == readies" "open->readies >= readies" mailbox_property
 mutant slot-taken-twice core/mailbox.c "mailbox->free[--mailbox->free_count]" "mailbox->free[mailbox->free_count - 1]" mailbox_property
@@ -110,7 +116,7 @@ mutant flood-not-seen core/worker.c "++conn->imms_landed > conn->credits.flood_a
 mutant flood-where-none-is core/credits.c "credits->flood_at = conn->imms_landed + credits->share;" "credits->flood_at += 1;" core_credits
 mutant half-of-a-frame core/channel.c "frame->check != checksum(frame, payload)" "frame->check != checksum(frame, payload) * 0 + frame->check" core_channel
 mutant pace-without-bound core/pace.c "return rail->pace.bulk_bytes < rail->pace.bulk_most;" "return rail != NULL;" core_pace
-mutant pace-of-who-stands core/pace.c "now_ns - conn->progress_ns > 2 * conn->bound_ns" "0" core_pace
+mutant pace-of-who-stands core/pace.c "now_ns - order->progress_ns > 2 * conn->bound_ns" "0" core_pace
 mutant pace-never-more core/pace.c "pace->boost += pace->boost < BOOST_MOST ? pace->boost / 8 : 0;" "(void)0;" core_pace
 mutant pace-never-ends core/pace.c "now_ns - pace->urgent_ns >= URGENT_NS" "0" core_pace
 exit $failed

@@ -149,16 +149,18 @@ static void path_repair(struct world *w, uint32_t i)
 {
 	struct path *path = &w->paths[i];
 	uint64_t old = path->out;
-	uint64_t landed;
+	struct tfd_landed landed;
 
-	CHECK_OK(tfd_conn_close(w->b.core, path->in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
+	CHECK_OK(tfd_conn_close(w->b.core, path->in, TFD_DETAIL_CONNECTION, NULL, &landed));
 	if (chance(w, 10) == 0)
-		landed = TFD_LANDED_UNKNOWN; /* its daemon did not answer */
-	if (landed == TFD_LANDED_UNKNOWN)
+		landed.channels = 0; /* its daemon did not answer */
+	if (!landed.channels)
 		all_unknown(w);
 	else
 		w->reconciled++;
-	CHECK_OK(tfd_conn_close(w->a.core, path->out, TFD_DETAIL_CONNECTION, landed, NULL));
+	for (uint32_t c = 1; c < landed.channels; c++)
+		w->apart += landed.imms[0] && landed.imms[c]; /* and overtaken, perhaps, by each other */
+	CHECK_OK(tfd_conn_close(w->a.core, path->out, TFD_DETAIL_CONNECTION, &landed, NULL));
 	*path = (struct path){ .dead = path->dead };
 	if (!path->dead)
 		path_connect(w, i);

@@ -92,6 +92,7 @@ struct world {
 	uint32_t path_count, here, there;
 	char fabric[TFD_NAME_MAX];
 	bool ordered;
+	uint32_t channels; /* of a connection */
 	uint32_t rarely; /* host B polls in one of so many steps */
 	bool calm; /* nothing goes wrong: what is visible can be said of all counts (check_visible) */
 	bool broken; /* some connection was */
@@ -107,8 +108,8 @@ struct world {
 	uint64_t fence_open;
 	uint64_t quiet_session; /* of host A, told last */
 	uint64_t ended[TFD_JOB_STATUS_COUNT];
-	uint64_t reconciled, fences, proven, retried, revoked, sessions_ended, peers_died, rails_died, muted,
-		exact, stalls;
+	uint64_t reconciled, apart, fences, proven, retried, revoked, sessions_ended, peers_died, rails_died,
+		muted, exact, stalls;
 };
 
 static uint64_t seed_now;
@@ -264,10 +265,12 @@ static void world_open(struct world *w, uint64_t seed)
 	tfd_sim_set_now(w->now);
 	depth = some_depth(w);
 	w->rarely = depth ? 1 + chance(w, 8) : 1;
-	(void)snprintf(w->fabric, sizeof(w->fabric),
-	               "seed=%u,ordered=%u,delay_us=%u,again=%u,parts=%u,imm_depth=%u", chance(w, 100),
-	               w->ordered, w->calm || chance(w, 2) ? chance(w, 200) : 0,
-	               chance(w, 3) ? 0 : chance(w, 60), chance(w, 2) ? 1 : 2 + chance(w, 30), depth);
+	w->channels = w->ordered && chance(w, 3) == 0 ? TFD_CHANNELS_MAX : 1;
+	(void)snprintf(w->fabric, sizeof(w->fabric), "seed=%u,%s,delay_us=%u,again=%u,parts=%u,imm_depth=%u",
+	               chance(w, 100),
+	               w->channels == 1 ? w->ordered ? "ordered=1" : "ordered=0" : "channels=3",
+	               w->calm || chance(w, 2) ? chance(w, 200) : 0, chance(w, 3) ? 0 : chance(w, 60),
+	               chance(w, 2) ? 1 : 2 + chance(w, 30), depth);
 	w->here = 1 + chance(w, RAILS);
 	w->there = 1 + chance(w, RAILS);
 	if (w->calm || chance(w, 3) == 0) /* one path: more can be said */

@@ -177,7 +177,7 @@ static void do_reset(struct run *run, uint64_t grant, const uint64_t *jobs, uint
 	(void)grant;
 	(void)jobs;
 	(void)slot;
-	CHECK_OK(tfd_conn_close(run->b->core, run->in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(run->b->core, run->in, TFD_DETAIL_CONNECTION, NULL, NULL));
 }
 
 struct kind {
@@ -192,7 +192,7 @@ static const struct kind kinds[] = {
 /* The writer hears that its connection is gone, and both begin anew. */
 static void reconnect(struct run *run)
 {
-	CHECK_OK(tfd_conn_close(run->a->core, run->out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(run->a->core, run->out, TFD_DETAIL_CONNECTION, NULL, NULL));
 	CHECK_OK(tfd_open_revoke(run->a->core, run->from.session, run->grant, TFD_DETAIL_CONNECTION));
 	(void)wait_event(run->a, TFD_EVENT_OPEN_QUIET, run->grant);
 	CHECK_OK(tfd_open_remove(run->a->core, run->from.session, run->grant));

@@ -425,11 +425,11 @@ static void test_paths(void)
 	jobs[0] = arm(&pair, 1, entry);
 	jobs[1] = arm(&pair, 2, entry);
 	sim_step(&pair, 1);
-	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, NULL, NULL));
 	bump_to(&pair, 1);
 	expect_end(&pair, &jobs[0], TFD_JOB_OK, 0);
 	CHECK(memcmp(pair.to.memory, pair.from.memory, entry.length) == 0 && value_of(&pair, 1) == 1);
-	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[1], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[1], TFD_DETAIL_CONNECTION, NULL, NULL));
 	CHECK(!over(&jobs[1]));
 	bump_to(&pair, 2);
 	expect_end(&pair, &jobs[1], TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);

@@ -144,8 +144,7 @@ static void test_ready_lost(void)
 	first = w.pair.from.next_job - 1;
 	sim_steps(&w.pair, 100);
 	for (uint32_t i = 0; i < 2; i++)
-		CHECK_OK(tfd_conn_close(w.pair.b.core, w.pair.in[i], TFD_DETAIL_CONNECTION,
-		                        TFD_LANDED_UNKNOWN, NULL));
+		CHECK_OK(tfd_conn_close(w.pair.b.core, w.pair.in[i], TFD_DETAIL_CONNECTION, NULL, NULL));
 	release_next(&w);
 	for (int i = 0; i < 200 && !lost; i++) {
 		sim_step(&w.pair, SECONDS / 10);
@@ -153,8 +152,7 @@ static void test_ready_lost(void)
 	}
 	CHECK(lost);
 	for (uint32_t i = 0; i < 2; i++)
-		CHECK_OK(tfd_conn_close(w.pair.a.core, w.pair.out[i], TFD_DETAIL_CONNECTION,
-		                        TFD_LANDED_UNKNOWN, NULL));
+		CHECK_OK(tfd_conn_close(w.pair.a.core, w.pair.out[i], TFD_DETAIL_CONNECTION, NULL, NULL));
 	sim_await(&w.pair, waiting, first);
 	sim_await(&w.pair, behind, first + 1);
 	expect(waiting, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
@@ -200,10 +198,10 @@ static void test_asks(void)
 		sim_steps(&w.pair, 2);
 	}
 	out = sim_conn(&w.pair.a, w.pair.out[0]);
-	before = out->imms_posted;
+	before = out->orders[0].posted;
 	for (int i = 0; i < ASKS * 10; i++)
 		sim_step(&w.pair, SECONDS / 10);
-	CHECK(out->imms_posted > before && out->imms_posted <= before + ASKS);
+	CHECK(out->orders[0].posted > before && out->orders[0].posted <= before + ASKS);
 	CHECK(box_value(&w.box) == SLOTS && out->half && !out->broken);
 	world_close(&w);
 }

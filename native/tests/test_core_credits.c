@@ -214,7 +214,7 @@ static void test_stuck(uint32_t ordered)
 	CHECK(lost(sender, &event) && event.id == sender->out && event.detail == TFD_DETAIL_CONNECTION);
 	record = &sender->user.records[(sender->done + 1) % RING];
 	CHECK(tfd_load_acquire(&record->done_id) != sender->done + 1);
-	CHECK_OK(tfd_conn_close(sender->host.core, sender->out, event.detail, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(sender->host.core, sender->out, event.detail, NULL, NULL));
 	CHECK(tfd_load_acquire(&record->done_id) == sender->done + 1 && record->status == TFD_JOB_PEER_LOST);
 	crowd_close(&crowd);
 }

@@ -65,7 +65,7 @@ static void test_shared_out(uint32_t ordered)
 		CHECK(!first || count == first);
 		first = count;
 		while (count--)
-			CHECK_OK(tfd_conn_close(host.core, conns[count], 0, TFD_LANDED_UNKNOWN, NULL));
+			CHECK_OK(tfd_conn_close(host.core, conns[count], 0, NULL, NULL));
 		CHECK(rail_of(&host, 0)->credits_free == (ordered ? 64 : 64 - shares));
 		(void)tfd_core_step(host.core, now += 2 * SECONDS);
 	}
@@ -80,7 +80,7 @@ static void test_break(void)
 	enum { JOBS = 60 };
 	struct sim_pair pair;
 	uint32_t left_free;
-	uint64_t landed;
+	struct tfd_landed landed;
 
 	sim_pair_open(&pair, 2, "imm_depth=24", plain);
 	left_free = rail_of(&pair.b, 0)->credits_free;
@@ -88,10 +88,10 @@ static void test_break(void)
 	step_sender(&pair, 50);
 	CHECK(!tfd_credits_left(sim_conn(&pair.a, pair.out[0])));
 	tfd_sim_break(sim_conn(&pair.a, pair.out[0])->half);
-	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, NULL, &landed));
 	CHECK(rail_of(&pair.b, 0)->credits_free > left_free && rail_of(&pair.b, 0)->credits_free == 24);
-	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, landed, NULL));
-	CHECK(landed && rail_of(&pair.a, 0)->credits_free == 24);
+	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, &landed, NULL));
+	CHECK(landed.imms[0] && rail_of(&pair.a, 0)->credits_free == 24);
 	sim_steps(&pair, 2000);
 	for (uint64_t job = 1; job <= JOBS; job++)
 		expect(&pair.from.records[job % 64], TFD_JOB_OK, 0);
@@ -168,7 +168,7 @@ static void test_flood(uint32_t ordered)
 	struct sim_pair pair;
 	struct tfd_rail_info info;
 	struct tfd_event event;
-	uint64_t landed;
+	struct tfd_landed landed;
 
 	sim_pair_open(&pair, 1, ordered ? "imm_depth=128" : "ordered=0,imm_depth=128", plain);
 	sim_conn(&pair.a, pair.out[0])->credits.limit = UINT64_MAX;
@@ -180,8 +180,8 @@ static void test_flood(uint32_t ordered)
 	CHECK(info.credit_floods == ordered && info.imm_depth == 128 && pair.to.counters[0].value == 40);
 	CHECK(sim_event(&pair.b, TFD_EVENT_CONN_LOST, &event) == ordered);
 	CHECK(!ordered || (event.id == pair.in[0] && event.detail == TFD_DETAIL_CONNECTION));
-	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
-	CHECK(!ordered || landed >= 40);
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK(!ordered || landed.imms[0] >= 40);
 	sim_pair_close(&pair);
 }
 

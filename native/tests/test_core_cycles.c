@@ -77,12 +77,12 @@ static bool cycle_in_flight(struct host *host_a, struct host *host_b, bool first
 	record = user_submit(&a, entry);
 	(void)usleep(500);
 	if (first)
-		CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
-	CHECK_OK(tfd_conn_close(host_a->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+		CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, NULL, NULL));
+	CHECK_OK(tfd_conn_close(host_a->core, out, TFD_DETAIL_CONNECTION, NULL, NULL));
 	wait_done(record, a.next_job);
 	failed = record->status == TFD_JOB_PEER_LOST;
 	if (!first)
-		CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+		CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, NULL, NULL));
 	user_close(&a);
 	user_close(&b);
 	check_wrs(host_a);
@@ -103,9 +103,9 @@ static void cycle(struct host *host_a, struct host *host_b)
 	CHECK(user_run(&a, entry)->status == TFD_JOB_OK);
 	(void)user_submit(&a, entry); /* dies in flight */
 	user_close(&a);
-	CHECK_OK(tfd_conn_close(host_a->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
-	CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
-	CHECK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL) == -ENOENT);
+	CHECK_OK(tfd_conn_close(host_a->core, out, TFD_DETAIL_CONNECTION, NULL, NULL));
+	CHECK_OK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, NULL, NULL));
+	CHECK(tfd_conn_close(host_b->core, in, TFD_DETAIL_CONNECTION, NULL, NULL) == -ENOENT);
 	user_close(&b);
 }
 

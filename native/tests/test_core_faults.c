@@ -190,10 +190,8 @@ static void test_dead_member(void)
 		other = sim_grant(&pair, &pair.from, &pair.to);
 		if (broken)
 			tfd_sim_break(sim_conn(&pair.a, pair.out[0])->half);
-		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN,
-		                        NULL));
-		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN,
-		                        NULL));
+		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, NULL, NULL));
+		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, NULL, NULL));
 		for (uint32_t op = TFD_OP_SCATTER; op <= TFD_OP_BARRIER; op++) {
 			bool bytes = op == TFD_OP_SCATTER;
 
@@ -303,7 +301,7 @@ static void test_lost_handshake(void)
 	for (int i = 0; i < 30; i++)
 		sim_step(&pair, 500000000);
 	CHECK(sim_event(&pair.a, TFD_EVENT_CONN_LOST, &event) && event.id == conn);
-	CHECK_OK(tfd_conn_close(pair.a.core, conn, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(pair.a.core, conn, TFD_DETAIL_CONNECTION, NULL, NULL));
 	sim_await(&pair, record, pair.from.next_job);
 	expect(record, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 	CHECK(tfd_conn_start(pair.a.core, conn, address, bytes, &error) == -ENOENT);
@@ -315,7 +313,7 @@ static void test_overrun(void)
 {
 	struct sim_pair pair;
 	struct tfd_event event;
-	uint64_t landed;
+	struct tfd_landed landed;
 
 	sim_pair_open(&pair, 2, "", plain);
 	for (int i = 0; i < 8; i++)
@@ -328,10 +326,10 @@ static void test_overrun(void)
 	CHECK(sim_event(&pair.b, TFD_EVENT_CONN_LOST, &event));
 	CHECK(event.id == pair.in[0] && event.detail == TFD_DETAIL_PROVIDER);
 	CHECK(!sim_event(&pair.b, TFD_EVENT_CONN_LOST, &event));
-	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
-	CHECK(landed == TFD_LANDED_UNKNOWN);
-	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[1], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
-	CHECK(landed == 4);
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK(!landed.channels);
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[1], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK(landed.channels == 1 && landed.imms[0] == 4);
 	sim_pair_close(&pair);
 }
 
@@ -339,7 +337,8 @@ static void test_overrun(void)
 static void test_full_queue(void)
 {
 	struct sim_pair pair;
-	uint64_t out, in, landed;
+	struct tfd_landed landed;
+	uint64_t out, in;
 
 	sim_pair_open(&pair, 1, "", plain);
 	connect_rails(&pair.a, 0, &pair.b, 0, &out, &in);
@@ -352,8 +351,8 @@ static void test_full_queue(void)
 			(void)tfd_core_step(pair.a.core, pair.now);
 		CHECK(pair.from.records[pair.from.next_job % 64].done_id == pair.from.next_job);
 	}
-	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
-	CHECK(landed == 20000 || landed == TFD_LANDED_UNKNOWN);
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK(!landed.channels || landed.imms[0] == 20000);
 	sim_pair_close(&pair);
 }
 

@@ -324,10 +324,10 @@ static void test_control_tables(struct world *w)
 
 static void path_close(struct world *w, uint32_t path)
 {
-	uint64_t landed;
+	struct tfd_landed landed;
 
-	CHECK_OK(tfd_conn_close(w->b->core, w->in[path], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
-	CHECK_OK(tfd_conn_close(w->a->core, w->out[path], TFD_DETAIL_CONNECTION, landed, NULL));
+	CHECK_OK(tfd_conn_close(w->b->core, w->in[path], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK_OK(tfd_conn_close(w->a->core, w->out[path], TFD_DETAIL_CONNECTION, &landed, NULL));
 }
 
 static int count_calls(struct tfd_worker *worker, void *argument)
@@ -452,7 +452,8 @@ static void test_closed_in_flight(struct world *w)
 	for (uint32_t round = 0; round < ROUNDS; round++) {
 		struct tfd_record *records[JOBS];
 		uint64_t first = w->from.next_job + 1;
-		uint64_t out, in, open, landed = TFD_LANDED_UNKNOWN;
+		struct tfd_landed landed = { 0 };
+		uint64_t out, in, open;
 		uint8_t buffer[BYTES];
 		size_t bytes = sizeof(buffer);
 
@@ -462,10 +463,10 @@ static void test_closed_in_flight(struct world *w)
 			records[i] = user_submit(&w->from, send_entry(open, 64 * i, BYTES));
 		(void)usleep(50 * (round % 8));
 		if (round % 2)
-			CHECK_OK(tfd_conn_close(w->b->core, in, 0, TFD_LANDED_UNKNOWN, &landed));
-		CHECK_OK(tfd_conn_close(w->a->core, out, TFD_DETAIL_CONNECTION, landed, NULL));
+			CHECK_OK(tfd_conn_close(w->b->core, in, 0, NULL, &landed));
+		CHECK_OK(tfd_conn_close(w->a->core, out, TFD_DETAIL_CONNECTION, &landed, NULL));
 		if (!(round % 2))
-			CHECK_OK(tfd_conn_close(w->b->core, in, 0, TFD_LANDED_UNKNOWN, NULL));
+			CHECK_OK(tfd_conn_close(w->b->core, in, 0, NULL, NULL));
 		for (uint32_t i = 0; i < JOBS; i++) {
 			wait_done(records[i], first + i);
 			CHECK(records[i]->status == TFD_JOB_OK || records[i]->status == TFD_JOB_PEER_LOST);
@@ -513,7 +514,7 @@ static void test_bad_address(struct world *w)
 	CHECK(tfd_conn_start(w->a->core, conn, address, bytes, &error) == -EPROTO);
 	CHECK(tfd_conn_start(w->a->core, conn, address, 8, &error) == -EPROTO);
 	CHECK(tfd_conn_start(w->a->core, conn, address, 0, &error) == -EPROTO);
-	CHECK_OK(tfd_conn_close(w->a->core, conn, 0, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(w->a->core, conn, 0, NULL, NULL));
 }
 
 int main(void)

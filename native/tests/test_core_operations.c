@@ -253,7 +253,7 @@ static void test_paths_lost(uint32_t paths)
 	struct pair pair;
 	struct tfd_entry entry;
 	struct tfd_page *pages;
-	uint64_t landed;
+	struct tfd_landed landed;
 
 	pair_open(&pair, paths);
 	pages = page_table(&pair);
@@ -265,6 +265,7 @@ static void test_paths_lost(uint32_t paths)
 		memset(pair.to.memory, 0, REGION_BYTES);
 		for (uint32_t i = 0; i < 30; i++) {
 			entry = basic(&pair, i % 3 == 2 ? TFD_OP_WRITE_PAGES : TFD_OP_WRITE, 5);
+			entry.priority = i / 2 % 2;
 			entry.flags = i % 4 == 3 ? TFD_FLAG_EXACT : 0;
 			entry.length = 3 * MIB + i;
 			entry.dst_offset = 4 * MIB; /* beside the pages */
@@ -276,10 +277,9 @@ static void test_paths_lost(uint32_t paths)
 			(void)user_submit(&pair.from, entry);
 		}
 		(void)usleep(3000);
-		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[lost], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN,
-		                        &landed));
-		CHECK(landed != TFD_LANDED_UNKNOWN);
-		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[lost], TFD_DETAIL_CONNECTION, landed, NULL));
+		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[lost], TFD_DETAIL_CONNECTION, NULL, &landed));
+		CHECK(landed.channels);
+		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[lost], TFD_DETAIL_CONNECTION, &landed, NULL));
 		for (uint64_t job = first; job < first + 30; job++) {
 			struct tfd_record *record = &pair.from.records[job % pair.from.header->record_count];
 
@@ -317,15 +317,16 @@ static void test_path_restored(uint32_t paths)
 	struct pair pair;
 	struct tfd_open_path path;
 	struct tfd_region_key keys[PATHS_MAX];
-	uint64_t landed, before, count = 0;
+	struct tfd_landed landed;
+	uint64_t before, count = 0;
 
 	pair_open(&pair, paths);
 	write_some(&pair, &count);
 	CHECK_OK(tfd_region_keys(pair.b.core, pair.to.session, pair.to.region, keys, PATHS_MAX));
 	path = (struct tfd_open_path){ .conn = pair.out[1], .key = keys[1].key, .address = keys[1].address };
 	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, 1, &path) == -EBUSY);
-	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[1], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
-	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[1], TFD_DETAIL_CONNECTION, landed, NULL));
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[1], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[1], TFD_DETAIL_CONNECTION, &landed, NULL));
 	CHECK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, 1, &path) == -ENOTCONN);
 	CHECK(tfd_conn_probe(pair.a.core, pair.out[1]) == -ENOENT);
 	before = sent_by(&pair.a, 1);
@@ -359,10 +360,10 @@ static void test_probe_unanswered(void)
 
 	pair_open(&pair, 1);
 	connect_rails(&pair.a, 0, &pair.b, 0, &out, &in);
-	CHECK_OK(tfd_conn_close(pair.b.core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(pair.b.core, in, TFD_DETAIL_CONNECTION, NULL, NULL));
 	CHECK_OK(tfd_conn_probe(pair.a.core, out));
 	(void)usleep(100000);
-	CHECK_OK(tfd_conn_close(pair.a.core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(pair.a.core, out, TFD_DETAIL_CONNECTION, NULL, NULL));
 	while (tfd_core_events(pair.a.core, &event, 1))
 		CHECK(event.type != TFD_EVENT_CONN_PROVEN);
 	pair_close(&pair);
@@ -375,7 +376,8 @@ static void test_last_path_lost(void)
 	struct pair pair;
 	struct tfd_entry entry;
 	struct tfd_record *record;
-	uint64_t landed, sum;
+	struct tfd_landed landed;
+	uint64_t sum;
 
 	pair_open(&pair, 2);
 	entry = basic(&pair, TFD_OP_WRITE_PAGES, 6);
@@ -387,9 +389,8 @@ static void test_last_path_lost(void)
 	record = user_submit(&pair.from, entry);
 	(void)usleep(2000);
 	for (uint32_t i = 0; i < 2; i++) {
-		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[i], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN,
-		                        &landed));
-		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[i], TFD_DETAIL_CONNECTION, landed, NULL));
+		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[i], TFD_DETAIL_CONNECTION, NULL, &landed));
+		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[i], TFD_DETAIL_CONNECTION, &landed, NULL));
 	}
 	wait_done(record, pair.from.next_job);
 	sum = pair.to.counters[6].value;

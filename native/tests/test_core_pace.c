@@ -218,7 +218,8 @@ static void test_stands(void)
 	CHECK(pace_of(&scene)->bulk_bytes ==
 	      sim_conn(&scene.pair.a, scene.conns[1])->class_bytes[TFD_PRIORITY_BULK]);
 	CHECK(share(&scene, 0, 200 * MS) > 0.9);
-	CHECK_OK(tfd_conn_close(scene.pair.a.core, scene.conns[2], TFD_DETAIL_CONNECTION, 0, NULL));
+	CHECK_OK(tfd_conn_close(scene.pair.a.core, scene.conns[2], TFD_DETAIL_CONNECTION,
+	                        &(struct tfd_landed){ .channels = 1 }, NULL));
 	CHECK(pace_of(&scene)->bulk_bytes ==
 	      sim_conn(&scene.pair.a, scene.conns[1])->class_bytes[TFD_PRIORITY_BULK]);
 	scene_close(&scene);

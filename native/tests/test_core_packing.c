@@ -167,12 +167,11 @@ static void test_empty_pages(void)
 
 static uint64_t landed_of(struct sim_pair *pair, uint32_t path)
 {
-	uint64_t landed;
+	struct tfd_landed landed;
 
-	CHECK_OK(tfd_conn_close(pair->b.core, pair->in[path], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN,
-	                        &landed));
-	CHECK_OK(tfd_conn_close(pair->a.core, pair->out[path], TFD_DETAIL_CONNECTION, landed, NULL));
-	return landed;
+	CHECK_OK(tfd_conn_close(pair->b.core, pair->in[path], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK_OK(tfd_conn_close(pair->a.core, pair->out[path], TFD_DETAIL_CONNECTION, &landed, NULL));
+	return landed.imms[0];
 }
 
 /* Of two paths one is lost after `steps`: what was acknowledged, or told as landed, goes once; all else by the other. */

@@ -80,9 +80,9 @@ static void test_lengths(void)
 }
 
 /* Of eight writes on two paths two are under way on each. The first path breaks, and nobody tells what has landed by it. */
-static void test_queued_move(uint64_t far_landed)
+static void test_queued_move(const struct tfd_landed *far_landed)
 {
-	bool known = far_landed != TFD_LANDED_UNKNOWN;
+	bool known = far_landed && far_landed->channels == 1 && !far_landed->imms[0];
 	struct sim_pair pair;
 	struct tfd_event event;
 	uint64_t lost = 0;
@@ -93,7 +93,7 @@ static void test_queued_move(uint64_t far_landed)
 	sim_step(&pair, 1); /* all are taken, none has landed */
 	CHECK(pair.to.counters[1].value == 0);
 	CHECK(sim_conn(&pair.a, pair.out[0])->inflight_wrs == 2);
-	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(pair.b.core, pair.in[0], TFD_DETAIL_CONNECTION, NULL, NULL));
 	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_HEARTBEAT, far_landed, NULL));
 	for (uint32_t i = 0; i < 8; i++) {
 		bool under_way = i == 0 || i == 2;
@@ -126,7 +126,7 @@ static void test_error_waits_for_others(void)
 	sim_step(&pair, 1);
 	other = sim_conn(&pair.a, pair.out[1]);
 	CHECK(other->inflight_wrs == 1 && sim_conn(&pair.a, pair.out[0])->inflight_wrs == 1);
-	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(pair.a.core, pair.out[0], TFD_DETAIL_CONNECTION, NULL, NULL));
 	while (other->inflight_wrs) {
 		CHECK(tfd_load_acquire(&record->done_id) != pair.from.next_job);
 		CHECK(tfd_region_remove(pair.a.core, pair.from.session, pair.from.region) == -EBUSY);
@@ -174,7 +174,7 @@ static void test_replaced_under_exact(void)
 	struct tfd_entry entry;
 	struct tfd_open_options all = { 0 };
 	const struct tfd_record *record;
-	uint64_t landed;
+	struct tfd_landed landed;
 
 	sim_pair_open(&pair, 2, "delay_us=2000", cut);
 	entry = write_of(&pair, 0, 2 * WRITE_BYTES);
@@ -186,9 +186,8 @@ static void test_replaced_under_exact(void)
 	for (uint32_t i = 0; i < 2; i++) {
 		if (sim_conn(&pair.a, pair.out[i])->inflight_wrs)
 			continue;
-		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[i], TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN,
-		                        &landed));
-		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[i], TFD_DETAIL_CONNECTION, landed, NULL));
+		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[i], TFD_DETAIL_CONNECTION, NULL, &landed));
+		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[i], TFD_DETAIL_CONNECTION, &landed, NULL));
 		connect_rails(&pair.a, i, &pair.b, i, &pair.out[i], &pair.in[i]);
 		sim_paths(&pair, &pair.to, &all);
 		CHECK_OK(tfd_open_path_set(pair.a.core, pair.from.session, pair.grant, i, &all.paths[i]));
@@ -206,8 +205,10 @@ int main(void)
 {
 	test_rotation();
 	test_lengths();
-	test_queued_move(TFD_LANDED_UNKNOWN);
-	test_queued_move(0);
+	test_queued_move(NULL);
+	test_queued_move(&(struct tfd_landed){ .channels = 1 });
+	test_queued_move(&(struct tfd_landed){ .channels = 3 }); /* of a rail with one */
+	test_queued_move(&(struct tfd_landed){ .imms = { 3 }, .channels = 1 }); /* more than were posted */
 	test_error_waits_for_others();
 	test_unregistered_everywhere();
 	test_replaced_under_exact();

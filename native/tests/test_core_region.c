@@ -77,7 +77,7 @@ static void test_truncated_source(struct user *a, struct user *b)
 	CHECK(ftruncate(fd, 4096) == 0);
 	record = user_submit(a, entry);
 	(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
-	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, NULL, NULL));
 	wait_done(record, a->next_job);
 	CHECK(record->status == TFD_JOB_LOCAL_ACCESS && record->detail == TFD_DETAIL_BROKEN_REGION);
 	CHECK(user_run(a, entry)->detail == TFD_DETAIL_BROKEN_REGION);

@@ -301,7 +301,8 @@ static void test_stuck(void)
 		sim_step(&scene.pair, 100000000);
 	CHECK(event.type == TFD_EVENT_CONN_LOST && event.id == scene.pair.out[0]);
 	put_and_wait(&scene, user, good, 64 * KIB, TFD_PRIORITY_BULK);
-	CHECK_OK(tfd_conn_close(scene.pair.a.core, scene.pair.out[0], TFD_DETAIL_CONNECTION, 0, NULL));
+	CHECK_OK(tfd_conn_close(scene.pair.a.core, scene.pair.out[0], TFD_DETAIL_CONNECTION,
+	                        &(struct tfd_landed){ .channels = 1 }, NULL));
 	for (uint64_t job = 1; job <= 100; job++)
 		expect(&user->records[job], TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 	CHECK(flow_of(&scene, 0, TFD_PRIORITY_BULK)->shards == 0);
@@ -401,17 +402,16 @@ static void test_end_in_turn(void)
 static void test_move(void)
 {
 	static const uint32_t weights[2] = { 1, 1 };
-	uint64_t landed;
+	struct tfd_landed landed;
 	struct scene scene;
 
 	scene_open(&scene, 2, "delay_us=50", weights, 2);
 	for (int i = 0; i < 2; i++)
 		keep_busy(&scene, (uint32_t)i, 2000, SEGMENT, TFD_PRIORITY_BULK);
 	sim_steps(&scene.pair, 30);
-	CHECK_OK(tfd_conn_close(scene.pair.b.core, scene.pair.in[0], TFD_DETAIL_CONNECTION,
-	                        TFD_LANDED_UNKNOWN, &landed));
-	CHECK(landed != TFD_LANDED_UNKNOWN);
-	CHECK_OK(tfd_conn_close(scene.pair.a.core, scene.pair.out[0], TFD_DETAIL_CONNECTION, landed, NULL));
+	CHECK_OK(tfd_conn_close(scene.pair.b.core, scene.pair.in[0], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK(landed.channels == 1);
+	CHECK_OK(tfd_conn_close(scene.pair.a.core, scene.pair.out[0], TFD_DETAIL_CONNECTION, &landed, NULL));
 	for (uint64_t job = 1; job <= 2000; job++) {
 		for (uint32_t i = 0; i < 2; i++) {
 			sim_await(&scene.pair, &scene.users[i].records[job], job);

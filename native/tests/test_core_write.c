@@ -152,9 +152,9 @@ static void test_connection_loss(struct user *a, struct user *b)
 	}
 	while (!*(volatile uint8_t *)b->memory) /* bytes begin to land */
 		continue;
-	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION, NULL, NULL));
 	(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
-	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, NULL, NULL));
 	for (int i = 0; i < JOBS; i++) {
 		wait_done(records[i], jobs[i]);
 		CHECK(records[i]->status == TFD_JOB_PEER_LOST || records[i]->status == TFD_JOB_OK);

@@ -452,8 +452,8 @@ static void test_bad_keys(struct user *a, struct user *b, uint64_t good)
 		expect(user_run(a, entry_of(a, TFD_OP_WRITE, open, REGION_BYTES, 6)), TFD_JOB_REMOTE_ACCESS,
 		       TFD_DETAIL_CONNECTION);
 		(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
-		CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
-		CHECK_OK(tfd_conn_close(a->host->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+		CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, NULL, NULL));
+		CHECK_OK(tfd_conn_close(a->host->core, in, TFD_DETAIL_CONNECTION, NULL, NULL));
 		for (uint32_t k = 0; k < 4096; k++)
 			CHECK(b->memory[k] == 0x32);
 	}
@@ -471,6 +471,7 @@ static bool close_fences(struct user *a, struct user *b)
 {
 	const uint64_t value = b->counters[7].value;
 	struct tfd_record *records[32];
+	struct tfd_landed told;
 	uint64_t jobs[32], out, in, open, landed, ok = 0;
 	uint8_t *before = malloc(REGION_BYTES);
 
@@ -481,13 +482,15 @@ static bool close_fences(struct user *a, struct user *b)
 		records[i] = user_submit(a, entry_of(a, TFD_OP_WRITE, open, REGION_BYTES, 7));
 		jobs[i] = a->next_job;
 	}
-	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
+	CHECK_OK(tfd_conn_close(b->host->core, in, TFD_DETAIL_CONNECTION, NULL, &told));
+	CHECK(told.channels == 1);
+	landed = told.imms[0];
 	memcpy(before, b->memory, REGION_BYTES);
 	CHECK(b->counters[7].value == value + landed);
 	if (landed < 32)
 		(void)wait_event(a->host, TFD_EVENT_CONN_LOST, out);
 	memset(a->memory, (int)value + 1, REGION_BYTES);
-	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, landed, NULL));
+	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, &told, NULL));
 	for (int i = 0; i < 32; i++) {
 		wait_done(records[i], jobs[i]);
 		CHECK(records[i]->status == TFD_JOB_PEER_LOST || records[i]->status == TFD_JOB_OK);
@@ -546,8 +549,8 @@ static void test_vanished(struct user *a, struct user *b, uint64_t good)
 	CHECK(ftruncate(fd, 4096) == 0);
 	expect(user_run(a, entry_of(a, TFD_OP_READ, open, REGION_BYTES, 0)), TFD_JOB_REMOTE_ACCESS,
 	       TFD_DETAIL_CONNECTION);
-	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
-	CHECK_OK(tfd_conn_close(a->host->core, in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, NULL));
+	CHECK_OK(tfd_conn_close(a->host->core, out, TFD_DETAIL_CONNECTION, NULL, NULL));
+	CHECK_OK(tfd_conn_close(a->host->core, in, TFD_DETAIL_CONNECTION, NULL, NULL));
 	(void)close(fd);
 	expect(user_run(a, entry_of(a, TFD_OP_WRITE, good, 4096, 8)), TFD_JOB_OK, 0);
 }

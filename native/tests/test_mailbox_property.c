@@ -107,7 +107,8 @@ static void world_open(struct world *w, uint64_t seed)
 	w->now = 1000000;
 	w->ordered = chance(w, 2) != 0;
 	tfd_sim_set_now(w->now);
-	(void)snprintf(fabric, sizeof(fabric), "seed=%u,ordered=%u,delay_us=%u", chance(w, 1000), w->ordered,
+	(void)snprintf(fabric, sizeof(fabric), "seed=%u,%s,delay_us=%u", chance(w, 1000),
+	               w->ordered ? chance(w, 2) ? "channels=3" : "ordered=1" : "ordered=0",
 	               chance(w, 3) ? chance(w, 200) : 0);
 	w->path_count = 1 + chance(w, PATHS);
 	host_open_sim(&w->a, w->path_count, fabric);
@@ -266,12 +267,12 @@ static void take_events(struct world *w)
 static void path_repair(struct world *w, uint32_t i)
 {
 	struct path *path = &w->paths[i];
-	uint64_t landed;
+	struct tfd_landed landed;
 
-	CHECK_OK(tfd_conn_close(w->b.core, path->in, TFD_DETAIL_CONNECTION, TFD_LANDED_UNKNOWN, &landed));
+	CHECK_OK(tfd_conn_close(w->b.core, path->in, TFD_DETAIL_CONNECTION, NULL, &landed));
 	if (chance(w, 10) == 0)
-		landed = TFD_LANDED_UNKNOWN; /* its daemon did not answer */
-	CHECK_OK(tfd_conn_close(w->a.core, path->out, TFD_DETAIL_CONNECTION, landed, NULL));
+		landed.channels = 0; /* its daemon did not answer */
+	CHECK_OK(tfd_conn_close(w->a.core, path->out, TFD_DETAIL_CONNECTION, &landed, NULL));
 	*path = (struct path){ 0 };
 	connect_rails(&w->a, i, &w->b, i, &path->out, &path->in);
 	open_all(w);

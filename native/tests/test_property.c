@@ -269,8 +269,7 @@ static void writer_dies(struct world *w)
 		;
 	for (uint32_t i = 0; i < w->path_count; i++) {
 		if (w->paths[i].in)
-			CHECK_OK(tfd_conn_close(w->b.core, w->paths[i].in, TFD_DETAIL_HEARTBEAT,
-			                        TFD_LANDED_UNKNOWN, NULL));
+			CHECK_OK(tfd_conn_close(w->b.core, w->paths[i].in, TFD_DETAIL_HEARTBEAT, NULL, NULL));
 		w->paths[i].in = 0;
 	}
 	CHECK_OK(tfd_counters_settle(w->b.core, w->peer));
@@ -420,6 +419,7 @@ static void add_up(const struct world *w)
 	for (int i = 0; i < TFD_JOB_STATUS_COUNT; i++)
 		totals.ended[i] += w->ended[i];
 	totals.reconciled += w->reconciled;
+	totals.apart += w->apart;
 	totals.fences += w->fences;
 	totals.proven += w->proven;
 	totals.retried += w->retried;
@@ -458,6 +458,7 @@ int main(void)
 	SHOW("deadline", totals.ended[TFD_JOB_DEADLINE]);
 	SHOW("peer_lost", totals.ended[TFD_JOB_PEER_LOST]);
 	SHOW("reconciled", totals.reconciled);
+	SHOW("reconciled_channels", totals.apart);
 	SHOW("fences", totals.fences);
 	SHOW("restored", totals.proven);
 	SHOW("retried", totals.retried);
@@ -471,8 +472,8 @@ int main(void)
 	SHOW("armed", totals.armed);
 	(void)printf("wrong=0\n");
 	CHECK(totals.ended[TFD_JOB_OK] && totals.ended[TFD_JOB_CANCELLED] && totals.ended[TFD_JOB_DEADLINE]);
-	CHECK(totals.reconciled && totals.fences && totals.proven && totals.retried && totals.revoked &&
-	      totals.exact && totals.stalls && totals.armed);
+	CHECK(totals.reconciled && totals.apart && totals.fences && totals.proven && totals.retried &&
+	      totals.revoked && totals.exact && totals.stalls && totals.armed);
 	CHECK(left < OPERATIONS_ALL ||
 	      (totals.sessions_ended && totals.peers_died && totals.rails_died && totals.muted));
 	return 0;

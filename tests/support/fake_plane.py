@@ -33,7 +33,7 @@ from transferd.daemon.plane import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from transferd.daemon.plane import Entry
+    from transferd.daemon.plane import Entry, Landed
 
 PROTOCOL = "memory/1"
 
@@ -87,8 +87,8 @@ class FakePlane:
         self.closed: dict[int, int] = {}
         self.mute: set[int] = set()
         self.rail_of: dict[int, int] = {}
-        self.far_landed: dict[int, int | None] = {}
-        self.landed: int | None = None  # what closing a connection tells
+        self.far_landed: dict[int, Landed | None] = {}
+        self.landed: Landed | None = None  # what closing a connection tells
         self.settled: list[int] = []
         self.watches: dict[int, tuple[bytes, bytes]] = {}
         self._handles = itertools.count(1)
@@ -238,7 +238,9 @@ class FakePlane:
         if conn not in self.conns:
             raise PlaneError(errno.ENOENT, "the connection was closed")
 
-    async def conn_close(self, conn: int, detail: int, far_landed: int | None = None) -> int | None:
+    async def conn_close(
+        self, conn: int, detail: int, far_landed: Landed | None = None
+    ) -> Landed | None:
         await asyncio.sleep(0)
         if self.conns.pop(conn, None) is not None:
             self.closed[conn] = detail

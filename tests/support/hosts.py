@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transferd.daemon.errors import TransferdError
     from transferd.daemon.grant import Grant
     from transferd.daemon.peer import Peer
-    from transferd.daemon.plane import Event
+    from transferd.daemon.plane import Event, Landed
     from transferd.daemon.region import Region
     from transferd.daemon.session import Session
     from transferd.daemon.wire import GrantFence, GrantKeys, Half, Hello, HelloReply, Loss, Refusal
@@ -133,11 +133,11 @@ class MemoryLink:
         addresses: list[bytes] = await self._call("connect", work)
         return addresses
 
-    async def disconnect(self, connection_ids: Sequence[int]) -> list[int | None]:
-        async def work(host: Host) -> list[int | None]:
+    async def disconnect(self, connection_ids: Sequence[int]) -> list[Landed | None]:
+        async def work(host: Host) -> list[Landed | None]:
             return await host.owner.disconnect(host.peers.caller(self._own), connection_ids)
 
-        landed: list[int | None] = await self._call("disconnect", work)
+        landed: list[Landed | None] = await self._call("disconnect", work)
         return landed
 
     async def open_grants(self, descriptors: Sequence[bytes]) -> list[GrantKeys | Refusal]:

@@ -84,11 +84,11 @@ def states(lane: Lane) -> list[PathState]:
 
 async def test_broken_path_is_taken_out_alone(network: Network, near: Host, far: Host) -> None:
     one = await opened(near, far)
-    far.plane.landed = 9
+    far.plane.landed = (9,)
     near.plane.mute.add(1)
     conn = lose(near, one.lane.paths[1])
     await eventually(lambda: conn in near.plane.closed)
-    assert near.plane.far_landed[conn] == 9
+    assert near.plane.far_landed[conn] == (9,)
     assert one.live
     assert one.lane.state is LaneState.UP
     assert [path.state for path in one.lane.paths if path.rail != 1] == [PathState.UP] * 2
@@ -202,7 +202,7 @@ async def test_all_but_one_at_once(near: Host, far: Host) -> None:
 async def test_far_daemon_does_not_answer(network: Network, near: Host, far: Host) -> None:
     """What became of the traffic is unknown then; the far half goes as soon as it can be told."""
     one = await opened(near, far)
-    far.plane.landed = 4
+    far.plane.landed = (4,)
     near.plane.mute.add(1)
     gate = network.hold("disconnect")
     conn = lose(near, one.lane.paths[1])
@@ -406,7 +406,7 @@ async def test_peer_is_lost_while_a_lane_is_proven(near: Host, far: Host) -> Non
 async def test_incoming_half_that_breaks_goes_alone(near: Host, far: Host) -> None:
     """Its writer finds out by the connection, and is told what had landed when it asks."""
     one = await opened(near, far)
-    far.plane.landed = 5
+    far.plane.landed = (5,)
     incoming = far.peer(near).incoming
     path = one.lane.paths[1]
     half = incoming[path.conn]
@@ -416,7 +416,7 @@ async def test_incoming_half_that_breaks_goes_alone(near: Host, far: Host) -> No
     assert far.peer(near).state == near.peer(far).state == "CONNECTED"
     conn = lose(near, path)
     await eventually(lambda: conn in near.plane.closed)
-    assert near.plane.far_landed[conn] == 5
+    assert near.plane.far_landed[conn] == (5,)
     await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
 
 

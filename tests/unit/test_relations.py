@@ -20,6 +20,8 @@ from support.hosts import Host, Network, eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from transferd.daemon.plane import Landed
+
 
 @pytest.fixture
 async def network() -> AsyncIterator[Network]:
@@ -237,7 +239,7 @@ async def test_silence_closes_connections_before_it_faults(near: Host, far: Host
     order: list[str] = []
     close, fault = far.plane.conn_close, far.plane.counters_fault
 
-    async def closing(conn: int, detail: int, far_landed: int | None = None) -> int | None:
+    async def closing(conn: int, detail: int, far_landed: Landed | None = None) -> Landed | None:
         await asyncio.sleep(0.01)
         landed = await close(conn, detail, far_landed)
         order.append("closed")
@@ -417,11 +419,11 @@ async def test_units_are_told_once(near: Host, far: Host) -> None:
 async def test_what_landed_is_handed_to_the_writer(near: Host, far: Host) -> None:
     _, descriptor = await far.grant(await far.session())
     (opened,) = await near.open(await near.session(), descriptor)
-    far.plane.landed = 7
+    far.plane.landed = (7, 0, 2)
     conn = opened.lane.paths[0].conn
     near.plane.tell(EventType.CONN_LOST, conn)
     await eventually(lambda: conn in near.plane.closed)
-    assert near.plane.far_landed[conn] == 7
+    assert near.plane.far_landed[conn] == (7, 0, 2)
 
 
 async def test_broken_connection_is_replaced(near: Host, far: Host) -> None:

@@ -268,18 +268,26 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 /* Joins it to the other side's half. -EPROTO: address is not of this provider. */
 int tfd_conn_start(struct tfd_core *core, uint64_t conn, const void *address, size_t address_bytes,
                    struct tfd_error *error);
-#define TFD_LANDED_UNKNOWN UINT64_MAX
+#define TFD_CHANNELS_MAX 3u /* of a connection */
+
+/* How many immediates have landed by a connection, by each of its channels (tfd_rail_info): those that were posted first there. */
+struct tfd_landed {
+	uint64_t imms[TFD_CHANNELS_MAX];
+	uint32_t channels; /* 0: unknown */
+	uint32_t _pad;
+};
+
 /*
  * Destroys the local half; when this returns nothing of it is in flight. -ENOENT: it is gone already.
  *
- * Incoming: no byte can land any more. *landed tells how many immediates have, or TFD_LANDED_UNKNOWN where the rail keeps
- * no order or does not tell connections apart; to be handed to the writer.
- * Outgoing: `far_landed` is what the far side told after it had closed its half, else TFD_LANDED_UNKNOWN. Known: what has not
- * landed goes out again by other paths of the same open, where there are any left; else, and for what is unknown, jobs end
- * with PEER_LOST (`detail`). `landed` may be NULL.
+ * Incoming: no byte can land any more. *landed tells how many immediates have; unknown where the rail keeps no order or does
+ * not tell connections apart; to be handed to the writer.
+ * Outgoing: `far_landed` is what the far side told after it had closed its half, else NULL: unknown, as is what cannot be (of other
+ * channels, more than was posted). Known: what has not landed goes out again by other paths of the same open, where there are
+ * any left; else, and for what is unknown, jobs end with PEER_LOST (`detail`). Either may be NULL.
  */
-int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail, uint64_t far_landed,
-                   uint64_t *landed);
+int tfd_conn_close(struct tfd_core *core, uint64_t conn, uint32_t detail, const struct tfd_landed *far_landed,
+                   struct tfd_landed *landed);
 /*
  * Has the far side answer by a started, outgoing connection that no open has yet, by a read of no bytes: TFD_EVENT_CONN_PROVEN
  * follows, or TFD_EVENT_CONN_LOST, or within the caller's patience neither.

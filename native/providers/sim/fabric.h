@@ -8,7 +8,7 @@
 #include "sim.h"
 
 struct tfd_flight {
-	struct tfd_list link; /* in its half's flights, in the order of posting */
+	struct tfd_list link; /* in its channel's flights, in the order of posting */
 	struct tfd_post post;
 	struct tfd_wr *wr; /* NULL: its sender has closed and is told */
 	uint64_t due_ns;
@@ -55,6 +55,13 @@ enum tfd_sim_fault {
 	TFD_SIM_FAILS_NEXT = 8,
 };
 
+/* One of a half's: pieces of one order, where the rail keeps any. */
+struct tfd_sim_channel {
+	struct tfd_list flights;
+	uint64_t last_due_ns;
+	bool mute;
+};
+
 struct tfd_half {
 	struct tfd_list link; /* domain's */
 	struct tfd_domain *domain;
@@ -64,8 +71,7 @@ struct tfd_half {
 	struct tfd_half *far_half; /* NULL: to be looked for */
 	const struct tfd_mr
 		*at_once; /* null fabric: what is for it lands as it is posted; writable; NULL: all flies */
-	struct tfd_list flights;
-	uint64_t last_due_ns;
+	struct tfd_sim_channel channels[TFD_CHANNELS_MAX]; /* options.channels */
 	uint32_t faults; /* TFD_SIM_*; 0: all is well */
 };
 
@@ -77,12 +83,25 @@ void tfd_sim_fault_locked(struct tfd_half *half, enum tfd_sim_fault fault);
 uint64_t tfd_sim_random_locked(struct tfd_domain *domain);
 struct tfd_half *tfd_sim_find_locked(uint64_t name); /* NULL: it was freed */
 
+uint64_t tfd_sim_now_locked(void);
+
+/* flight.c */
+uint64_t tfd_sim_delay_locked(struct tfd_domain *domain);
+void tfd_sim_flight_end_locked(struct tfd_half *half, struct tfd_flight *flight, bool error);
+void tfd_sim_step_locked(struct tfd_half *half); /* what is due lands, or is told */
+
 /* landing.c */
 bool tfd_sim_usable(const struct tfd_half *half);
 const struct tfd_mr *tfd_sim_mr_locked(const struct tfd_domain *domain, uint64_t key); /* NULL: nobody's */
 /* Sets `landed`, `refused`, or breaks the half. */
 void tfd_sim_land_locked(struct tfd_half *half, struct tfd_flight *flight);
 void tfd_sim_land_some_locked(struct tfd_half *half, const struct tfd_flight *flight);
+
+/* Of what was posted. */
+static inline uint32_t tfd_sim_channel_of(const struct tfd_half *half, const struct tfd_post *post)
+{
+	return half->domain->options.channels == 1 ? 0 : post->traffic;
+}
 
 static inline bool tfd_sim_reaches(const struct tfd_mr *mr, uint64_t address, uint64_t length)
 {

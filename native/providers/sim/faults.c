@@ -12,7 +12,14 @@ void tfd_sim_break(struct tfd_half *half)
 
 void tfd_sim_mute(struct tfd_half *half)
 {
+	for (uint32_t i = 0; i < half->domain->options.channels; i++)
+		tfd_sim_mute_channel(half, i);
+}
+
+void tfd_sim_mute_channel(struct tfd_half *half, uint32_t channel)
+{
 	tfd_sim_lock();
+	half->channels[channel].mute = true;
 	tfd_sim_fault_locked(half, TFD_SIM_MUTE);
 	tfd_sim_unlock();
 }

@@ -81,6 +81,7 @@ void tfd_sim_land_locked(struct tfd_half *half, struct tfd_flight *flight)
 		*tfd_sim_done_locked(far->domain) =
 			(struct tfd_wc){ .type = TFD_WC_IMM,
 			                 .imm = flight->post.imm,
+			                 .order = tfd_sim_channel_of(half, &flight->post),
 			                 .owner = half->domain->options.ordered ? far->owner : NULL };
 }
 

@@ -21,6 +21,8 @@ static int set(struct tfd_sim_options *options, const char *key, uint64_t value)
 		options->rate_gbps = (uint32_t)value;
 	else if (strcmp(key, "again") == 0 && value < 100)
 		options->again = (uint32_t)value;
+	else if (strcmp(key, "channels") == 0 && (value == 1 || value == TFD_CHANNELS_MAX))
+		options->channels = (uint32_t)value;
 	else if (strcmp(key, "imm_depth") == 0 && value <= UINT32_MAX)
 		options->imm_depth = (uint32_t)value;
 	else if (strcmp(key, "max_message") == 0 && value)
@@ -35,7 +37,7 @@ static int set(struct tfd_sim_options *options, const char *key, uint64_t value)
 int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_error *error)
 {
 	struct tfd_sim_options options = {
-		.seed = 1, .ordered = 1, .move = 1, .max_message = 1ull << 30, .parts = 1
+		.seed = 1, .ordered = 1, .move = 1, .max_message = 1ull << 30, .parts = 1, .channels = 1
 	};
 	char copy[TFD_NAME_MAX];
 	char *rest = copy;
@@ -52,7 +54,7 @@ int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_erro
 		if (!value || !*value || set(&options, key, strtoull(value, &end, 0)) != 0 || *end)
 			return tfd_fail(error, -EINVAL,
 			                "sim: \"%s\" in \"%s\" is no seed=, ordered=0|1, delay_us=, "
-			                "move=0|1, rate_gbps=, again=, parts=, imm_depth= or "
+			                "move=0|1, rate_gbps=, again=, parts=, channels=1|3, imm_depth= or "
 			                "max_message=",
 			                key, text);
 	}

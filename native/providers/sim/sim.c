@@ -25,7 +25,7 @@ void tfd_sim_lock(void)
 		(void)sched_yield();
 }
 
-static uint64_t now_locked(void)
+uint64_t tfd_sim_now_locked(void)
 {
 	return fabric_now_ns ? fabric_now_ns : tfd_now_ns();
 }
@@ -34,13 +34,6 @@ uint64_t tfd_sim_random_locked(struct tfd_domain *domain)
 {
 	domain->random = domain->random * 6364136223846793005ull + 1442695040888963407ull;
 	return domain->random >> 33;
-}
-
-static uint64_t delay_locked(struct tfd_domain *domain)
-{
-	return domain->options.delay_us ?
-	               tfd_sim_random_locked(domain) % (1000ull * domain->options.delay_us + 1) :
-	               0;
 }
 
 struct tfd_half *tfd_sim_find_locked(uint64_t name)
@@ -90,20 +83,6 @@ bool tfd_sim_takes_imm_locked(struct tfd_domain *domain)
 	return false;
 }
 
-static void flight_end_locked(struct tfd_half *half, struct tfd_flight *flight, bool error)
-{
-	struct tfd_wc wc = { .type = error ? TFD_WC_ERROR : TFD_WC_SENT,
-	                     .wr = flight->wr,
-	                     .error = error ? EIO : 0,
-	                     .remote_access = flight->refused };
-
-	if (flight->wr)
-		*tfd_sim_done_locked(half->domain) = wc;
-	tfd_list_remove(&flight->link);
-	half->domain->flights--;
-	tfd_list_push(&half->domain->flights_free, &flight->link);
-}
-
 /* Something is no longer as it was: whatever is posted next flies, and is looked at. `gone`: a half, or NULL. */
 static void doubt_locked(const struct tfd_half *gone)
 {
@@ -124,79 +103,6 @@ void tfd_sim_fault_locked(struct tfd_half *half, enum tfd_sim_fault fault)
 {
 	half->faults |= fault;
 	doubt_locked(NULL);
-}
-
-/* All that it had in flight has landed, by this key at last, and nothing is wrong. */
-static void half_trust_locked(struct tfd_half *half, uint64_t key)
-{
-	const struct tfd_mr *mr;
-
-	if (!half->domain->null || half->faults || !half->far_half || !tfd_sim_usable(half->far_half))
-		return;
-	mr = tfd_sim_mr_locked(half->far_half->domain, key);
-	if (mr && mr->writable)
-		half->at_once = mr;
-}
-
-/* Ordered: nothing passes what was posted before it. */
-static void half_step_locked(struct tfd_half *half)
-{
-	bool ordered = half->domain->options.ordered != 0;
-	uint64_t now = now_locked();
-	uint64_t key = 0;
-	bool rated = half->domain->options.rate_gbps != 0; /* goes on sending meanwhile */
-	bool waits = false; /* an earlier acknowledgement is still under way */
-	struct tfd_list *next;
-
-	if ((half->faults & TFD_SIM_MUTE) && !(half->faults & TFD_SIM_BROKEN))
-		return;
-
-	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
-		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
-
-		next = link->next;
-		key = flight->post.remote_key;
-		if ((flight->due_ns > now || (flight->landed && waits)) && !(half->faults & TFD_SIM_BROKEN)) {
-			if (ordered && !(rated && flight->landed))
-				return;
-			waits = ordered;
-			continue;
-		}
-		if (half->faults & TFD_SIM_BROKEN) {
-			if (!flight->landed)
-				tfd_sim_land_some_locked(half, flight);
-			flight_end_locked(half, flight, true);
-			continue;
-		}
-		if (flight->landed) {
-			flight_end_locked(half, flight, false);
-			continue;
-		}
-		if ((half->faults & TFD_SIM_FAILS_NEXT) && !half->domain->dead) {
-			half->faults &= ~(uint32_t)TFD_SIM_FAILS_NEXT;
-			if (tfd_sim_random_locked(half->domain) % 2)
-				tfd_sim_land_locked(half, flight);
-			flight_end_locked(half, flight, true);
-			continue;
-		}
-		tfd_sim_land_locked(half, flight);
-		if (flight->refused || (half->faults & TFD_SIM_BROKEN)) {
-			tfd_sim_fault_locked(half, TFD_SIM_BROKEN);
-			flight_end_locked(half, flight, true);
-			continue;
-		}
-		if (!flight->wr) {
-			flight_end_locked(half, flight, false);
-			continue;
-		}
-		flight->due_ns = now + delay_locked(half->domain);
-		if (flight->due_ns > now && ordered && !rated)
-			return;
-		waits = waits || (ordered && flight->due_ns > now);
-		next = link; /* acknowledged at once */
-	}
-	if (tfd_list_empty(&half->flights))
-		half_trust_locked(half, key);
 }
 
 /* ---- ops ---- */
@@ -227,11 +133,13 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	tfd_sim_unlock();
 	(void)snprintf(info->name, sizeof(info->name), "%s", name);
 	(void)snprintf(info->provider, sizeof(info->provider), "sim");
-	(void)snprintf(info->protocol, sizeof(info->protocol), "sim/%u", options.ordered);
+	(void)snprintf(info->protocol, sizeof(info->protocol), "sim/%u/%u", options.ordered,
+	               options.channels);
 	info->max_message_bytes = options.max_message;
 	info->ordered = options.ordered;
 	info->max_parts = options.parts;
 	info->imm_depth = options.imm_depth;
+	info->channels = options.channels;
 	*out = domain;
 	return 0;
 }
@@ -241,11 +149,15 @@ static void half_free(struct tfd_half *half)
 	struct tfd_wc_queue *done = &half->domain->done;
 
 	tfd_sim_lock();
-	while (!tfd_list_empty(&half->flights)) {
-		struct tfd_flight *flight = tfd_container(half->flights.next, struct tfd_flight, link);
+	for (uint32_t i = 0; i < half->domain->options.channels; i++) {
+		struct tfd_list *flights = &half->channels[i].flights;
 
-		flight->wr = NULL;
-		flight_end_locked(half, flight, false);
+		while (!tfd_list_empty(flights)) {
+			struct tfd_flight *flight = tfd_container(flights->next, struct tfd_flight, link);
+
+			flight->wr = NULL;
+			tfd_sim_flight_end_locked(half, flight, false);
+		}
 	}
 	doubt_locked(half);
 	for (uint32_t i = done->head; i != done->tail; i++) {
@@ -318,7 +230,8 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 		return tfd_fail(error, -ENOMEM, "no memory for a connection");
 	half->domain = domain;
 	half->owner = owner;
-	tfd_list_init(&half->flights);
+	for (uint32_t i = 0; i < domain->options.channels; i++)
+		tfd_list_init(&half->channels[i].flights);
 	tfd_sim_lock();
 	half->name = ++fabric_names;
 	tfd_list_push(&domain->halves, &half->link);
@@ -339,13 +252,11 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 }
 
 /* Its pieces are told failed; what had left may land all the same, from a copy. */
-static void half_close(struct tfd_half *half)
+static void channel_close_locked(struct tfd_half *half, struct tfd_sim_channel *channel)
 {
 	struct tfd_list *next;
 
-	tfd_sim_lock();
-	tfd_sim_fault_locked(half, TFD_SIM_CLOSED);
-	for (struct tfd_list *link = half->flights.next; link != &half->flights; link = next) {
+	for (struct tfd_list *link = channel->flights.next; link != &channel->flights; link = next) {
 		struct tfd_flight *flight = tfd_container(link, struct tfd_flight, link);
 		struct tfd_wc wc = { .type = TFD_WC_ERROR, .wr = flight->wr, .error = ECANCELED };
 
@@ -353,10 +264,18 @@ static void half_close(struct tfd_half *half)
 		if (flight->wr)
 			*tfd_sim_done_locked(half->domain) = wc;
 		flight->wr = NULL;
-		if (!(half->faults & TFD_SIM_MUTE) && !flight->landed)
+		if (!channel->mute && !flight->landed)
 			tfd_sim_land_locked(half, flight);
-		flight_end_locked(half, flight, false);
+		tfd_sim_flight_end_locked(half, flight, false);
 	}
+}
+
+static void half_close(struct tfd_half *half)
+{
+	tfd_sim_lock();
+	tfd_sim_fault_locked(half, TFD_SIM_CLOSED);
+	for (uint32_t i = 0; i < half->domain->options.channels; i++)
+		channel_close_locked(half, &half->channels[i]);
 	tfd_sim_unlock();
 }
 
@@ -395,7 +314,7 @@ static uint64_t bytes_of(const struct tfd_post *post)
 /* When the rail has sent it, after everything that was posted before. */
 static uint64_t sent_locked(struct tfd_domain *domain, uint64_t bytes)
 {
-	uint64_t now = now_locked();
+	uint64_t now = tfd_sim_now_locked();
 
 	if (!domain->options.rate_gbps)
 		return now;
@@ -407,6 +326,7 @@ static uint64_t sent_locked(struct tfd_domain *domain, uint64_t bytes)
 
 static int post_locked(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
 {
+	struct tfd_sim_channel *channel = &half->channels[tfd_sim_channel_of(half, post)];
 	struct tfd_domain *domain = half->domain;
 	struct tfd_flight *flight;
 	uint64_t due;
@@ -423,11 +343,11 @@ static int post_locked(struct tfd_half *half, const struct tfd_post *post, struc
 	if (!flight)
 		return -EAGAIN;
 	flight->wr = wr;
-	due = sent_locked(domain, bytes_of(post)) + delay_locked(domain);
-	if (domain->options.ordered && due < half->last_due_ns)
-		due = half->last_due_ns;
-	half->last_due_ns = flight->due_ns = due;
-	tfd_list_push(&half->flights, &flight->link);
+	due = sent_locked(domain, bytes_of(post)) + tfd_sim_delay_locked(domain);
+	if (domain->options.ordered && due < channel->last_due_ns)
+		due = channel->last_due_ns;
+	channel->last_due_ns = flight->due_ns = due;
+	tfd_list_push(&channel->flights, &flight->link);
 	half->at_once = NULL; /* nothing passes it */
 	return 0;
 }
@@ -471,8 +391,10 @@ static bool land_at_once_locked(struct tfd_half *half, const struct tfd_post *po
 	if (post->has_imm) {
 		if (tfd_sim_is_full(&far->domain->done))
 			return false;
-		*tfd_sim_next(&far->domain->done) =
-			(struct tfd_wc){ .type = TFD_WC_IMM, .imm = post->imm, .owner = far->owner };
+		*tfd_sim_next(&far->domain->done) = (struct tfd_wc){ .type = TFD_WC_IMM,
+		                                                     .imm = post->imm,
+		                                                     .order = tfd_sim_channel_of(half, post),
+		                                                     .owner = far->owner };
 	}
 	*tfd_sim_next(&half->domain->done) = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = wr };
 	return true;
@@ -498,8 +420,7 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next) {
 		struct tfd_half *half = tfd_container(link, struct tfd_half, link);
 
-		if (!tfd_list_empty(&half->flights))
-			half_step_locked(half);
+		tfd_sim_step_locked(half);
 	}
 	while (count < max && done->head != done->tail) {
 		uint32_t at = done->head & (done->capacity - 1);

@@ -18,6 +18,7 @@ struct tfd_sim_options {
 	uint32_t parts; /* ranges of one post; 1 */
 	uint32_t rate_gbps; /* bits that a rail sends in a nanosecond; 0: any number at once */
 	uint32_t again; /* of 100 posts that are refused for now; 0 */
+	uint32_t channels; /* 3: the three kinds of traffic of a connection overtake each other; 1 */
 	uint32_t imm_depth; /* immediates that wait to be polled: one more is an overrun; 0: any number */
 };
 
@@ -27,6 +28,7 @@ void tfd_sim_set_now(uint64_t now_ns);
 void tfd_sim_break(struct tfd_half *half);
 /* Nothing of this half lands, and nothing is told, as if a cable had been pulled. */
 void tfd_sim_mute(struct tfd_half *half);
+void tfd_sim_mute_channel(struct tfd_half *half, uint32_t channel); /* that one alone */
 /* The next piece of this half to land is told failed; whether it has landed is left to chance. */
 void tfd_sim_fail(struct tfd_half *half);
 /* What has completed and was not polled is lost, as if the completion queue had been too short. */
