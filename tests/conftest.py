@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 # A layer whose tests all vanished or were skipped has proved nothing.
-LAYERS = ("unit", "protocol", "integration", "chaos")
+LAYERS = ("unit", "protocol", "integration", "chaos", "conformance")
 
 passed_by_layer = pytest.StashKey[Counter[str]]()
 
@@ -39,6 +39,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-layers",
         action="store_true",
         help="fail when a layer (a folder of tests/) ran no test",
+    )
+    parser.addoption(
+        "--require-provider",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="fail tests/conformance where this host cannot run that provider, instead of skipping",
     )
     parser.addoption(
         "--seed", type=int, default=None, help="seed of the `seeded` fixture; default: random"

@@ -64,9 +64,11 @@ static inline void host_open_rails(struct host *host, uint32_t rails, uint32_t s
 	struct tfd_group_options group = { .rail_count = rails };
 	const char *provider = getenv("TFD_TEST_PROVIDER"); /* what these tests run on, and by which rail */
 	const char *rail = getenv("TFD_TEST_RAIL");
+	const char *fabric = getenv("TFD_TEST_FABRIC");
 	const char *library = getenv("TFD_TEST_LIBRARY");
 
 	(void)strcpy(group.provider, provider ? provider : "tcp");
+	(void)strcpy(group.fabric, fabric ? fabric : "");
 	(void)strcpy(group.library, library ? library : "");
 	CHECK_OK(tfd_core_open(&core, &host->core, &error));
 	for (uint32_t i = 0; i < rails; i++)

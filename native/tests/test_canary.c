@@ -2,7 +2,7 @@
 /*
  * Fences on every provider, proven by canaries: writers go on, a fence is asked for and answers, the receiver fills the pages with a
  * pattern, and no byte of them changes afterwards. Each slot is looked at when later writes have landed, and again before it is used
- * again. TFD_CANARY_RUNS: rounds of each kind on each fabric.
+ * again. TFD_CANARY_RUNS: rounds of each kind on each fabric. With TFD_TEST_PROVIDER on that one alone.
  */
 #include "core/parts.h"
 #include "core_fixture.h"
@@ -26,15 +26,16 @@ struct fabric {
 	const char *options;
 	bool one_host;
 	uint32_t copy_threads;
+	const char *library; /* "": found */
 };
 
 static const struct fabric fabrics[] = {
-	{ "libfabric", "libfabric", "127.0.0.1", "", false, 0 },
-	{ "tcp", "tcp", "127.0.0.1", "", false, 0 },
-	{ "local", "local", "local", "", true, 0 },
-	{ "local, by helpers", "local", "local", "", true, 2 },
-	{ "sim, ordered", "sim", "sim0", "ordered=1,delay_us=300", false, 0 },
-	{ "sim, unordered", "sim", "sim0", "ordered=0,delay_us=300", false, 0 },
+	{ "libfabric", "libfabric", "127.0.0.1", "", false, 0, "" },
+	{ "tcp", "tcp", "127.0.0.1", "", false, 0, "" },
+	{ "local", "local", "local", "", true, 0, "" },
+	{ "local, by helpers", "local", "local", "", true, 2, "" },
+	{ "sim, ordered", "sim", "sim0", "ordered=1,delay_us=300", false, 0, "" },
+	{ "sim, unordered", "sim", "sim0", "ordered=0,delay_us=300", false, 0, "" },
 };
 
 struct run {
@@ -266,6 +267,7 @@ static void open_host(struct host *host, const struct fabric *fabric)
 	(void)strcpy(group.provider, fabric->provider);
 	(void)strcpy(group.rails[0], fabric->rail);
 	(void)strcpy(group.fabric, fabric->options);
+	(void)strcpy(group.library, fabric->library);
 	CHECK_OK(tfd_core_open(&core, &host->core, &error));
 	CHECK_OK(tfd_group_open(host->core, &group, &host->group, &error));
 }
@@ -296,24 +298,45 @@ static void run_close(struct run *run)
 		tfd_core_close(run->b->core);
 }
 
+static void run_all(const struct fabric *fabric, uint32_t rounds)
+{
+	for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
+		struct run run;
+
+		run_open(&run, fabric);
+		for (uint32_t i = 0; i < rounds; i++)
+			play(&run, &kinds[k], i);
+		CHECK(run.caught > 0);
+		(void)printf("%s: %s: runs=%u caught=%llu\n", fabric->name, kinds[k].name, rounds,
+		             (unsigned long long)run.caught);
+		(void)fflush(stdout);
+		run_close(&run);
+	}
+}
+
+static const char *wish(const char *name, const char *otherwise)
+{
+	const char *value = getenv(name);
+
+	return value ? value : otherwise;
+}
+
 int main(void)
 {
-	const char *wanted = getenv("TFD_CANARY_RUNS");
-	uint32_t rounds = wanted ? (uint32_t)strtoul(wanted, NULL, 10) : 20;
+	uint32_t rounds = (uint32_t)strtoul(wish("TFD_CANARY_RUNS", "20"), NULL, 10);
+	const char *provider = wish("TFD_TEST_PROVIDER", NULL);
+	struct fabric chosen = { .name = provider,
+	                         .provider = provider,
+	                         .rail = wish("TFD_TEST_RAIL", "127.0.0.1"),
+	                         .options = wish("TFD_TEST_FABRIC", ""),
+	                         .library = wish("TFD_TEST_LIBRARY", "") };
 
-	for (size_t f = 0; f < sizeof(fabrics) / sizeof(fabrics[0]); f++) {
-		for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
-			struct run run;
-
-			run_open(&run, &fabrics[f]);
-			for (uint32_t i = 0; i < rounds; i++)
-				play(&run, &kinds[k], i);
-			CHECK(run.caught > 0);
-			(void)printf("%s: %s: runs=%u caught=%llu\n", fabrics[f].name, kinds[k].name, rounds,
-			             (unsigned long long)run.caught);
-			(void)fflush(stdout);
-			run_close(&run);
-		}
+	if (provider) {
+		chosen.one_host = strcmp(provider, "local") == 0;
+		run_all(&chosen, rounds);
+		return 0;
 	}
+	for (size_t f = 0; f < sizeof(fabrics) / sizeof(fabrics[0]); f++)
+		run_all(&fabrics[f], rounds);
 	return 0;
 }

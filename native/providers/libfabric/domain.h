@@ -36,6 +36,7 @@ struct tfd_domain {
 	struct tfd_half *halves; /* worker; ring of those with a queue of their own, next in turn first */
 	uint32_t half_count; /* worker */
 	struct tfd_half *shared; /* EFA: one endpoint for all peers; else NULL, and each half has its own */
+	size_t address_bytes; /* worker; of any half's address; 0: there has been none */
 	char protocol[TFD_NAME_MAX];
 };
 

@@ -49,7 +49,7 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 		tfd_fi_half_free(half);
 		return tfd_fi_fail(domain, error, "fi_getname", rc);
 	}
-	*address_bytes = offsetof(struct tfd_fi_address, name) + name_bytes;
+	*address_bytes = domain->address_bytes = offsetof(struct tfd_fi_address, name) + name_bytes;
 	memcpy(address, &blob, *address_bytes);
 	*out = half;
 	return 0;
@@ -70,8 +70,10 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 		return tfd_fail(error, -EPROTO,
 		                "the peer speaks %s, this rail %s: use the same provider on both hosts",
 		                blob.protocol, domain->protocol);
+	if (address_bytes != domain->address_bytes) /* one protocol, one form of names */
+		return tfd_fail(error, -EPROTO, "a %s address of %zu bytes is malformed: it has %zu",
+		                domain->protocol, address_bytes, domain->address_bytes);
 	half->far_link = blob.link; /* 0: the far half has a queue of its own (rxm 1.17 speaks to 2.x) */
-	/* The length is the provider's own: a shorter name from the peer was zero-filled above. */
 	rc = fi_av_insert(domain->av, blob.name, 1, &half->far, 0, NULL);
 	if (rc != 1) {
 		half->far = FI_ADDR_UNSPEC;

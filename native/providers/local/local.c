@@ -245,10 +245,11 @@ static bool copy_make(struct tfd_domain *domain, const struct tfd_post *post, st
 	for (uint32_t i = 0; i <= post->part_count; i++) {
 		const struct tfd_post_part *from = i ? &post->parts[i - 1] : &first;
 		uint8_t *local = (uint8_t *)(uintptr_t)from->local;
-		uint8_t *remote = mr->base + from->remote_address;
+		uint8_t *remote;
 
 		if (!reaches(mr, from->remote_address, from->length))
 			return false;
+		remote = mr->base + from->remote_address;
 		copy->parts[i] = post->read ? (struct tfd_local_part){ local, remote, from->length } :
 		                              (struct tfd_local_part){ remote, local, from->length };
 	}

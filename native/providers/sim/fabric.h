@@ -33,6 +33,14 @@ struct tfd_mr {
 	bool writable;
 };
 
+#define TFD_SIM_PROTOCOL "sim/1"
+
+/* Of a half. */
+struct tfd_sim_address {
+	char protocol[8];
+	uint64_t name;
+};
+
 struct tfd_domain {
 	struct tfd_sim_options options;
 	struct tfd_list link;

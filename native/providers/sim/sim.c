@@ -224,6 +224,7 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
                      void *address, size_t *address_bytes, struct tfd_error *error)
 {
 	struct tfd_half *half = calloc(1, sizeof(*half));
+	struct tfd_sim_address blob = { .protocol = TFD_SIM_PROTOCOL };
 
 	(void)outgoing;
 	if (!half)
@@ -236,8 +237,9 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 	half->name = ++fabric_names;
 	tfd_list_push(&domain->halves, &half->link);
 	tfd_sim_unlock();
-	memcpy(address, &half->name, sizeof(half->name));
-	*address_bytes = sizeof(half->name);
+	blob.name = half->name;
+	memcpy(address, &blob, sizeof(blob));
+	*address_bytes = sizeof(blob);
 	*out = half;
 	return 0;
 }
@@ -245,9 +247,14 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 static int half_start(struct tfd_half *half, const void *address, size_t address_bytes,
                       struct tfd_error *error)
 {
-	if (address_bytes != sizeof(half->far))
-		return tfd_fail(error, -EPROTO, "a sim address of %zu bytes is malformed", address_bytes);
-	memcpy(&half->far, address, sizeof(half->far));
+	struct tfd_sim_address blob;
+
+	if (address_bytes == sizeof(blob))
+		memcpy(&blob, address, sizeof(blob));
+	if (address_bytes != sizeof(blob) ||
+	    memcmp(blob.protocol, TFD_SIM_PROTOCOL, sizeof(TFD_SIM_PROTOCOL)) != 0)
+		return tfd_fail(error, -EPROTO, "%zu bytes are no address of a sim half", address_bytes);
+	half->far = blob.name;
 	return 0;
 }
 
