@@ -9,11 +9,12 @@ to its end; who waits for it may be cancelled, the work is not.
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING
 
 import structlog
 
-from transferd.daemon.errors import PeerLost
+from transferd.daemon.errors import Conflict, PeerLost
 from transferd.daemon.paths import Paths
 from transferd.daemon.peer import Lane, LanePath, LaneState, PathState, pair_rails
 from transferd.daemon.plane import Detail, PlaneError
@@ -85,7 +86,10 @@ class Lanes:
                 raise PeerLost(f"{peer.address} does not answer by any rail; try again")
         except PlaneError as error:
             await self._undo(lane)
-            raise PeerLost(f"connecting to {peer.address}: {error.text}") from error
+            text = f"connecting to {peer.address}: {error.text}"
+            if error.errno == errno.EPROTO:
+                raise Conflict(text, reason="PROTOCOL_MISMATCH") from error
+            raise PeerLost(text) from error
         except BaseException:
             await self._undo(lane)
             raise

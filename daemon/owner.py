@@ -8,13 +8,20 @@ because every opener said that it is quiet, or its connections to us were destro
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import time
 from typing import TYPE_CHECKING
 
 import structlog
 
-from transferd.daemon.errors import InvalidRequest, PeerLost, QuotaExceeded, TransferdError
+from transferd.daemon.errors import (
+    Conflict,
+    InvalidRequest,
+    PeerLost,
+    QuotaExceeded,
+    TransferdError,
+)
 from transferd.daemon.grant import (
     RIGHT_SEND,
     Grant,
@@ -24,7 +31,7 @@ from transferd.daemon.grant import (
     grant_over,
 )
 from transferd.daemon.peer import Incoming
-from transferd.daemon.plane import Detail, PlaneError, RegionKey
+from transferd.daemon.plane import ADDRESS_MAX, Detail, PlaneError, RegionKey
 from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Refusal
 
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("transferd.owner")
 
 LANDED_KEPT = 1024  # per peer; of connections that broke here before their writer asked
+SPENT_KEPT = 4096  # numbers, per peer; far more than requests that can still be on their way
 CONNECTIONS_PER_PEER = 1024  # incoming; a peer is trusted, a runaway one is still bounded
 
 
@@ -335,53 +343,92 @@ class Owner:
     async def connect(self, peer: Peer, halves: Sequence[Half]) -> list[bytes]:
         """Makes our halves of a peer's connections: all or none. To be run as an owned task.
 
+        A connection that stands as it is asked for is answered as it was before: whoever did not
+        hear the answer may ask again.
+
         Raises:
             TransferdError: Names what is wrong.
         """
-        if len(peer.incoming) + len(halves) > CONNECTIONS_PER_PEER:
-            raise QuotaExceeded(
-                f"{peer.address} has {len(peer.incoming)} connections to this daemon already",
-                reason="CONNECTIONS",
-            )
-        made: list[Incoming] = []
-        addresses = []
-        try:
-            for half in halves:
-                incoming, address = await self._accept(peer, half)
-                made.append(incoming)
-                addresses.append(address)
+        self._check_halves(halves)
+        async with peer.connecting:
             peer.check()
-        except PlaneError as error:
-            await self._undo(made)
-            raise PeerLost(f"connecting: {error.text}", reason="CONNECT_FAILED") from error
-        except BaseException:
-            await self._undo(made)
-            raise
-        return addresses
+            more = sum(half.connection_id not in peer.incoming for half in halves)
+            if len(peer.incoming) + more > CONNECTIONS_PER_PEER:
+                raise QuotaExceeded(
+                    f"{peer.address} has {len(peer.incoming)} connections to this daemon already",
+                    reason="CONNECTIONS",
+                )
+            made: list[Incoming] = []
+            try:
+                addresses = [await self._accept(peer, half, made) for half in halves]
+                for half in halves:  # one may have been destroyed while others were made
+                    _check_unspent(peer, half)
+                peer.check()
+            except PlaneError as error:
+                await self._undo(made)
+                raise PeerLost(f"connecting: {error.text}", reason="CONNECT_FAILED") from error
+            except BaseException:
+                await self._undo(made)
+                raise
+            return addresses
 
-    async def _accept(self, peer: Peer, half: Half) -> tuple[Incoming, bytes]:
+    def _check_halves(self, halves: Sequence[Half]) -> None:
         rails = self._plane.rails
-        if half.callee_rail >= len(rails) or rails[half.callee_rail].protocol != half.protocol:
-            raise InvalidRequest(
-                "connections.protocol",
-                f"rail {half.callee_rail} does not speak {half.protocol}; use the same provider "
-                "and version",
-                reason="PROTOCOL_MISMATCH",
-            )
+        seen = set()
+        for i, half in enumerate(halves):
+            field = f"connections[{i}]"
+            if half.connection_id in seen:
+                raise InvalidRequest(
+                    f"{field}.connection_id", f"{half.connection_id} is there twice"
+                )
+            seen.add(half.connection_id)
+            if half.callee_rail >= len(rails):
+                raise InvalidRequest(
+                    f"{field}.callee_rail",
+                    f"there is no rail {half.callee_rail}; this daemon has {len(rails)}",
+                    reason="PROTOCOL_MISMATCH",
+                )
+            spoken = rails[half.callee_rail].protocol
+            if spoken != half.protocol:
+                raise InvalidRequest(
+                    f"{field}.protocol",
+                    f"rail {half.callee_rail} speaks {spoken}, and not {half.protocol}; use the "
+                    "same provider and version",
+                    reason="PROTOCOL_MISMATCH",
+                )
+            if not 1 <= len(half.address) <= ADDRESS_MAX:
+                raise InvalidRequest(
+                    f"{field}.address",
+                    f"has {len(half.address)} bytes; that of a half has 1 to {ADDRESS_MAX}",
+                )
+
+    async def _accept(self, peer: Peer, half: Half, made: list[Incoming]) -> bytes:
+        """Makes our half; tells its address."""
         old = peer.incoming.get(half.connection_id)
         if old is not None:
-            await self._close(old)
+            if old.half != half:
+                raise Conflict(
+                    f"connection {half.connection_id} stands, and was asked for with another "
+                    "address or rail; give a new one a number of its own",
+                    reason="CONNECTION_EXISTS",
+                )
+            return old.address
+        _check_unspent(peer, half)
         conn, address = await self._plane.conn_open(half.callee_rail, peer.number, outgoing=False)
-        incoming = Incoming(conn, half.callee_rail, peer)
+        incoming = Incoming(conn, peer, half, address)
         # Known from here on: whoever cuts the peer off finds it.
         peer.incoming[half.connection_id] = incoming
         self._by_conn[conn] = incoming
+        made.append(incoming)
         try:
             await self._plane.conn_start(conn, half.address)
-        except BaseException:
-            await self._close(incoming)
-            raise
-        return incoming, address
+        except PlaneError as error:
+            if error.errno != errno.EPROTO:
+                raise
+            raise InvalidRequest(
+                "connections.address", error.text, reason="PROTOCOL_MISMATCH"
+            ) from error
+        return address
 
     async def _undo(self, made: list[Incoming]) -> None:
         for incoming in made:
@@ -390,23 +437,20 @@ class Owner:
     def _close(self, incoming: Incoming) -> asyncio.Task[None]:
         """Destroys a receiving half; idempotent; done means that no byte lands by it."""
         if incoming.closing is None:
-            numbers = [n for n, other in incoming.peer.incoming.items() if other is incoming]
-            for number in numbers:
-                del incoming.peer.incoming[number]
+            peer, number = incoming.peer, incoming.half.connection_id
+            del peer.incoming[number]
+            _spend(peer, number)
             self._by_conn.pop(incoming.conn, None)
-            incoming.closing = self.tasks.spawn(
-                self._destroy(incoming, numbers), "close connection"
-            )
+            incoming.closing = self.tasks.spawn(self._destroy(incoming), "close connection")
             incoming.peer.closing.add(incoming.closing)
             incoming.closing.add_done_callback(incoming.peer.closing.discard)
         return incoming.closing
 
-    async def _destroy(self, incoming: Incoming, numbers: Sequence[int]) -> None:
+    async def _destroy(self, incoming: Incoming) -> None:
         """Destroys a half and keeps what had landed by it, for the writer to ask."""
         landed = await self._plane.conn_close(incoming.conn, Detail.CONNECTION)
         kept = incoming.peer.landed
-        for number in numbers:
-            kept[number] = landed
+        kept[incoming.half.connection_id] = landed
         while len(kept) > LANDED_KEPT:
             del kept[next(iter(kept))]
 
@@ -415,6 +459,7 @@ class Owner:
         for i in connection_ids:
             if i in peer.incoming:
                 self._close(peer.incoming[i])
+            _spend(peer, i)  # also one that is still being made
         while peer.closing:
             await asyncio.wait(set(peer.closing))
         return [peer.landed.pop(i, None) for i in connection_ids]
@@ -444,6 +489,24 @@ class Owner:
             if grant is not None and grant.openers.pop(peer, 0) is None:
                 self._fault(grant)
         peer.opened_here.clear()
+
+
+def _spend(peer: Peer, number: int) -> None:
+    """The connection with a number is over, or was never made; keeps the latest of them."""
+    peer.spent.pop(number, None)
+    peer.spent[number] = None
+    while len(peer.spent) > SPENT_KEPT:
+        del peer.spent[next(iter(peer.spent))]
+
+
+def _check_unspent(peer: Peer, half: Half) -> None:
+    """Refuses the number of a connection that is over: the request is an old one."""
+    if half.connection_id in peer.spent:
+        raise Conflict(
+            f"connection {half.connection_id} of {peer.address} is over; give a new one a number "
+            "of its own",
+            reason="CONNECTION_OVER",
+        )
 
 
 def _unset(peer: Peer) -> asyncio.Task[None]:

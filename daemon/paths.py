@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from transferd.daemon.errors import Internal, PeerLost, TimedOut, TransferdError
+from transferd.daemon.errors import PeerLost, TimedOut, TransferdError
 from transferd.daemon.peer import LaneState, PathState
 from transferd.daemon.plane import Detail, OpenPath, PlaneError
 from transferd.daemon.tasks import settle
@@ -72,8 +72,6 @@ class Paths:
             protocol = self._plane.rails[path.rail].protocol
             halves.append(Half(conn, path.remote_rail, protocol, address))
         addresses = await peer.link.connect(peer.key.boot_epoch, halves)
-        if len(addresses) != len(halves):
-            raise Internal(f"{peer.address} answered {len(addresses)} of {len(halves)} connections")
         for path, address in zip(paths, addresses, strict=True):
             await self._plane.conn_start(path.conn, address)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transferd.daemon.errors import TransferdError
     from transferd.daemon.opens import Open
     from transferd.daemon.plane import Landed
-    from transferd.daemon.wire import GrantKeys, Link
+    from transferd.daemon.wire import GrantKeys, Half, Link
 
 LOCAL_PROTOCOL = "local/"  # of the rail that copies within a domain group; then its random name
 TOKEN_BYTES = 16
@@ -156,11 +156,17 @@ class RemoteGrant:
 
 @dataclass(slots=True, eq=False)
 class Incoming:
-    """The receiving half of a peer's connection."""
+    """The receiving half of a peer's connection.
+
+    Attributes:
+        half: The peer's half of it.
+        address: What the peer was told of ours.
+    """
 
     conn: int
-    rail: int
     peer: Peer
+    half: Half
+    address: bytes
     closing: asyncio.Task[None] | None = None
 
 
@@ -183,6 +189,8 @@ class Peer:
         reports_sent: Reports of losses to it.
         reports_taken: The number of its last report to us.
         landed: What had landed by connections of it that are destroyed, by its own numbers.
+        spent: Its numbers of connections that are over; each is used once.
+        connecting: Its requests for connections are dealt with one after the other.
         untold: Connections of ours that are destroyed here, and it has not heard of it.
         telling: Tells it.
         gone: Done once nothing of the relation is left; set when it is lost.
@@ -209,6 +217,8 @@ class Peer:
     reports_sent: int = 0
     reports_taken: int = 0
     landed: dict[int, Landed | None] = field(default_factory=dict)
+    spent: dict[int, None] = field(default_factory=dict)
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     untold: list[int] = field(default_factory=list)
     telling: asyncio.Task[None] | None = None
     reporting: asyncio.Task[None] | None = None
@@ -319,6 +329,11 @@ def count_paths(peers: Iterable[Peer]) -> dict[int, PathCount]:
     return counts
 
 
+def fabrics(protocols: Iterable[str]) -> list[str]:
+    """Lists what rails speak to other daemons; the one that copies does not."""
+    return sorted({name for name in protocols if not name.startswith(LOCAL_PROTOCOL)})
+
+
 def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:
     """Chooses the connections of a lane.
 
@@ -352,8 +367,7 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
             pairs.append((here, there))
     if not pairs:
         raise Conflict(
-            f"no common fabric protocol: here {sorted({local[i] for i in nics})}, there "
-            f"{sorted({remote[i] for i in far_nics})}; "
+            f"no common fabric protocol: here {fabrics(local)}, there {fabrics(remote)}; "
             "use the same provider, and of libfabric the same version, on both hosts",
             reason="PROTOCOL_MISMATCH",
         )

@@ -10,9 +10,15 @@ import grpc
 import grpc.aio
 
 from transferd.daemon.descriptor import PeerKey
-from transferd.daemon.errors import Internal, PeerLost, TransferdError, from_rpc
-from transferd.daemon.plane import CHANNELS_MAX, RegionKey
-from transferd.daemon.wire import GrantKeys, HelloReply, Refusal
+from transferd.daemon.errors import (
+    Internal,
+    InvalidRequest,
+    PeerLost,
+    TransferdError,
+    from_rpc,
+)
+from transferd.daemon.plane import ADDRESS_MAX, CHANNELS_MAX, RegionKey
+from transferd.daemon.wire import GrantKeys, HelloReply, Refusal, check_protocols
 from transferd.peer.v1 import peer_pb2 as pb
 from transferd.peer.v1 import peer_pb2_grpc
 
@@ -110,6 +116,10 @@ class GrpcLink:
         )
         if len(reply.heartbeat_token) != 16 or not 0 < reply.heartbeat_port < 65_536:
             raise Internal(f"{self._address} answered Hello with a token or port that is none")
+        try:
+            check_protocols(reply.rail_protocols)
+        except InvalidRequest as error:
+            raise Internal(f"{self._address} answered Hello: {error.message}") from None
         return HelloReply(
             PeerKey(reply.daemon_id, reply.boot_epoch),
             tuple(reply.rail_protocols),
@@ -138,7 +148,17 @@ class GrpcLink:
                 ],
             ),
         )
-        return list(reply.addresses)
+        addresses = list(reply.addresses)
+        if len(addresses) != len(halves):
+            raise Internal(
+                f"{self._address} answered {len(addresses)} of {len(halves)} connections"
+            )
+        for address in addresses:
+            if not 1 <= len(address) <= ADDRESS_MAX:
+                raise Internal(
+                    f"{self._address} answered Connect with an address of {len(address)} bytes"
+                )
+        return addresses
 
     async def disconnect(self, connection_ids: Sequence[int]) -> list[Landed | None]:
         """Has the callee destroy its halves; tells what has landed by each, if known."""

@@ -18,6 +18,7 @@ import structlog
 from transferd.daemon.config import is_loopback, split_host_port
 from transferd.daemon.errors import (
     AccessDenied,
+    Conflict,
     InvalidRequest,
     PeerLost,
     StaleDescriptor,
@@ -26,7 +27,7 @@ from transferd.daemon.errors import (
     TransferdError,
 )
 from transferd.daemon.loopback import LoopbackLink
-from transferd.daemon.peer import Peer, PeerState, PeerTable
+from transferd.daemon.peer import Peer, PeerState, PeerTable, fabrics
 from transferd.daemon.plane import Detail, PlaneError
 from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.wire import Hello, HelloReply
@@ -178,6 +179,7 @@ class Peers:
             await self._join(peer, peer.address, reply.protocols, reply.token, reply.port)
         except TransferdError as error:
             if peer.state is not PeerState.CONNECTED:  # its own Hello may have come in between
+                _log_refusal(peer, error)
                 self.lose(peer, error.message, Detail.CONNECTION)
                 raise _not_reached(peer, error) from None
         finally:
@@ -218,6 +220,7 @@ class Peers:
             await self._join(peer, hello.address, hello.protocols, hello.token, hello.port)
         except TransferdError as error:
             if peer.state is PeerState.GREETING:
+                _log_refusal(peer, error)
                 self.lose(peer, error.message, Detail.CONNECTION)
             raise
         finally:
@@ -228,6 +231,7 @@ class Peers:
         self, peer: Peer, address: str, protocols: tuple[str, ...], token: bytes, port: int
     ) -> None:
         """Both sides know each other's token: starts the heartbeats. Idempotent."""
+        self._check_fabrics(address, protocols)
         numeric = await _numeric(split_host_port(address)[0], port)
         peer.check()
         if peer.state is PeerState.CONNECTED:
@@ -247,6 +251,22 @@ class Peers:
         peer.state = PeerState.CONNECTED
         peer.idle_since_ns = time.monotonic_ns()
         log.info("peer connected", peer=address, daemon=str(peer.key))
+
+    def _check_fabrics(self, address: str, protocols: tuple[str, ...]) -> None:
+        """Refuses a daemon whose rails no rail here can talk to; both sides say so.
+
+        Raises:
+            Conflict: PROTOCOL_MISMATCH, in words that are true at either side.
+        """
+        here = fabrics(rail.protocol for rail in self._plane.rails)
+        there = fabrics(protocols)
+        if set(here).isdisjoint(there):
+            message = (
+                f"no common fabric protocol: the daemon at {self.address} speaks {here}, the one "
+                f"at {address} speaks {there}; use the same provider on both hosts, of libfabric "
+                "in the same version, of verbs on the same kind of network"
+            )
+            raise Conflict(message, reason="PROTOCOL_MISMATCH")
 
     def caller(self, key: PeerKey) -> Peer:
         """Finds the relation of a daemon that calls.
@@ -361,6 +381,12 @@ class Peers:
         for peer in self.all():
             self.lose(peer, "this daemon stops", Detail.CONNECTION)
         await self.tasks.idle()
+
+
+def _log_refusal(peer: Peer, error: TransferdError) -> None:
+    """Other reasons pass by themselves; this one stays until somebody sees it."""
+    if error.reason == "PROTOCOL_MISMATCH":
+        log.warning("peer refused", peer=peer.address, why=error.message)
 
 
 def _not_reached(peer: Peer, error: TransferdError) -> TransferdError:

@@ -19,6 +19,7 @@ IMM_COUNT = 1 << 20
 MAX_LENGTH = 1 << 40
 MAX_TARGETS = 4096  # of one scatter or barrier
 MAX_PATHS = 8
+ADDRESS_MAX = 256  # bytes of the address of half a connection
 MAILBOX_SLOTS_MAX = 65_536
 MESSAGE_BYTES_MAX = 8192
 LINE_BYTES = 64

@@ -188,6 +188,7 @@ class Server:
             provider=rail.protocol.replace("/", " "),
             warnings=tuple(self._warnings(choice)),
             rails=choice,
+            verbs=config.verbs if choice.provider == "verbs" else None,
         )
 
     def _warnings(self, choice: Choice) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from transferd.daemon import memlock
 from transferd.daemon import region as regions
 from transferd.daemon.errors import (
     Conflict,
@@ -403,8 +404,14 @@ class Sessions:
 def _registration(error: PlaneError) -> Exception:
     """Says to a client why memory could not be registered."""
     if error.errno == errno.ENOMEM:
+        may_pin = memlock.limit()
+        if may_pin is None:
+            return QuotaExceeded(f"registering memory: {error.text}", reason="MEMORY")
         return QuotaExceeded(
-            f"registering memory: {error.text}; raise the daemon's LimitMEMLOCK", reason="MEMLOCK"
+            f"registering memory: {error.text}; the daemon may pin {memlock.text(may_pin)} "
+            f"(RLIMIT_MEMLOCK): {memlock.HOW}",
+            reason="MEMLOCK",
+            limit=may_pin,
         )
     if error.errno == errno.EINVAL:
         return InvalidRequest("length_bytes", error.text)

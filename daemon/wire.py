@@ -10,13 +10,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from transferd.daemon.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.plane import Landed, RegionKey
 
-BATCH_MAX = 4096  # grants or losses in one message
+BATCH_MAX = 4096  # grants, losses or connections in one message
+PROTOCOLS_MAX = 33  # TFD_MAX_RAILS
+PROTOCOL_BYTES_MAX = 63  # TFD_NAME_MAX
+
+
+def check_protocols(protocols: Sequence[str]) -> None:
+    """Refuses what cannot be the protocols of a daemon's rails.
+
+    Raises:
+        InvalidRequest: Names the field.
+    """
+    if not 1 <= len(protocols) <= PROTOCOLS_MAX:
+        raise InvalidRequest(
+            "rail_protocols", f"{len(protocols)} of them; send 1 to {PROTOCOLS_MAX}"
+        )
+    for i, name in enumerate(protocols):
+        if not 1 <= len(name.encode()) <= PROTOCOL_BYTES_MAX:
+            raise InvalidRequest(
+                f"rail_protocols[{i}]",
+                f"has {len(name.encode())} bytes; send 1 to {PROTOCOL_BYTES_MAX}",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,14 @@ def paths_text(row: Any) -> str:
 
 
 def why_text(row: Any) -> str:
-    """Says why a rail was chosen, and what its provider chose on it."""
-    return "; ".join(filter(None, (row["why"], row["provider_why"])))
+    """Says why a rail was chosen, what its provider chose on it, and what its packets carry."""
+    parts = [row["why"], row["provider_why"]]
+    if row["service_level"] or row["bulk_service_level"] or row["traffic_class"]:
+        parts.append(
+            f"service level {row['service_level']}, bulk {row['bulk_service_level']}; traffic "
+            f"class {row['traffic_class']}"
+        )
+    return "; ".join(filter(None, parts))
 
 
 # Where a NIC is, and how fast.

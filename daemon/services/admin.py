@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import grpc.aio
 
+    from transferd.daemon.config import VerbsConfig
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.opens import Opener
     from transferd.daemon.owner import Owner
@@ -48,6 +49,7 @@ class Facts:
         started_ns: On the monotonic clock.
         warnings: What operators should know; one sentence each.
         rails: Which NICs became rails, and why.
+        verbs: How provider verbs uses them; None with others.
     """
 
     own: PeerKey
@@ -57,6 +59,7 @@ class Facts:
     provider: str
     warnings: tuple[str, ...]
     rails: Choice
+    verbs: VerbsConfig | None = None
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
@@ -180,12 +183,12 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: pb.ListRailsRequest, context: Context
     ) -> pb.ListRailsResponse:
         """NIC endpoints, the NICs that are not used, and why."""
-        choice = self._facts.rails
+        choice, verbs = self._facts.rails, self._facts.verbs
         verdicts = {verdict.nic.name: verdict for verdict in choice.rails}
         paths = count_paths(self._peers.all())
         return pb.ListRailsResponse(
             rails=[
-                _rail(i, rail, verdicts.get(rail.name), paths.get(i, PathCount()))
+                _rail(i, rail, verdicts.get(rail.name), paths.get(i, PathCount()), verbs)
                 for i, rail in enumerate(self._plane.rail_stats())
             ],
             unused=[
@@ -249,8 +252,15 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         )
 
 
-def _rail(number: int, rail: RailInfo, verdict: Verdict | None, paths: PathCount) -> pb.RailInfo:
+def _rail(
+    number: int,
+    rail: RailInfo,
+    verdict: Verdict | None,
+    paths: PathCount,
+    verbs: VerbsConfig | None,
+) -> pb.RailInfo:
     nic = verdict.nic if verdict is not None else None
+    levels = verbs if verbs is not None and rail.name != LOCAL else None
     if rail.name == LOCAL:
         why = "memory copies within this daemon; no NIC"
     else:
@@ -274,6 +284,9 @@ def _rail(number: int, rail: RailInfo, verdict: Verdict | None, paths: PathCount
         paths_down=paths.down,
         credit_stalls=rail.credit_stalls,
         provider_why=rail.why,
+        service_level=levels.service_level if levels is not None else 0,
+        bulk_service_level=levels.bulk_service_level if levels is not None else 0,
+        traffic_class=levels.traffic_class if levels is not None else 0,
     )
 
 

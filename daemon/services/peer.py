@@ -10,7 +10,15 @@ from transferd.daemon.descriptor import PeerKey
 from transferd.daemon.errors import InvalidRequest, StalePeer
 from transferd.daemon.grant import IMM_RANGES_MAX
 from transferd.daemon.peer import TOKEN_BYTES
-from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Half, Hello, Loss
+from transferd.daemon.wire import (
+    BATCH_MAX,
+    GrantFence,
+    GrantKeys,
+    Half,
+    Hello,
+    Loss,
+    check_protocols,
+)
 from transferd.peer.v1 import peer_pb2 as pb
 from transferd.peer.v1 import peer_pb2_grpc
 
@@ -27,7 +35,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 ID_BYTES = 16
-PROTOCOLS_MAX = 33  # TFD_MAX_RAILS
 CONNECTIONS_MAX = 64
 
 
@@ -53,8 +60,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
             raise InvalidRequest("heartbeat_token", f"is not {TOKEN_BYTES} bytes")
         if not 0 < request.heartbeat_port < 65_536:
             raise InvalidRequest("heartbeat_port", f"{request.heartbeat_port} is no port")
-        if not 1 <= len(request.rail_protocols) <= PROTOCOLS_MAX:
-            raise InvalidRequest("rail_protocols", f"send 1 to {PROTOCOLS_MAX}")
+        check_protocols(request.rail_protocols)
         hello = Hello(
             key=key,
             address=request.address,
@@ -90,7 +96,9 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         self, request: pb.DisconnectRequest, context: Context
     ) -> pb.DisconnectResponse:
         """The caller has destroyed connections."""
-        landed = await self._owner.disconnect(self._caller(request), request.connection_ids)
+        peer = self._caller(request)
+        _count("connection_ids", len(request.connection_ids), BATCH_MAX)
+        landed = await self._owner.disconnect(peer, request.connection_ids)
         return pb.DisconnectResponse(landed=[write_landed(row) for row in landed])
 
     async def OpenGrants(

@@ -133,12 +133,13 @@ def choose(
 
 def _driver(topology: Topology, wish: Wish, names: Sequence[str]) -> str:
     """Says what drives rails where the configuration leaves it open."""
-    devices = [device for device in topology.devices if device.name in names]
-    if wish.libfabric or any(device.is_efa for device in devices):
+    devices = [rdma.device_of(topology, name) for name in names]
+    found = [device for device in devices if device is not None]
+    if wish.libfabric or any(device.is_efa for device in found):
         return "libfabric"
-    if not devices:
+    if not found:
         return "tcp"
-    return "verbs" if len(devices) == len(names) else "libfabric"
+    return "verbs" if len(found) == len(names) else "libfabric"
 
 
 def _rails(topology: Topology, wish: Wish) -> Choice:
@@ -207,6 +208,9 @@ def _named(
     rails, known = [], set()
     for name in names:
         nic = next((nic for nic in everything if name in (nic.name, *nic.addresses)), None)
+        device = rdma.device_of(topology, name)
+        if nic is None and device is not None:  # a port of it
+            nic = next(nic for nic in everything if nic.name == device.name)
         if nic is None and is_loopback(name):  # all of 127.0.0.0/8 is lo's
             nic = next((nic for nic in everything if nic.name == "lo"), None)
         known.add(nic.name if nic is not None else name)

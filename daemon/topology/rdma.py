@@ -9,9 +9,10 @@ from transferd.daemon.topology.model import SoftRoce
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv6Address
 
     from transferd.daemon.config import VerbsConfig
-    from transferd.daemon.topology.model import Port, RdmaDevice, Topology
+    from transferd.daemon.topology.model import Gid, Port, RdmaDevice, Topology
 
 ACTIVE = "ACTIVE"
 ETHERNET = "Ethernet"
@@ -83,15 +84,28 @@ def _gid_fault(port: Port, verbs: VerbsConfig) -> str:
         return "" if given else f"GID {verbs.gid_index}, which verbs.gid_index names, is empty"
     if port.link_layer != ETHERNET:
         return ""
-    gids = [gid for gid in port.gids if gid.kind == ROCE_V2]
+    gids = [address(gid) for gid in port.gids if gid.kind == ROCE_V2]
+    gids = [ip for ip in gids if not (ip.is_loopback or ip.is_multicast or ip.is_unspecified)]
     if not gids:
         return f"no usable GID: port {port.number} has none for RoCE v2"
-    if verbs.link_local or not all(gid.value.is_link_local for gid in gids):
+    if verbs.link_local or not all(ip.is_link_local for ip in gids):
         return ""
     return (
-        f"no usable GID: port {port.number} has only link-local ones ({gids[0].value}); give "
+        f"no usable GID: port {port.number} has only link-local ones ({gids[0]}); give "
         f"{port.netdev or 'its interface'} an IP address, or set verbs.link_local"
     )
+
+
+def address(gid: Gid) -> IPv4Address | IPv6Address:
+    """The IP address that a GID for RoCE v2 is."""
+    return gid.value.ipv4_mapped or gid.value
+
+
+def device_of(topology: Topology, name: str) -> RdmaDevice | None:
+    """Finds the device that a rail's name means, as in "mlx5_0" or "mlx5_0:2" (its port)."""
+    base, colon, port = name.partition(":")
+    wanted = base if colon and port.isdecimal() else name
+    return next((device for device in topology.devices if device.name == wanted), None)
 
 
 def why_not_verbs(device: RdmaDevice, verbs: VerbsConfig, failed: str) -> str:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from transferd.client.ctl import main as ctl
 from transferd.client.rpc import Control
+from transferd.daemon.config import VerbsConfig
 from transferd.daemon.metrics import Snapshot
 from transferd.daemon.services.admin import AdminService, Facts
 from transferd.daemon.topology import Choice, Verdict
@@ -29,13 +30,14 @@ FALLBACK = "This host has RDMA devices, but provider auto falls back to kernel s
 
 @pytest.fixture
 def host() -> Host:
-    return Host(Network(), 7001, rails=[rail("mlx5_0", why=WHY), rail("mlx5_1")])
+    return Host(Network(), 7001, rails=[rail("mlx5_0", why=WHY), rail("mlx5_1"), rail("local")])
 
 
 def facts(fallback: str = "") -> Facts:
     rails = tuple(Verdict(Nic(name, "ACTIVE", 0), "chosen") for name in ("mlx5_0", "mlx5_1"))
     choice = Choice(rails, (), (), "from devices", "tcp" if fallback else "verbs", fallback)
-    return cast("Facts", SimpleNamespace(provider="p", tls=False, rails=choice, warnings=()))
+    verbs = None if fallback else VerbsConfig(service_level=3, bulk_service_level=1)
+    return cast("Facts", SimpleNamespace(provider="p", tls=False, rails=choice, verbs=verbs))
 
 
 async def listed(host: Host, fallback: str = "") -> pb.ListRailsResponse:
@@ -47,8 +49,10 @@ async def listed(host: Host, fallback: str = "") -> pb.ListRailsResponse:
 
 async def test_the_provider_says_what_it_chose(host: Host) -> None:
     answer = await listed(host)
-    assert [one.provider_why for one in answer.rails] == [WHY, ""]
+    assert [one.provider_why for one in answer.rails] == [WHY, "", ""]
     assert answer.fallback == ""
+    levels = [(one.service_level, one.bulk_service_level) for one in answer.rails]
+    assert levels == [(3, 1), (3, 1), (0, 0)], "copies have none"
 
 
 @pytest.fixture
@@ -70,7 +74,9 @@ async def test_transferctl_shows_it(host: Host, run: Any) -> None:
     assert f"chosen; {WHY}" in shown
     assert f"warning: {FALLBACK}" in shown
     assert f'"provider_why": "{WHY}"' in run(answer, ["rails", "--why", "--json"])
-    assert "warning" not in run(await listed(host), ["rails", "--why"])
+    shown = run(await listed(host), ["rails", "--why"])
+    assert "warning" not in shown
+    assert f"{WHY}; service level 3, bulk 1; traffic class 0" in shown
 
 
 @pytest.mark.parametrize(("fallback", "value"), [("", 0), (FALLBACK, 1)])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from transferd.daemon import config, memlock, rails
+from transferd.daemon import config, errors, memlock, rails
 from transferd.daemon.dataplane import fill_verbs
 from transferd.daemon.plane import GroupOptions, PlaneError, VerbsOptions
 from transferd.daemon.sockets import StartError
@@ -18,6 +18,7 @@ from transferd.daemon.topology.nic import Nic
 from transferd.native.daemon_half import ffi
 
 from support.fake_plane import FakePlane
+from support.hosts import Host, Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,3 +159,28 @@ def test_sizes_are_said_in_their_unit() -> None:
         "8 MiB",
         "1.5 GiB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("may_pin", "reason", "said"),
+    [
+        (8 << 20, "MEMLOCK", "the daemon may pin 8 MiB (RLIMIT_MEMLOCK): set LimitMEMLOCK"),
+        (None, "MEMORY", "registering memory: no memory to pin"),
+    ],
+)
+async def test_memory_that_cannot_be_pinned(
+    monkeypatch: pytest.MonkeyPatch, may_pin: int | None, reason: str, said: str
+) -> None:
+    async def refuse(*_: object, writable: bool) -> int:
+        raise PlaneError(errno.ENOMEM, "no memory to pin")
+
+    host = Host(Network(), 7001)
+    session = await host.session()
+    monkeypatch.setattr(memlock, "limit", lambda: may_pin)
+    monkeypatch.setattr(host.plane, "region_add", refuse)
+    with pytest.raises(errors.QuotaExceeded, match="no memory to pin") as caught:
+        await host.region(session)
+    assert caught.value.reason == reason
+    assert said in caught.value.message
+    await host.aclose()
+    host.assert_nothing_left()

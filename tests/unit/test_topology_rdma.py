@@ -76,6 +76,10 @@ def test_named_devices_are_taken_by_verbs(tmp_path: Path) -> None:
     assert rails(tree, configured=["mlx5_0"]).provider == "verbs"
     choice = rails(tree, configured=["mlx5_0", "rxe0"])
     assert (choice.provider, choice.names) == ("verbs", ("mlx5_0", "rxe0"))
+    choice = rails(tree, configured=["mlx5_0:2"])
+    assert (choice.provider, choice.names) == ("verbs", ("mlx5_0:2",))
+    assert choice.rails[0].nic.speed_mbit == 400_000
+    assert "mlx5_0" not in unused(choice)
     efa = machines.p5(tmp_path / "p5")
     assert rails(efa, configured=["rdmap79s0"]).provider == "libfabric"
 
@@ -140,6 +144,17 @@ def test_software_gives_way_to_hardware(tmp_path: Path) -> None:
             "address, or set verbs.link_local",
         ),
         ([(0, MAPPED, V1)], {}, "no usable GID: port 1 has none for RoCE v2"),
+        (
+            [(0, "::1", V2), (1, "::ffff:127.0.0.1", V2)],
+            {},
+            "no usable GID: port 1 has none for RoCE v2",
+        ),
+        (
+            [(1, "::ffff:169.254.3.1", V2)],
+            {},
+            "no usable GID: port 1 has only link-local ones (169.254.3.1); give eth0 an IP "
+            "address, or set verbs.link_local",
+        ),
         ([], {}, "no usable GID: port 1 has none for RoCE v2"),
         ([(1, MAPPED, V2)], {"gid_index": 4}, "GID 4, which verbs.gid_index names, is empty"),
         ([(1, MAPPED, V2)], {"port": 2}, "no port 2, which verbs.port names"),
