@@ -58,10 +58,16 @@ static void pair_close(struct pair *pair)
 	tfd_core_close(pair->b.core);
 }
 
-static void await_value(const struct user *user, uint32_t imm, uint64_t value)
+static void await_least(const struct user *user, uint32_t imm, uint64_t value)
 {
 	for (int i = 0; i < 50000 && tfd_load_acquire(&user->counters[imm].value) < value; i++)
 		(void)usleep(100);
+	CHECK(tfd_load_acquire(&user->counters[imm].value) >= value);
+}
+
+static void await_value(const struct user *user, uint32_t imm, uint64_t value)
+{
+	await_least(user, imm, value);
 	(void)usleep(1000); /* more than that must not come */
 	CHECK(tfd_load_acquire(&user->counters[imm].value) == value);
 }
@@ -249,27 +255,29 @@ static void test_read(struct pair *pair)
 	expect(user_run(&pair->from, entry), TFD_JOB_INVALID, TFD_DETAIL_RIGHTS);
 }
 
-/* Without an order nobody knows what a lost path has carried. */
-static bool rails_are_ordered(void)
+static bool is_ordered(const struct host *host)
 {
 	struct tfd_rail_info info;
-	struct pair pair;
 
-	pair_open(&pair, 1);
-	CHECK_OK(tfd_group_rail(pair.a.core, pair.a.group, 0, &info));
-	pair_close(&pair);
+	CHECK_OK(tfd_group_rail(host->core, host->group, 0, &info));
 	return info.ordered != 0;
 }
 
-/* One path after the other is lost in the middle of writes: what the far side took tells what goes out again. */
+/*
+ * One path after the other is lost in the middle of writes: what the far side took tells what goes out again. On unordered rails it
+ * cannot: jobs that had pieces in flight there fail, and each of the others counts.
+ */
 static void test_paths_lost(uint32_t paths)
 {
+	uint64_t counted = 0, submitted = 0;
 	struct pair pair;
+	bool ordered;
 	struct tfd_entry entry;
 	struct tfd_page *pages;
 	struct tfd_landed landed;
 
 	pair_open(&pair, paths);
+	ordered = is_ordered(&pair.a);
 	pages = page_table(&pair);
 	for (uint32_t i = 0; i < 2000; i++)
 		pages[i] = (struct tfd_page){ .src = i, .dst = 1999 - i };
@@ -292,16 +300,27 @@ static void test_paths_lost(uint32_t paths)
 		}
 		(void)usleep(3000);
 		CHECK_OK(tfd_conn_close(pair.b.core, pair.in[lost], TFD_DETAIL_CONNECTION, NULL, &landed));
-		CHECK(landed.channels);
+		CHECK(!landed.channels == !ordered);
 		CHECK_OK(tfd_conn_close(pair.a.core, pair.out[lost], TFD_DETAIL_CONNECTION, &landed, NULL));
 		for (uint64_t job = first; job < first + 30; job++) {
 			struct tfd_record *record = &pair.from.records[job % pair.from.header->record_count];
+			uint64_t counts = (job - first) % 3 == 2 ? 2000 : 1;
 
 			wait_done(record, job);
-			expect(record, TFD_JOB_OK, 0);
+			submitted += counts;
+			counted += record->status == TFD_JOB_OK ? counts : 0;
+			if (ordered || record->status == TFD_JOB_OK)
+				expect(record, TFD_JOB_OK, 0);
+			else
+				expect(record, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 		}
-		await_value(&pair.to, 5, (lost + 1) * (20 + 10 * 2000));
-		check_pages(&pair, &entry);
+		if (ordered) {
+			await_value(&pair.to, 5, (lost + 1) * (20 + 10 * 2000));
+			check_pages(&pair, &entry);
+		} else {
+			await_least(&pair.to, 5, counted);
+			CHECK(pair.to.counters[5].value <= submitted);
+		}
 	}
 	pair_close(&pair);
 }
@@ -413,9 +432,13 @@ static void test_last_path_lost(void)
 	} else {
 		expect(record, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
 		event = wait_event(&pair.a, TFD_EVENT_LOST, 0);
-		CHECK(event.imm == 6 && event.count == 8000 && event.units == 8 * sum);
+		CHECK(event.imm == 6);
+		if (is_ordered(&pair.a))
+			CHECK(event.count == 8000 && event.units == 8 * sum);
+		else /* what was in flight nobody knows: it is not said to be lost, and may have landed */
+			CHECK(event.count <= 8000 && event.units <= 8 * sum);
 		CHECK_OK(tfd_counters_fault(pair.b.core, pair.to.session, 6, 1, event.count, event.units, 1));
-		CHECK(pair.to.counters[6].value == sum && pair.to.counters[6].lost == 8000);
+		CHECK(pair.to.counters[6].value == sum && pair.to.counters[6].lost == event.count);
 	}
 	pair_close(&pair);
 }
@@ -484,7 +507,7 @@ int main(void)
 		test_read(&pair);
 		pair_close(&pair);
 	}
-	for (uint32_t paths = 2; paths <= PATHS_MAX && rails_are_ordered(); paths++)
+	for (uint32_t paths = 2; paths <= PATHS_MAX; paths++)
 		test_paths_lost(paths);
 	for (uint32_t paths = 2; paths <= PATHS_MAX; paths++)
 		test_path_restored(paths);

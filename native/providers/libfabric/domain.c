@@ -18,9 +18,9 @@
 #include <unistd.h>
 
 #include "../../core/parts.h"
+#include "efa.h"
 
 #define API_VERSION FI_VERSION(1, 17)
-#define EFA_MINIMUM FI_VERSION(1, 22)    /* writes with immediate that are not emulated */
 #define NATIVE_RDM_TCP FI_VERSION(1, 19) /* before it, `tcp` has no RDM endpoint that can sleep */
 
 int tfd_fi_fail(const struct tfd_domain *domain, struct tfd_error *error, const char *what, int rc)
@@ -61,7 +61,7 @@ static const char *choose_fabric(const struct tfd_domain *domain, const struct t
 	return FI_VERSION_GE(domain->library->version(), NATIVE_RDM_TCP) ? "tcp" : "tcp;ofi_rxm";
 }
 
-static struct fi_info *make_hints(struct tfd_domain *domain, const char *fabric, const char *device)
+struct fi_info *tfd_fi_hints(const struct tfd_domain *domain, const char *provider)
 {
 	struct fi_info *hints = domain->library->dupinfo(NULL);
 
@@ -74,14 +74,7 @@ static struct fi_info *make_hints(struct tfd_domain *domain, const char *fabric,
 	hints->domain_attr->control_progress = FI_PROGRESS_MANUAL;
 	hints->domain_attr->data_progress = FI_PROGRESS_MANUAL;
 	hints->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
-	hints->fabric_attr->prov_name = strdup(fabric);
-	if (device) {
-		hints->domain_attr->name = strdup(device);
-		hints->domain_attr->mr_mode |= FI_MR_ENDPOINT;
-	} else {
-		hints->addr_format = FI_SOCKADDR_IN;
-		hints->tx_attr->msg_order = hints->rx_attr->msg_order = FI_ORDER_WAW;
-	}
+	hints->fabric_attr->prov_name = strdup(provider);
 	return hints;
 }
 
@@ -94,19 +87,19 @@ static int find_info(struct tfd_domain *domain, const struct tfd_group_options *
 	struct fi_info *hints;
 	int rc;
 
-	if (strcmp(fabric, "efa") == 0 && FI_VERSION_LT(domain->library->version(), EFA_MINIMUM))
-		return tfd_fail(error, -ENOTSUP,
-		                "rail %s is no interface or address of this host, and for EFA devices "
-		                "libfabric %u.%u "
-		                "is too old: install 1.22 or newer",
-		                name, FI_MAJOR(domain->library->version()),
-		                FI_MINOR(domain->library->version()));
-	hints = make_hints(domain, fabric, is_interface ? NULL : name);
+	if (tfd_fi_efa_named(fabric))
+		return tfd_fi_efa_find(domain, fabric, name, error);
+	hints = tfd_fi_hints(domain, fabric);
 	if (!hints)
 		return tfd_fail(error, -ENOMEM, "no memory for libfabric's hints");
-	rc = is_interface ?
-	             domain->library->getinfo(API_VERSION, address, "0", FI_SOURCE, hints, &domain->info) :
-	             domain->library->getinfo(API_VERSION, NULL, NULL, 0, hints, &domain->info);
+	if (is_interface) {
+		hints->addr_format = FI_SOCKADDR_IN;
+		hints->tx_attr->msg_order = hints->rx_attr->msg_order = FI_ORDER_WAW;
+		rc = domain->library->getinfo(API_VERSION, address, "0", FI_SOURCE, hints, &domain->info);
+	} else {
+		hints->domain_attr->name = strdup(name);
+		rc = domain->library->getinfo(API_VERSION, NULL, NULL, 0, hints, &domain->info);
+	}
 	domain->library->freeinfo(hints);
 	if (rc == -FI_ENODATA)
 		return tfd_fail(error, -ENODEV,
@@ -124,23 +117,18 @@ static bool has_links(const struct tfd_domain *domain)
 	       domain->info->domain_attr->cq_data_size >= sizeof(uint64_t);
 }
 
-static bool is_efa(const struct tfd_domain *domain)
-{
-	return strcmp(domain->info->fabric_attr->prov_name, "efa") == 0;
-}
-
 /* One queue for all, where it can be told by which half an immediate came or where nobody asks; else one for each half. */
 static int open_queue(struct tfd_domain *domain, struct tfd_error *error)
 {
 	int rc;
 
-	if (!is_efa(domain) && !has_links(domain)) {
+	if (!domain->efa && !has_links(domain)) {
 		domain->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 		return domain->epoll_fd >= 0 ?
 		               0 :
 		               tfd_fail(error, -errno, "no file descriptor is left: %s", strerror(errno));
 	}
-	if (!is_efa(domain)) {
+	if (!domain->efa) {
 		domain->links = calloc(TFD_FI_LINKS, sizeof(struct tfd_half *));
 		if (!domain->links)
 			return tfd_fail(error, -ENOMEM, "no memory for a rail");
@@ -166,10 +154,9 @@ static int open_objects(struct tfd_domain *domain, struct tfd_error *error)
 	rc = fi_av_open(domain->domain, &av, &domain->av, NULL);
 	if (rc)
 		return tfd_fi_fail(domain, error, "fi_av_open", rc);
-	rc = open_queue(domain, error);
-	if (!rc && is_efa(domain))
-		rc = tfd_fi_half_make(domain, &domain->shared, error);
-	return rc;
+	if (tfd_fi_is_efa(domain->info))
+		rc = tfd_fi_efa_open(domain, error);
+	return rc ? rc : open_queue(domain, error);
 }
 
 static int describe(struct tfd_domain *domain, const char *name, struct tfd_rail_info *info,
@@ -191,8 +178,8 @@ static int describe(struct tfd_domain *domain, const char *name, struct tfd_rail
 	memcpy(info->protocol, domain->protocol, sizeof(info->protocol));
 	info->max_message_bytes = fi->ep_attr->max_msg_size;
 	info->imm_depth = tfd_fi_queue_grows(domain) ? 0 : TFD_FI_CQ_IMMS;
-	info->ordered = (fi->tx_attr->msg_order & FI_ORDER_WAW) && !domain->shared;
-	return 0;
+	info->ordered = (fi->tx_attr->msg_order & FI_ORDER_WAW) != 0;
+	return domain->efa ? tfd_fi_efa_describe(domain, info, error) : 0;
 }
 
 int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name, struct tfd_rail_info *info,
@@ -231,8 +218,6 @@ void tfd_fi_domain_close(struct tfd_domain *domain)
 		return;
 	while (domain->halves)
 		tfd_fi_half_free(domain->halves);
-	if (domain->shared)
-		tfd_fi_half_free(domain->shared);
 	close_fid(domain->cq ? &domain->cq->fid : NULL);
 	if (domain->epoll_fd >= 0)
 		(void)close(domain->epoll_fd);
@@ -241,21 +226,12 @@ void tfd_fi_domain_close(struct tfd_domain *domain)
 	close_fid(domain->fabric ? &domain->fabric->fid : NULL);
 	if (domain->info)
 		domain->library->freeinfo(domain->info);
+	tfd_fi_efa_close(domain->efa);
 	free(domain->links);
 	free(domain);
 }
 
 /* ---- memory ---- */
-
-static int mr_enable(struct tfd_domain *domain, struct tfd_mr *mr)
-{
-	int rc;
-
-	if (!(domain->info->domain_attr->mr_mode & FI_MR_ENDPOINT) || !domain->shared)
-		return 0;
-	rc = fi_mr_bind(mr->mr, &domain->shared->ep->fid, 0);
-	return rc ? rc : fi_mr_enable(mr->mr);
-}
 
 int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
                    struct tfd_region_key *key, struct tfd_error *error)
@@ -284,12 +260,6 @@ int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 			                "LimitMEMLOCK)",
 			                length);
 		return tfd_fi_fail(domain, error, "fi_mr_reg", rc);
-	}
-	rc = mr_enable(domain, mr);
-	if (rc) {
-		(void)fi_close(&mr->mr->fid);
-		free(mr);
-		return tfd_fi_fail(domain, error, "fi_mr_enable", rc);
 	}
 	mr->descriptor = fi_mr_desc(mr->mr);
 	key->key = fi_mr_key(mr->mr);

@@ -33,9 +33,10 @@ struct tfd_domain {
 	struct tfd_half **links; /* worker */
 	uint32_t last_link; /* worker; counts up, so that one comes again only after 2^32 others */
 	int epoll_fd; /* with a queue for each half: readable while one of them may have work; else -1 */
-	struct tfd_half *halves; /* worker; ring of those with a queue of their own, next in turn first */
+	bool polled; /* `cq` has no wait fd */
+	struct tfd_fi_efa *efa; /* NULL: another provider */
+	struct tfd_half *halves; /* worker; ring of all, next in turn first */
 	uint32_t half_count; /* worker */
-	struct tfd_half *shared; /* EFA: one endpoint for all peers; else NULL, and each half has its own */
 	size_t address_bytes; /* worker; of any half's address; 0: there has been none */
 	char protocol[TFD_NAME_MAX];
 };
@@ -49,12 +50,12 @@ struct tfd_mr {
 struct tfd_half {
 	struct tfd_domain *domain;
 	void *owner;
-	struct fid_ep *ep; /* owned, or the shared half's; NULL once closed */
+	struct fid_ep *ep; /* owned; NULL once closed */
 	struct fid_cq *cq; /* owned; NULL: the domain's is used */
 	fi_addr_t far; /* FI_ADDR_UNSPEC until started */
 	uint32_t link; /* told to the far half; 0: has none */
 	uint32_t far_link; /* goes along with its immediates */
-	struct tfd_half *next; /* in domain->halves; NULL: no queue of its own */
+	struct tfd_half *next; /* in domain->halves */
 	struct tfd_half *prev;
 };
 
@@ -75,10 +76,17 @@ int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out);
 /* Makes an endpoint, with a queue of its own where the domain has none. Worker, or control before the worker runs. */
 int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tfd_error *error);
 void tfd_fi_half_free(struct tfd_half *half);
+/* Closes the endpoint and forgets the far address. */
+void tfd_fi_half_close(struct tfd_half *half);
 /* Names a half to those who write by it. -ENOSPC. Worker. */
 int tfd_fi_link_take(struct tfd_half *half);
+/* Polls the queue of a half, or (NULL) the domain's. */
+int tfd_fi_queue_poll(const struct tfd_domain *domain, const struct tfd_half *queue_of, struct tfd_wc *wc,
+                      int max);
 int tfd_fi_fail(const struct tfd_domain *domain, struct tfd_error *error, const char *what, int rc);
 
+/* Hints for what we ask of every provider; NULL: no memory. */
+struct fi_info *tfd_fi_hints(const struct tfd_domain *domain, const char *provider);
 int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name, struct tfd_rail_info *info,
                        struct tfd_domain **out, struct tfd_error *error);
 void tfd_fi_domain_close(struct tfd_domain *domain);

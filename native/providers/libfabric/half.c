@@ -7,6 +7,7 @@
 
 #include "../../core/parts.h"
 #include "domain.h"
+#include "efa.h"
 
 static void ring_insert(struct tfd_domain *domain, struct tfd_half *half)
 {
@@ -63,7 +64,12 @@ int tfd_fi_queue_open(struct tfd_domain *domain, struct fid_cq **out)
 	/* What goes out by the rail completes in the same queue. 8,192 in all is what EFA takes when one asks for none. */
 	size_t size = tfd_fi_queue_grows(domain) ? TFD_FI_CQ_IMMS : TFD_FI_CQ_IMMS + TFD_WRS_PER_WORKER;
 	struct fi_cq_attr attributes = { .size = size, .format = FI_CQ_FORMAT_DATA, .wait_obj = FI_WAIT_FD };
+	int rc = fi_cq_open(domain->domain, &attributes, out, NULL);
 
+	if (rc != -FI_ENOSYS || !domain->efa)
+		return rc;
+	domain->polled = true;
+	attributes.wait_obj = FI_WAIT_NONE;
 	return fi_cq_open(domain->domain, &attributes, out, NULL);
 }
 
@@ -123,10 +129,38 @@ int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tf
 		tfd_fi_half_free(half);
 		return tfd_fi_fail(domain, error, "opening an endpoint", rc);
 	}
-	if (half->cq)
-		ring_insert(domain, half);
+	ring_insert(domain, half);
 	*out = half;
 	return 0;
+}
+
+/*
+ * tcp counts who has an address. EFA does not: who inserts one that is there gets the same again, and the first who removes it has
+ * it removed for all, while posting to an address that is gone is the end of the process.
+ */
+static bool far_is_anothers(const struct tfd_half *half)
+{
+	if (!half->domain->efa || !half->next)
+		return false;
+	for (const struct tfd_half *other = half->next; other != half; other = other->next) {
+		if (other->far == half->far)
+			return true;
+	}
+	return false;
+}
+
+void tfd_fi_half_close(struct tfd_half *half)
+{
+	if (half->ep && half->domain->efa)
+		tfd_fi_efa_keep(half->domain);
+	if (half->ep)
+		(void)fi_close(&half->ep->fid);
+	half->ep = NULL;
+	if (half->domain->efa)
+		tfd_fi_efa_flush(half);
+	if (half->far != FI_ADDR_UNSPEC && !far_is_anothers(half))
+		(void)fi_av_remove(half->domain->av, &half->far, 1, 0);
+	half->far = FI_ADDR_UNSPEC;
 }
 
 void tfd_fi_half_free(struct tfd_half *half)
@@ -134,16 +168,13 @@ void tfd_fi_half_free(struct tfd_half *half)
 	struct tfd_domain *domain = half->domain;
 	int fd;
 
+	tfd_fi_half_close(half);
 	ring_remove(domain, half);
 	link_give(half);
-	if (half->ep && (!domain->shared || half->ep != domain->shared->ep || half == domain->shared))
-		(void)fi_close(&half->ep->fid);
 	if (half->cq) {
 		if (fi_control(&half->cq->fid, FI_GETWAIT, &fd) == 0)
 			(void)epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
 		(void)fi_close(&half->cq->fid);
 	}
-	if (half->far != FI_ADDR_UNSPEC)
-		(void)fi_av_remove(domain->av, &half->far, 1, 0);
 	free(half);
 }

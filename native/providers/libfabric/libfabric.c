@@ -2,9 +2,8 @@
 /*
  * The libfabric provider: connections, posting, polling.
  *
- * tcp: every half of a connection is an endpoint of its own, so that closing it is what destroying a queue pair is
- * to verbs: nothing of it lands or is read any more, and no other connection notices. EFA: one endpoint for
- * all, a connection is an entry of the address vector.
+ * Every half of a connection is an endpoint of its own, so that closing it is what destroying a queue pair is to verbs (and is
+ * that, of EFA): nothing of it lands or is read any more, and no other connection notices.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 
 #include "../../core/parts.h"
 #include "domain.h"
+#include "efa.h"
 
 #define POLL_ENTRIES 64
 
@@ -24,18 +24,9 @@ static int half_open(struct tfd_domain *domain, int outgoing, void *owner, struc
 	int rc;
 
 	(void)outgoing; /* both may be written to: the far side of an outgoing one answers */
-	if (domain->shared) {
-		half = calloc(1, sizeof(*half));
-		if (!half)
-			return tfd_fail(error, -ENOMEM, "no memory for a connection");
-		*half = (struct tfd_half){ .domain = domain,
-		                           .ep = domain->shared->ep,
-		                           .far = FI_ADDR_UNSPEC };
-	} else {
-		rc = tfd_fi_half_make(domain, &half, error);
-		if (rc)
-			return rc;
-	}
+	rc = tfd_fi_half_make(domain, &half, error);
+	if (rc)
+		return rc;
 	half->owner = owner;
 	if (domain->links && tfd_fi_link_take(half) != 0) {
 		tfd_fi_half_free(half);
@@ -82,16 +73,6 @@ static int half_start(struct tfd_half *half, const void *address, size_t address
 	return 0;
 }
 
-static void half_close(struct tfd_half *half)
-{
-	if (!half->domain->shared)
-		(void)fi_close(&half->ep->fid);
-	half->ep = NULL;
-	if (half->far != FI_ADDR_UNSPEC)
-		(void)fi_av_remove(half->domain->av, &half->far, 1, 0);
-	half->far = FI_ADDR_UNSPEC;
-}
-
 static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
 {
 	/* DELIVERY_COMPLETE: a completion means "visible at the far side", not "in a local socket buffer". */
@@ -107,11 +88,16 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 	                              .addr = half->far,
 	                              .rma_iov = &remote,
 	                              .rma_iov_count = 1,
-	                              .context = wr->context,
+	                              .context = half->domain->efa ? tfd_fi_efa_op(half, wr) : wr->context,
 	                              .data = (uint64_t)half->far_link << 32 | post->imm };
-	ssize_t rc = post->read ? fi_readmsg(half->ep, &message, FI_COMPLETION) :
-	                          fi_writemsg(half->ep, &message, flags);
+	ssize_t rc;
 
+	if (!message.context)
+		return -EAGAIN;
+	rc = post->read ? fi_readmsg(half->ep, &message, FI_COMPLETION) :
+	                  fi_writemsg(half->ep, &message, flags);
+	if (rc && half->domain->efa)
+		(void)tfd_fi_efa_op_done(half->domain->efa, message.context);
 	return rc == -FI_EAGAIN ? -EAGAIN : (int)rc;
 }
 
@@ -120,22 +106,31 @@ static bool is_access_error(int error)
 	return error == FI_EACCES || error == FI_EKEYREJECTED || error == FI_EPERM;
 }
 
-static int cq_poll_error(const struct tfd_half *queue_of, struct fid_cq *cq, struct tfd_wc *wc)
+static struct tfd_wr *wr_of(const struct tfd_domain *domain, void *context)
+{
+	return domain->efa ? tfd_fi_efa_op_done(domain->efa, context) : context;
+}
+
+static int cq_poll_error(const struct tfd_domain *domain, const struct tfd_half *queue_of, struct fid_cq *cq,
+                         struct tfd_wc *wc)
 {
 	struct fi_cq_err_entry entry = { 0 };
 
 	if (fi_cq_readerr(cq, &entry, 0) != 1)
 		return 0;
-	/* prov_errno is not looked at, nor fi_cq_strerror called: stale and, in rxm 1.17, fatal after a close. */
-	*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
-	                       .wr = entry.op_context,
-	                       .error = entry.err,
-	                       .remote_access = is_access_error(entry.err),
-	                       .owner = queue_of ? queue_of->owner : NULL };
 	if (entry.err == FI_EOVERRUN) { /* of the queue, whatever the entry names */
-		wc->wr = NULL;
-		wc->error = EOVERFLOW;
+		*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
+		                       .error = EOVERFLOW,
+		                       .owner = queue_of ? queue_of->owner : NULL };
+		return 1;
 	}
+	/* But of EFA prov_errno is not looked at, nor fi_cq_strerror called: stale and, in rxm 1.17, fatal after a close. */
+	*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
+	                       .wr = entry.op_context ? wr_of(domain, entry.op_context) : NULL,
+	                       .error = entry.err,
+	                       .remote_access = is_access_error(entry.err) ||
+		                                (domain->efa && tfd_fi_efa_refused(entry.prov_errno)),
+	                       .owner = queue_of ? queue_of->owner : NULL };
 	return 1;
 }
 
@@ -153,8 +148,7 @@ static void *owner_of(const struct tfd_domain *domain, const struct tfd_half *qu
 	return half ? half->owner : NULL;
 }
 
-/* The queue of a half, or (NULL) the domain's. */
-static int queue_poll(const struct tfd_domain *domain, const struct tfd_half *queue_of, struct tfd_wc *wc,
+int tfd_fi_queue_poll(const struct tfd_domain *domain, const struct tfd_half *queue_of, struct tfd_wc *wc,
                       int max)
 {
 	struct fid_cq *cq = queue_of ? queue_of->cq : domain->cq;
@@ -162,7 +156,7 @@ static int queue_poll(const struct tfd_domain *domain, const struct tfd_half *qu
 	ssize_t count = fi_cq_read(cq, entries, max < POLL_ENTRIES ? (size_t)max : POLL_ENTRIES);
 
 	if (count == -FI_EAVAIL)
-		return cq_poll_error(queue_of, cq, wc);
+		return cq_poll_error(domain, queue_of, cq, wc);
 	if (count <= 0)
 		return 0;
 	for (ssize_t i = 0; i < count; i++) {
@@ -171,14 +165,16 @@ static int queue_poll(const struct tfd_domain *domain, const struct tfd_half *qu
 			                         .imm = (uint32_t)entries[i].data,
 			                         .owner = owner_of(domain, queue_of, entries[i].data) };
 		else
-			wc[i] = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = entries[i].op_context };
+			wc[i] = (struct tfd_wc){ .type = TFD_WC_SENT,
+			                         .wr = wr_of(domain, entries[i].op_context) };
 	}
 	return (int)count;
 }
 
 static int half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 {
-	return queue_poll(half->domain, half->cq ? half : NULL, wc, max);
+	return half->domain->efa ? tfd_fi_efa_poll(half->domain, wc, max) :
+	                           tfd_fi_queue_poll(half->domain, half->cq ? half : NULL, wc, max);
 }
 
 static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -187,10 +183,12 @@ static int cq_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	uint32_t left = domain->half_count;
 	int total = 0;
 
+	if (domain->efa)
+		return tfd_fi_efa_poll(domain, wc, max);
 	if (domain->cq)
-		return queue_poll(domain, NULL, wc, max);
+		return tfd_fi_queue_poll(domain, NULL, wc, max);
 	for (; left && total < max; left--) {
-		total += queue_poll(domain, half, wc + total, max - total);
+		total += tfd_fi_queue_poll(domain, half, wc + total, max - total);
 		half = half->next;
 	}
 	domain->halves = half; /* begin with those that had no turn */
@@ -203,6 +201,8 @@ static int wait_fd(struct tfd_domain *domain)
 
 	if (!domain->cq)
 		return domain->epoll_fd;
+	if (domain->polled)
+		return -1;
 	return fi_control(&domain->cq->fid, FI_GETWAIT, &fd) == 0 ? fd : -1;
 }
 
@@ -217,8 +217,10 @@ static int arm(struct tfd_domain *domain)
 {
 	struct tfd_half *half = domain->halves;
 
+	if (domain->efa && tfd_fi_efa_kept(domain->efa))
+		return -EAGAIN;
 	if (domain->cq)
-		return queue_arm(domain, domain->cq);
+		return domain->polled ? 0 : queue_arm(domain, domain->cq);
 	for (uint32_t i = 0; i < domain->half_count; i++, half = half->next) {
 		if (queue_arm(domain, half->cq) != 0)
 			return -EAGAIN;
@@ -235,7 +237,7 @@ const struct tfd_provider_ops tfd_libfabric_ops = {
 	.mr_close = tfd_fi_mr_close,
 	.half_open = half_open,
 	.half_start = half_start,
-	.half_close = half_close,
+	.half_close = tfd_fi_half_close,
 	.half_drain = half_drain,
 	.half_free = tfd_fi_half_free,
 	.post = post,
