@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vm import image, inner
+from vm.daemons import Daemons
 from vm.errors import Unavailable
 from vm.guest import Guest, Machine
 from vm.pair import Pair
@@ -115,6 +116,14 @@ def vm_pair_of_two_links(vm_image: image.Image, vm_folder: Path) -> Iterator[Pai
     yield from make_pair(vm_image, vm_folder, 2)
 
 
+@pytest.fixture(scope="session")
+def vm_daemons(vm_pair: Pair, vm_folder: Path) -> Iterator[Daemons]:
+    """Holds the daemons of :func:`daemons`."""
+    made = Daemons(vm_pair, vm_folder / "tls")
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def guest(vm_lone: Lone) -> Guest:
     """Gives one guest: rxe0 on a card that leads nowhere, both ends of each transfer in it."""
@@ -137,3 +146,9 @@ def pair(vm_pair: Pair) -> Pair:
 def two_links(vm_pair_of_two_links: Pair) -> Pair:
     """Gives two guests with two links between them; both run."""
     return vm_pair_of_two_links.boot()
+
+
+@pytest.fixture
+def daemons(vm_daemons: Daemons) -> Daemons:
+    """Gives the pair with a daemon on each; all run, whatever a test before has done."""
+    return vm_daemons.boot()

@@ -2,8 +2,8 @@
 """Runs a script in one guest or two: ``python tests/vm/run.py [--guests 2] SCRIPT``.
 
 Each guest runs it with bash in the tree, with ROLE (1 or 2), PEER and OUT in its environment. What
-is printed is printed here; files in $OUT come back to the folder of --out, in guest1 and guest2. The
-exit status is the first that is not 0, and 3 when the guests themselves failed.
+is printed is printed here; files in $OUT come back to the folder of --out, in guest1 and guest2.
+The exit status is the first that is not 0, and 3 when the guests themselves failed.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def main(
     arguments: tuple[str, ...],
 ) -> None:
     """Runs SCRIPT in one guest or in two at once."""
-    options = {"nics": nics, "cpus": cpus, "memory_mib": memory_mib}
+    rxe = not without_rxe
     try:
-        with guests(count, rxe=not without_rxe, **options) as machines:
+        with guests(count, nics=nics, cpus=cpus, memory_mib=memory_mib, rxe=rxe) as machines:
             try:
                 ended = run_in(machines, script, arguments, timeout_s)
             finally:

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Daemons in guests, as on two hosts: each with its certificate, on its own RDMA devices."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from transferd.daemon import certs
+
+from support.waiting import eventually
+from vm.errors import VmError
+from vm.guest import SHARE
+from vm.pair import ROLES, address
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vm.guest import Guest, Process
+    from vm.pair import Pair
+
+PEER_PORT = 7471
+# Bounds; alone a daemon starts in 20 s, because imports are slow in an emulated machine.
+READY_S = 180.0
+STOP_S = 60.0
+SOCKET = "unix:///run/transferd/transferd.sock"
+# Asks without Python, which takes a second to start there.
+READY = (
+    "exec 3<>/dev/tcp/127.0.0.1/9471 && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3"
+    " && read -r _ status _ <&3 && [ $status = 200 ]"
+)
+
+
+class GuestDaemon:
+    """A daemon of a guest, which clients there find where they look by default.
+
+    Attributes:
+        guest: Where it runs.
+        config: Its configuration; what is changed counts from the next start.
+    """
+
+    def __init__(self, guest: Guest, tls: Path, overrides: dict[str, Any] | None = None) -> None:
+        """Prepares a daemon; :meth:`start` starts it.
+
+        Args:
+            guest: One of a pair.
+            tls: A folder of the host for the certificates of all daemons of a pair.
+            overrides: Keys of the configuration file that replace ours; None removes one.
+        """
+        role = guest.machine.role
+        self.guest = guest
+        config: dict[str, Any] = {
+            "listen": SOCKET,
+            "peer_listen": f"{address(role)}:{PEER_PORT}",
+            "http_listen": "127.0.0.1:9471",
+            "provider": "verbs",
+            "rails": [f"rxe{number}" for number in range(len(guest.machine.nics))],
+            "tls": self._certificates(tls),
+            **(overrides or {}),
+        }
+        self.config = {key: value for key, value in config.items() if value is not None}
+        self._process: Process | None = None
+
+    def _certificates(self, tls: Path) -> dict[str, str]:
+        """Gives the guest its certificate, made once for each name."""
+        name = self.guest.name
+        files = [tls / f"{name}.crt", tls / f"{name}.key", tls / "ca.crt"]
+        if not files[0].exists():
+            certs.make(tls, name, [name, address(self.guest.machine.role)])
+        folder = self.guest.share / "tls"
+        folder.mkdir(exist_ok=True)
+        for file in files:
+            shutil.copy(file, folder)
+        keys = ("cert", "key", "ca")
+        return {key: f"{SHARE}/tls/{file.name}" for key, file in zip(keys, files, strict=True)}
+
+    @property
+    def process(self) -> Process:
+        """Its process."""
+        assert self._process is not None, "the daemon was not started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self.guest.alive and self._process.running
+
+    def log(self) -> str:
+        """What it has logged since its last start, also after its guest's death."""
+        return self.process.stdout + self.process.stderr
+
+    def start(self) -> GuestDaemon:
+        """Starts it, and does not wait until it is ready."""
+        (self.guest.share / "transferd.yaml").write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "transferd.daemon.main", "serve"]
+        self._process = self.guest.spawn(
+            [*command, "--config", f"{SHARE}/transferd.yaml"], env={"PYTHONSAFEPATH": "1"}
+        )
+        return self
+
+    def wait_ready(self, timeout_s: float = READY_S) -> GuestDaemon:
+        """Waits until it serves.
+
+        Raises:
+            VmError: It ended or was not ready in time; the text has its log.
+            GuestDied: The guest ended.
+        """
+
+        def ready() -> bool:
+            if not self.process.running:
+                raise VmError(f"the daemon of {self.guest.name} ended\n{self.log()[-8000:]}")
+            return self.guest.run(READY, check=False).status == 0
+
+        try:
+            eventually(ready, f"the daemon of {self.guest.name} is ready", timeout_s)
+        except AssertionError as error:
+            raise VmError(f"{error}\n{self.log()[-8000:]}") from None
+        return self
+
+    def stop(self) -> None:
+        """Stops it with SIGTERM.
+
+        Raises:
+            VmError: It ended with another status than 0; the text has its log.
+            CommandTimeout: It did not stop in time.
+        """
+        self.process.signal(signal.SIGTERM)
+        status = self.process.wait(STOP_S).status
+        if status != 0:
+            raise VmError(
+                f"the daemon of {self.guest.name} ended with {status}\n{self.log()[-8000:]}"
+            )
+
+    def kill(self) -> None:
+        """Kills it with SIGKILL, as a crash would."""
+        self.process.kill()
+
+
+class Daemons:
+    """A daemon in each guest of a pair; ``daemons[1]`` and ``daemons[2]`` run on those of now."""
+
+    def __init__(self, pair: Pair, tls: Path, **overrides: Any) -> None:
+        """Prepares them; :meth:`boot` starts them.
+
+        Args:
+            pair: Their guests.
+            tls: As of :class:`GuestDaemon`.
+            overrides: Of both configurations.
+        """
+        self.pair = pair
+        self._tls = tls
+        self._overrides = overrides
+        self._made: dict[int, GuestDaemon] = {}
+
+    def __getitem__(self, role: int) -> GuestDaemon:
+        """The daemon of this guest."""
+        return self._made[role]
+
+    def boot(self) -> Daemons:
+        """Boots guests that do not run, and starts daemons that do not; waits until all serve.
+
+        Raises:
+            VmError: A daemon did not start.
+        """
+        self.pair.boot()
+        for role in ROLES:
+            old = self._made.get(role)
+            if old is None or old.guest is not self.pair[role]:
+                self._made[role] = GuestDaemon(self.pair[role], self._tls, self._overrides)
+        fresh = [daemon.start() for daemon in self._made.values() if not daemon.running]
+        for daemon in fresh:
+            daemon.wait_ready()
+        return self
+
+    def close(self) -> None:
+        """Stops those that run.
+
+        Raises:
+            VmError: One did not end well; the text has its log.
+        """
+        running = [daemon for daemon in self._made.values() if daemon.running]
+        for daemon in running:
+            daemon.process.signal(signal.SIGTERM)
+        for daemon in running:
+            daemon.stop()
