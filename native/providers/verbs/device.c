@@ -32,7 +32,7 @@ struct wanted {
 	const char *gid; /* an interface or address; NULL: the name is a device's */
 };
 
-static int query_port(const struct tfd_domain *domain, uint8_t number, struct ibv_port_attr *out)
+int tfd_verbs_port_query(const struct tfd_domain *domain, uint8_t number, struct ibv_port_attr *out)
 {
 	struct verbs_context *extended = verbs_get_ctx_op(domain->context, query_port);
 	int rc;
@@ -99,7 +99,7 @@ static uint8_t port_choose(const struct tfd_domain *domain, struct table *table,
 
 		if ((wanted->port && port != wanted->port) || !port_matches(table, port, wanted))
 			continue;
-		if (query_port(domain, (uint8_t)port, &attributes) != 0)
+		if (tfd_verbs_port_query(domain, (uint8_t)port, &attributes) != 0)
 			continue;
 		if (attributes.state == IBV_PORT_ACTIVE)
 			return (uint8_t)port;
@@ -227,7 +227,7 @@ static int port_open(struct tfd_domain *domain, struct table *table, const struc
 	struct ibv_port_attr attributes;
 	enum ibv_mtu mtu = mtu_of(domain->options.mtu);
 	uint32_t pkey = 0;
-	int rc = query_port(domain, port->number, &attributes);
+	int rc = tfd_verbs_port_query(domain, port->number, &attributes);
 
 	if (rc)
 		return tfd_fail(error, rc, "port %u cannot be asked: %s", port->number, strerror(-rc));
@@ -246,7 +246,7 @@ static int port_open(struct tfd_domain *domain, struct table *table, const struc
 	if (rc)
 		return rc;
 	explain(domain, wanted, table, pkey, info);
-	info->state = attributes.state == IBV_PORT_ACTIVE;
+	domain->state = attributes.state == IBV_PORT_ACTIVE ? TFD_RAIL_UP : TFD_RAIL_DOWN;
 	return 0;
 }
 

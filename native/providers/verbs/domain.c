@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../../core/barrier.h"
 #include "../../core/parts.h"
 #include "verbs.h"
 
@@ -36,18 +37,24 @@ static int fail(const char *what, struct tfd_error *error)
 	return tfd_fail(error, -rc, "verbs: %s failed: %s", what, strerror(rc));
 }
 
-static int queues_open(struct tfd_domain *domain, struct tfd_error *error)
+static int channel_open(struct tfd_domain *domain, struct tfd_error *error)
 {
-	const struct tfd_verbs_library *library = domain->library;
-	uint32_t sends = smaller(TFD_VERBS_SENDS, domain->attributes.max_cqe);
 	int flags;
 
-	domain->channel = library->create_comp_channel(domain->context);
+	domain->channel = domain->library->create_comp_channel(domain->context);
 	if (!domain->channel)
 		return fail("ibv_create_comp_channel", error);
 	flags = fcntl(domain->channel->fd, F_GETFL);
 	if (flags < 0 || fcntl(domain->channel->fd, F_SETFL, flags | O_NONBLOCK) != 0)
 		return fail("the completion channel's fcntl", error);
+	return 0;
+}
+
+static int cqs_open(struct tfd_domain *domain, struct tfd_error *error)
+{
+	const struct tfd_verbs_library *library = domain->library;
+	uint32_t sends = smaller(TFD_VERBS_SENDS, domain->attributes.max_cqe);
+
 	domain->send_cq = library->create_cq(domain->context, (int)sends, NULL, domain->channel, 0);
 	if (!domain->send_cq)
 		return fail("ibv_create_cq", error);
@@ -64,18 +71,65 @@ static int receives_open(struct tfd_domain *domain, struct tfd_error *error)
 	domain->srq = domain->library->create_srq(domain->pd, &attributes);
 	if (!domain->srq)
 		return fail("ibv_create_srq", error);
-	domain->receive_chain = calloc(domain->receive_batch, sizeof(*domain->receive_chain));
-	domain->stash = calloc(domain->receives, sizeof(*domain->stash));
-	if (!domain->receive_chain || !domain->stash)
-		return tfd_fail(error, -ENOMEM, "no memory for a rail's receives");
-	for (uint32_t i = 0; i + 1 < domain->receive_batch; i++)
-		domain->receive_chain[i].next = &domain->receive_chain[i + 1];
 	for (uint32_t posted = 0; posted < domain->receives; posted += domain->receive_batch) {
 		int rc = tfd_verbs_receives_post(domain);
 
 		if (rc)
 			return tfd_fail(error, rc, "verbs: posting receives failed: %s", strerror(-rc));
 	}
+	domain->receives_used = 0;
+	domain->stash_head = domain->stash_tail = 0;
+	tfd_verbs_srq_watch(domain);
+	return 0;
+}
+
+static int queues_open(struct tfd_domain *domain, struct tfd_error *error)
+{
+	int rc = cqs_open(domain, error);
+
+	return rc ? rc : receives_open(domain, error);
+}
+
+static void queues_close(struct tfd_domain *domain)
+{
+	const struct tfd_verbs_library *library = domain->library;
+
+	if (domain->srq)
+		(void)library->destroy_srq(domain->srq);
+	tfd_verbs_cq_events_ack(domain);
+	if (domain->send_cq)
+		(void)library->destroy_cq(domain->send_cq);
+	if (domain->recv_cq)
+		(void)library->destroy_cq(domain->recv_cq);
+	domain->srq = NULL;
+	domain->send_cq = domain->recv_cq = NULL;
+}
+
+int tfd_verbs_queues_renew(struct tfd_domain *domain, struct tfd_error *error)
+{
+	int rc;
+
+	if (!tfd_list_empty(&domain->halves))
+		return tfd_fail(
+			error, -EAGAIN,
+			"a queue of the rail has overrun: its connections are closed first, then it is "
+			"made anew");
+	queues_close(domain);
+	rc = queues_open(domain, error);
+	domain->overrun = rc != 0;
+	if (rc)
+		queues_close(domain);
+	return rc;
+}
+
+static int memory_open(struct tfd_domain *domain, struct tfd_error *error)
+{
+	domain->receive_chain = calloc(domain->receive_batch, sizeof(*domain->receive_chain));
+	domain->stash = calloc(domain->receives, sizeof(*domain->stash));
+	if (!domain->receive_chain || !domain->stash)
+		return tfd_fail(error, -ENOMEM, "no memory for a rail's receives");
+	for (uint32_t i = 0; i + 1 < domain->receive_batch; i++)
+		domain->receive_chain[i].next = &domain->receive_chain[i + 1];
 	return 0;
 }
 
@@ -94,8 +148,12 @@ static int objects_open(struct tfd_domain *domain, struct tfd_error *error)
 	domain->pd = domain->library->alloc_pd(domain->context);
 	if (!domain->pd)
 		return fail("ibv_alloc_pd", error);
-	rc = queues_open(domain, error);
-	return rc ? rc : receives_open(domain, error);
+	rc = memory_open(domain, error);
+	if (!rc)
+		rc = channel_open(domain, error);
+	if (!rc)
+		rc = queues_open(domain, error);
+	return rc ? rc : tfd_verbs_events_open(domain, error);
 }
 
 static void describe(struct tfd_domain *domain, const char *name, struct tfd_rail_info *info)
@@ -125,13 +183,8 @@ static void domain_close(struct tfd_domain *domain)
 	library = domain->library;
 	while (!tfd_list_empty(&domain->halves))
 		tfd_verbs_half_free(tfd_container(domain->halves.next, struct tfd_half, link));
-	if (domain->srq)
-		(void)library->destroy_srq(domain->srq);
-	tfd_verbs_events_ack(domain);
-	if (domain->send_cq)
-		(void)library->destroy_cq(domain->send_cq);
-	if (domain->recv_cq)
-		(void)library->destroy_cq(domain->recv_cq);
+	tfd_verbs_events_close(domain);
+	queues_close(domain);
 	if (domain->channel)
 		(void)library->destroy_comp_channel(domain->channel);
 	if (domain->pd)
@@ -152,6 +205,7 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
 	domain->options = options->verbs;
+	domain->stop_fd = domain->wake_fd = domain->epoll_fd = -1;
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->chains);
 	tfd_list_init(&domain->reports);
@@ -171,7 +225,12 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 
 static int wait_fd(struct tfd_domain *domain)
 {
-	return domain->channel->fd;
+	return domain->epoll_fd;
+}
+
+static uint32_t rail_state(const struct tfd_domain *domain)
+{
+	return tfd_load_relaxed(&domain->state);
 }
 
 const struct tfd_provider_ops tfd_verbs_ops = {
@@ -188,6 +247,7 @@ const struct tfd_provider_ops tfd_verbs_ops = {
 	.half_free = tfd_verbs_half_free,
 	.post = tfd_verbs_post,
 	.poll = tfd_verbs_poll,
+	.rail_state = rail_state,
 	.wait_fd = wait_fd,
 	.arm = tfd_verbs_arm,
 };

@@ -129,9 +129,16 @@ int tfd_verbs_half_open(struct tfd_domain *domain, int outgoing, void *owner, st
 	                                  .mtu = (uint8_t)domain->port.mtu,
 	                                  .reads = reads_of(domain->attributes.max_qp_rd_atom),
 	                                  .lid = domain->port.lid };
-	struct tfd_half *half = calloc(1, sizeof(*half));
+	struct tfd_half *half;
 	int rc = 0;
 
+	if (domain->dead)
+		return tfd_fail(error, -ENODEV, "the rail's device is gone");
+	if (domain->overrun)
+		rc = tfd_verbs_queues_renew(domain, error);
+	if (rc)
+		return rc;
+	half = calloc(1, sizeof(*half));
 	if (!half)
 		return tfd_fail(error, -ENOMEM, "no memory for a connection");
 	half->domain = domain;
@@ -259,7 +266,8 @@ void tfd_verbs_half_close(struct tfd_half *half)
 			tfd_verbs_queue_fail(queue, rc);
 	}
 	half->closed = true;
-	half->deadline_ns = tfd_now_ns() + FLUSH_BOUND_NS;
+	/* Of a queue that is in error nothing comes. */
+	half->deadline_ns = domain->dead || domain->overrun ? 0 : tfd_now_ns() + FLUSH_BOUND_NS;
 }
 
 static bool is_flushed(const struct tfd_half *half)
@@ -269,6 +277,15 @@ static bool is_flushed(const struct tfd_half *half)
 			return false;
 	}
 	return true;
+}
+
+/* What was not flushed in time is told as if it had been: it is not referred to any more. */
+static void unflushed_tell(struct tfd_half *half)
+{
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		if (half->queues[i].done != half->queues[i].tail)
+			tfd_verbs_queue_fail(&half->queues[i], ECANCELED);
+	}
 }
 
 /* Once they are destroyed nothing of theirs is read or written. */
@@ -296,12 +313,14 @@ int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 		bool waits = half->queues[0].qp && !is_flushed(half) && tfd_now_ns() < half->deadline_ns;
 
 		count = tfd_verbs_poll(domain, wc, max);
-		if (count || !half->queues[0].qp)
+		if (count || (!half->queues[0].qp && is_flushed(half)))
 			return count;
 		if (waits)
 			(void)sched_yield();
-		else
+		else if (half->queues[0].qp)
 			pairs_destroy(half);
+		else
+			unflushed_tell(half);
 	}
 }
 

@@ -21,6 +21,7 @@
 	X(ack_async_event, ibv_ack_async_event)           \
 	X(query_device, ibv_query_device)                 \
 	X(query_port, ibv_query_port)                     \
+	X(query_gid, ibv_query_gid)                       \
 	X(query_gid_table, _ibv_query_gid_table)          \
 	X(query_pkey, ibv_query_pkey)                     \
 	X(alloc_pd, ibv_alloc_pd)                         \

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "../../core/barrier.h"
 #include "../../core/parts.h"
 #include "verbs.h"
 
@@ -33,6 +34,10 @@ int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, i
 	unsigned int access = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_RELAXED_ORDERING;
 	struct tfd_mr *mr = calloc(1, sizeof(*mr));
 
+	if (tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE) {
+		free(mr);
+		return tfd_fail(error, -ENODEV, "the rail's device is gone");
+	}
 	if (!mr)
 		return tfd_fail(error, -ENOMEM, "no memory for a registration");
 	if (writable)

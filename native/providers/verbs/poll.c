@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include <unistd.h>
+
+#include "../../core/barrier.h"
 #include "verbs.h"
 
 static int error_of(enum ibv_wc_status status)
@@ -28,6 +31,12 @@ static int error_of(enum ibv_wc_status status)
 	default:
 		return EIO;
 	}
+}
+
+/* There is none where queues could not be made anew. */
+static inline int cq_poll(struct ibv_cq *cq, struct ibv_wc *wc, int max)
+{
+	return cq ? ibv_poll_cq(cq, max, wc) : 0;
 }
 
 /* ---- what was posted ---- */
@@ -85,7 +94,7 @@ static void sent(struct tfd_domain *domain, const struct ibv_wc *wc)
 static int sends_take(struct tfd_domain *domain)
 {
 	struct ibv_wc wc[TFD_VERBS_BATCH];
-	int count = ibv_poll_cq(domain->send_cq, TFD_VERBS_BATCH, wc);
+	int count = cq_poll(domain->send_cq, wc, TFD_VERBS_BATCH);
 
 	for (int i = 0; i < count; i++)
 		sent(domain, &wc[i]);
@@ -136,7 +145,7 @@ int tfd_verbs_receives_post(struct tfd_domain *domain)
 
 static void receives_renew(struct tfd_domain *domain)
 {
-	while (domain->receives_used >= domain->receive_batch && !domain->dead) {
+	while (domain->receives_used >= domain->receive_batch && !domain->dead && !domain->overrun) {
 		if (tfd_verbs_receives_post(domain) != 0)
 			return;
 		domain->receives_used -= domain->receive_batch;
@@ -167,7 +176,7 @@ static inline struct tfd_wc imm_of(const struct tfd_verbs_stashed *from)
 static int imms_take(struct tfd_domain *domain)
 {
 	struct ibv_wc wc[TFD_VERBS_BATCH];
-	int count = ibv_poll_cq(domain->recv_cq, TFD_VERBS_BATCH, wc);
+	int count = cq_poll(domain->recv_cq, wc, TFD_VERBS_BATCH);
 
 	for (int i = 0; i < count; i++) {
 		if (arrived(domain, &wc[i], &domain->stash[domain->stash_tail & (domain->receives - 1)]))
@@ -186,7 +195,7 @@ static int imms_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	while (count < max && taken > 0) {
 		int most = max - count < TFD_VERBS_BATCH ? max - count : TFD_VERBS_BATCH;
 
-		taken = ibv_poll_cq(domain->recv_cq, most, found);
+		taken = cq_poll(domain->recv_cq, found, most);
 		for (int i = 0; i < taken; i++) {
 			struct tfd_verbs_stashed one;
 
@@ -218,9 +227,11 @@ int tfd_verbs_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	int count = 0;
 
 	tfd_verbs_chains_send(domain);
+	if (tfd_load_relaxed(&domain->alarms) || domain->alarmed)
+		count = tfd_verbs_alarms_take(domain, wc, max);
 	domain->imms_first = !domain->imms_first; /* neither can keep the other waiting */
 	if (domain->imms_first)
-		count = imms_poll(domain, wc, max);
+		count += imms_poll(domain, wc + count, max - count);
 	count += sends_poll(domain, wc + count, max - count);
 	if (!domain->imms_first)
 		count += imms_poll(domain, wc + count, max - count);
@@ -238,7 +249,7 @@ bool tfd_verbs_take(struct tfd_domain *domain)
 	return any || domain->stash_head != domain->stash_tail || !tfd_list_empty(&domain->reports);
 }
 
-void tfd_verbs_events_ack(struct tfd_domain *domain)
+void tfd_verbs_cq_events_ack(struct tfd_domain *domain)
 {
 	const struct tfd_verbs_library *library = domain->library;
 
@@ -255,13 +266,19 @@ void tfd_verbs_events_ack(struct tfd_domain *domain)
 int tfd_verbs_arm(struct tfd_domain *domain)
 {
 	struct ibv_cq *cq;
+	uint64_t ignored;
 	void *context;
 
 	tfd_verbs_chains_send(domain);
+	(void)!read(domain->wake_fd, &ignored, sizeof(ignored));
+	if (tfd_load_seq(&domain->alarms) || domain->alarmed) /* pairs with alarm_raise */
+		return -EAGAIN;
+	if (domain->dead || domain->overrun) /* no queue of it tells anything */
+		return tfd_verbs_take(domain) ? -EAGAIN : 0;
 	while (domain->library->get_cq_event(domain->channel, &cq, &context) == 0)
 		domain->events_unacked[cq == domain->recv_cq]++;
 	if (domain->events_unacked[0] + domain->events_unacked[1] >= EVENTS_UNACKED_MOST)
-		tfd_verbs_events_ack(domain);
+		tfd_verbs_cq_events_ack(domain);
 	if (ibv_req_notify_cq(domain->send_cq, 0) != 0 || ibv_req_notify_cq(domain->recv_cq, 0) != 0)
 		return -EAGAIN;
 	/* What came before this was asked for makes no event. */

@@ -3,6 +3,7 @@
 #ifndef TFD_VERBS_H
 #define TFD_VERBS_H
 
+#include <pthread.h>
 #include <stdbool.h>
 
 #include "../../core/list.h"
@@ -20,6 +21,14 @@
 #define TFD_VERBS_BATCH 32       /* completions read at once */
 
 _Static_assert(TFD_VERBS_PARTS <= TFD_VERBS_CHAIN, "a post's requests are in one chain");
+
+/* What the thread of events has to tell the worker. */
+enum tfd_verbs_alarm {
+	TFD_VERBS_GONE = 1u << 0,       /* the device was removed, or is dead */
+	TFD_VERBS_OVERRUN = 1u << 1, /* a completion queue, or the SRQ, is in error: completions are lost */
+	TFD_VERBS_SRQ_LOW = 1u << 2, /* fewer receives are left than can be by what was granted */
+	TFD_VERBS_HALF_BROKE = 1u << 3, /* a queue pair, tfd_verbs_queue.broke */
+};
 
 /* Constant once the rail is open. */
 struct tfd_verbs_port {
@@ -50,22 +59,23 @@ struct tfd_verbs_queue {
 	struct ibv_qp *qp; /* owned; NULL once the half is drained */
 	struct tfd_half *half;
 	struct tfd_verbs_queue *next; /* in its bucket */
-	uint32_t number;     /* of the queue pair */
+	uint32_t number; /* of the queue pair */
 	uint32_t generation; /* numbers are used again, this is not */
-	uint32_t psn;        /* of the first packet that it sends; random */
-	uint32_t traffic;    /* enum tfd_traffic */
+	uint32_t psn; /* of the first packet that it sends; random */
+	uint32_t traffic; /* enum tfd_traffic */
 	uint32_t inline_bytes;
 	uint32_t head, done, tail;
 	uint32_t size; /* of `posted`; a power of two, and the most work requests */
 	struct tfd_verbs_posted *posted; /* owned */
 	uint32_t requests_posted, requests_done; /* work requests */
 	struct ibv_send_wr *first, *last; /* the chain that waits */
-	struct tfd_list chain_link;  /* domain->chains, while it has one */
+	struct tfd_list chain_link; /* domain->chains, while it has one */
 	struct tfd_list report_link; /* domain->reports, while head is not done */
 	bool failed;
 	uint32_t failed_at; /* the first post that failed, with `error`; later ones were flushed */
 	int32_t error;
 	uint32_t remote_access;
+	uint32_t broke; /* shared: by itself, as the thread of events has heard */
 };
 
 struct tfd_half {
@@ -75,6 +85,7 @@ struct tfd_half {
 	struct tfd_verbs_queue queues[TFD_VERBS_CHANNELS]; /* by enum tfd_traffic */
 	bool started;
 	bool closed;
+	bool told; /* that it broke by itself */
 	uint64_t deadline_ns; /* closed: until when its posts have to be flushed */
 };
 
@@ -91,7 +102,7 @@ struct tfd_mr {
 
 /* A rail. */
 struct tfd_domain {
-	const struct tfd_verbs_library *library; /* constant, as all down to `srq` */
+	const struct tfd_verbs_library *library; /* constant, as all down to `thread` */
 	struct tfd_verbs_options options;
 	struct ibv_context *context;
 	struct ibv_device_attr attributes;
@@ -99,7 +110,14 @@ struct tfd_domain {
 	char protocol[TFD_NAME_MAX];
 	struct ibv_pd *pd;
 	struct ibv_comp_channel *channel;
-	struct ibv_cq *send_cq;
+	int stop_fd, wake_fd; /* eventfds: ends the thread of events; wakes the worker */
+	int epoll_fd; /* of wake_fd and the channel's */
+	pthread_t thread; /* of events */
+	bool thread_runs;
+	uint32_t state; /* shared: enum tfd_rail_state */
+	uint32_t alarms; /* shared: enum tfd_verbs_alarm */
+
+	struct ibv_cq *send_cq; /* these three are made anew after an overrun */
 	struct ibv_cq *recv_cq;
 	struct ibv_srq *srq;
 
@@ -108,7 +126,7 @@ struct tfd_domain {
 	uint32_t last_generation;
 
 	/* what is posted */
-	struct tfd_list chains;  /* queues with a chain that waits */
+	struct tfd_list chains; /* queues with a chain that waits */
 	struct tfd_list reports; /* queues with posts to report */
 	uint32_t chained; /* of `requests` and `pieces`, in use */
 	uint32_t send_room; /* entries of send_cq that no work request in flight may need */
@@ -124,7 +142,9 @@ struct tfd_domain {
 	uint32_t stash_head, stash_tail;
 	bool imms_first; /* whose turn it is in poll */
 	uint32_t events_unacked[2]; /* of send_cq, recv_cq */
+	uint32_t alarmed; /* what was taken of `alarms` and not told yet */
 	bool dead; /* the device is gone */
+	bool overrun; /* the queues are made anew once no half has them */
 };
 
 static inline struct tfd_verbs_queue *tfd_verbs_queue_find(const struct tfd_domain *domain, uint32_t number)
@@ -140,6 +160,12 @@ static inline struct tfd_verbs_queue *tfd_verbs_queue_find(const struct tfd_doma
 int tfd_verbs_device_open(struct tfd_domain *domain, const struct tfd_group_options *options,
                           const char *name, struct tfd_rail_info *info, struct tfd_error *error);
 
+/* ibv_query_port(3); any thread. */
+int tfd_verbs_port_query(const struct tfd_domain *domain, uint8_t number, struct ibv_port_attr *out);
+
+/* domain.c; worker. Makes the queues anew after an overrun. -EAGAIN: halves have them still. */
+int tfd_verbs_queues_renew(struct tfd_domain *domain, struct tfd_error *error);
+
 /* memory.c; control */
 int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
                       struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
@@ -153,6 +179,14 @@ int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t addr
 void tfd_verbs_half_close(struct tfd_half *half);
 int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
 void tfd_verbs_half_free(struct tfd_half *half);
+
+/* events.c; control, but for the last two */
+int tfd_verbs_events_open(struct tfd_domain *domain, struct tfd_error *error);
+void tfd_verbs_events_close(struct tfd_domain *domain);
+/* An alarm when there are fewer receives than there can be. */
+void tfd_verbs_srq_watch(struct tfd_domain *domain);
+/* Does what the alarms ask for, and tells of them. */
+int tfd_verbs_alarms_take(struct tfd_domain *domain, struct tfd_wc *wc, int max);
 
 /* post.c */
 int tfd_verbs_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
@@ -171,6 +205,6 @@ void tfd_verbs_forget(struct tfd_half *half);
 /* A batch of receive work requests. */
 int tfd_verbs_receives_post(struct tfd_domain *domain);
 /* Acknowledges the completion events that were read: their queues cannot be destroyed before. */
-void tfd_verbs_events_ack(struct tfd_domain *domain);
+void tfd_verbs_cq_events_ack(struct tfd_domain *domain);
 
 #endif

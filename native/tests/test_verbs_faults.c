@@ -1,0 +1,520 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The verbs provider on devices that are odd, small, or break: the double of libibverbs (softverbs/). */
+#include <dlfcn.h>
+#include <poll.h>
+
+#include "softverbs/softverbs.h"
+#include "verbs_pair.h"
+
+#define DEVICE "soft0"
+
+static void *soft(const char *name)
+{
+	static void *handle;
+	void *symbol;
+
+	if (!handle)
+		handle = dlopen("libsoftverbs.so", RTLD_NOW);
+	CHECK(handle);
+	symbol = dlsym(handle, name);
+	CHECK(symbol);
+	return symbol;
+}
+
+/* A function of the double. */
+#define SOFT(function) ((__typeof__(&function))soft(#function))
+
+static void configure(const char *text)
+{
+	CHECK(SOFT(softverbs_configure)(text) == 0);
+}
+
+static struct softverbs_counts counts(void)
+{
+	struct softverbs_counts counted;
+
+	SOFT(softverbs_counts)(DEVICE, &counted);
+	return counted;
+}
+
+static void nothing_is_left(void)
+{
+	struct softverbs_counts now = counts();
+
+	CHECK(!now.contexts && !now.pds && !now.mrs && !now.channels && !now.cqs && !now.srqs && !now.qps);
+}
+
+static void await_state(const struct side *side, uint32_t state)
+{
+	uint64_t until = tfd_now_ns() + PATIENCE_NS;
+
+	while (ops->rail_state(side->domain) != state) {
+		CHECK(tfd_now_ns() < until);
+		(void)usleep(100);
+	}
+}
+
+static void pair_open(struct joined *pair)
+{
+	halves_open(pair);
+	join(pair);
+}
+
+static void write_passes(struct joined *pair, uint32_t imm)
+{
+	struct tfd_post post = piece_of(&a, &b, 100);
+	struct tfd_wr wr = { 0 };
+	struct tfd_wc wc;
+
+	a.memory[99] = (uint8_t)imm;
+	post.has_imm = 1;
+	post.imm = imm;
+	CHECK_OK(ops->post(pair->out, &post, &wr));
+	wc = next_of(&a);
+	CHECK(wc.type == TFD_WC_SENT && wc.wr == &wr);
+	wc = next_of(&b);
+	CHECK(wc.type == TFD_WC_IMM && wc.imm == imm && wc.owner == &pair->owner &&
+	      b.memory[99] == (uint8_t)imm);
+}
+
+/* ---- choices ---- */
+
+static int try_open(struct tfd_rail_info *info, const char *rail, struct tfd_verbs_options verbs)
+{
+	struct tfd_group_options options = rail_options();
+	struct tfd_domain *domain = NULL;
+	int rc;
+
+	options.verbs = verbs;
+	memset(info, 0, sizeof(*info));
+	error.text[0] = 0;
+	rc = ops->domain_open(&options, rail, info, &domain, &error);
+	CHECK(!rc == !error.text[0] && !rc == (domain != NULL));
+	ops->domain_close(domain);
+	nothing_is_left();
+	return rc;
+}
+
+static void test_gids(void)
+{
+	struct tfd_verbs_options none = { 0 }, link_local = { .link_local = 1 },
+				 given = { .gid_given = 1, .gid_index = 0 };
+	struct tfd_rail_info info;
+
+	configure("gids=v1:ll,v2:ll");
+	CHECK(try_open(&info, DEVICE, none) == -EADDRNOTAVAIL);
+	CHECK(strstr(error.text, "link-local") && strstr(error.text, "gid_index"));
+	CHECK_OK(try_open(&info, DEVICE, link_local));
+	CHECK(strstr(info.why, "GID index 1") && strstr(info.why, "link-local as allowed"));
+	CHECK_OK(try_open(&info, DEVICE, given));
+	CHECK(strstr(info.why, "as configured") && strcmp(info.protocol, "verbs/roce1/1") == 0);
+	configure("gids=v1:v4");
+	CHECK(try_open(&info, DEVICE, link_local) == -EADDRNOTAVAIL);
+	configure("gids=-,-");
+	CHECK(try_open(&info, DEVICE, link_local) == -EADDRNOTAVAIL && strstr(error.text, "none"));
+	configure("gids=v2:ll,-,v2:ula");
+	CHECK_OK(try_open(&info, DEVICE, none));
+	CHECK(strstr(info.why, "GID index 2") && strstr(info.why, "none is of an IPv4"));
+	configure("gids=v2:ula,v2:ll,v2:v4");
+	CHECK_OK(try_open(&info, DEVICE, none));
+	CHECK(strstr(info.why, "GID index 2") && strstr(info.why, "IPv4"));
+}
+
+static void test_names(void)
+{
+	struct tfd_verbs_options none = { 0 }, second = { .port = 2 };
+	struct tfd_rail_info info;
+
+	configure("ports=2");
+	CHECK_OK(try_open(&info, DEVICE, none));
+	CHECK(strstr(info.why, "port 1"));
+	CHECK_OK(try_open(&info, DEVICE ":2", none));
+	CHECK(strstr(info.why, "port 2"));
+	CHECK_OK(try_open(&info, DEVICE, second));
+	CHECK(strstr(info.why, "port 2"));
+	CHECK(try_open(&info, DEVICE ":3", none) == -ENODEV);
+	CHECK_OK(try_open(&info, "10.2.0.2", none));
+	CHECK(strstr(info.why, "soft1 port 2") && strstr(info.why, "10.2.0.2"));
+	CHECK(try_open(&info, "10.3.0.2", none) == -ENODEV);
+	SOFT(softverbs_port)(DEVICE, 1, 0);
+	CHECK_OK(try_open(&info, DEVICE, none));
+	CHECK(strstr(info.why, "port 2"));
+	SOFT(softverbs_port)(DEVICE, 1, 1);
+}
+
+/* By its LID, and nothing of a GID. */
+static void test_infiniband(void)
+{
+	struct joined pair;
+
+	configure("link=ib; gids=ib:ll");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, "soft1");
+	CHECK(strcmp(a.info.protocol, "verbs/ib/1") == 0);
+	pair_open(&pair);
+	write_passes(&pair, 3);
+	pair_close(&pair);
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+}
+
+/* ---- a device with little: nothing is lost, it only takes more rounds ---- */
+
+#define FLOOD 2000
+
+static void flood(struct joined *pairs, uint32_t count, bool polled)
+{
+	static struct tfd_wr wrs[FLOOD];
+	uint32_t posted = 0, sent = 0, landed = 0, granted = a.info.imm_depth;
+	uint64_t until = tfd_now_ns() + PATIENCE_NS;
+
+	while (sent < FLOOD || landed < FLOOD) {
+		struct tfd_post post = piece_of(&a, &b, 8);
+		struct tfd_wc wc[16];
+		int got;
+
+		CHECK(tfd_now_ns() < until);
+		post.has_imm = 1;
+		while (posted < FLOOD && posted - landed < granted) { /* as the core's credits see to */
+			int rc = ops->post(pairs[posted % count].out, &post, &wrs[posted]);
+
+			if (rc == -EAGAIN)
+				break;
+			CHECK_OK(rc);
+			posted++;
+		}
+		got = ops->poll(a.domain, wc, 16);
+		for (int i = 0; i < got; i++, sent++)
+			CHECK(wc[i].type == TFD_WC_SENT);
+		/* Of what was granted all may arrive before anybody looks. */
+		if (!polled && sent < posted)
+			continue;
+		while ((got = ops->poll(b.domain, wc, 16)) > 0) {
+			for (int i = 0; i < got; i++, landed++)
+				CHECK(wc[i].type == TFD_WC_IMM);
+		}
+	}
+}
+
+static void test_small(void)
+{
+	struct tfd_rail_info info;
+	struct joined pairs[5];
+	struct softverbs_counts counted;
+
+	configure("max_srq_wr=32");
+	CHECK(try_open(&info, DEVICE, (struct tfd_verbs_options){ 0 }) == -ENOTSUP);
+	configure("max_srq_wr=100; max_cqe=160; max_qp_wr=40; max_inline=0");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, DEVICE);
+	CHECK(a.info.imm_depth < 64 && a.info.imm_depth > 48);
+	for (uint32_t i = 0; i < 5; i++)
+		pair_open(&pairs[i]);
+	flood(pairs, 5, false);
+	flood(pairs, 5, true);
+	counted = counts();
+	CHECK(counted.rnr == 0 && counted.cq_high <= 160 && !counted.inlined);
+	for (uint32_t i = 0; i < 5; i++)
+		pair_close(&pairs[i]);
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+}
+
+/* What is posted between two polls goes out together, and little of it is signalled. */
+static void test_chains(void)
+{
+	struct softverbs_counts counted;
+	struct joined pair;
+
+	configure("");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, DEVICE);
+	pair_open(&pair);
+	SOFT(softverbs_counts_clear)(DEVICE);
+	flood(&pair, 1, true);
+	counted = counts();
+	CHECK(counted.posted == FLOOD && counted.inlined == FLOOD && counted.immediates == FLOOD);
+	CHECK(counted.longest_chain == TFD_VERBS_CHAIN && counted.doorbells < FLOOD / 2);
+	CHECK(counted.signalled == counted.doorbells && counted.rnr == 0);
+	pair_close(&pair);
+	side_close(&a);
+	side_close(&b);
+}
+
+/* ---- what breaks ---- */
+
+static void world_open(void)
+{
+	configure("hurry=100");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, "soft1");
+}
+
+static void world_close(void)
+{
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+}
+
+static void test_port(void)
+{
+	struct joined pair;
+	struct tfd_post post;
+	struct tfd_wr wr = { 0 };
+	struct tfd_wc wc;
+
+	world_open();
+	pair_open(&pair);
+	SOFT(softverbs_port)(DEVICE, 1, 0);
+	await_state(&a, TFD_RAIL_DOWN);
+	CHECK(ops->rail_state(b.domain) == TFD_RAIL_UP);
+	post = piece_of(&a, &b, 8);
+	CHECK_OK(ops->post(pair.out, &post, &wr));
+	wc = next_of(&a);
+	CHECK(wc.type == TFD_WC_ERROR && wc.wr == &wr && wc.error == ETIMEDOUT && !wc.remote_access);
+	pair_close(&pair);
+	SOFT(softverbs_port)(DEVICE, 1, 1);
+	await_state(&a, TFD_RAIL_UP);
+	pair_open(&pair);
+	write_passes(&pair, 1);
+	pair_close(&pair);
+	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 3, "-") == 0);
+	await_state(&a, TFD_RAIL_DOWN); /* its address has gone */
+	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 3, "v2:v4") == 0);
+	await_state(&a, TFD_RAIL_UP);
+	world_close();
+}
+
+/* Told once, with the worker asleep; every op is taken still. */
+static void test_removed(void)
+{
+	struct joined pair;
+	struct tfd_post post;
+	struct tfd_wr wrs[2] = { 0 };
+	struct pollfd fd;
+	struct tfd_wc wc[4];
+	struct tfd_mr *mr;
+	struct tfd_region_key key;
+	int back = 0, count;
+
+	world_open();
+	pair_open(&pair);
+	SOFT(softverbs_hold)(DEVICE, 1);
+	post = piece_of(&a, &b, 8);
+	CHECK_OK(ops->post(pair.out, &post, &wrs[0]));
+	CHECK_OK(ops->post(pair.out, &post, &wrs[1]));
+	CHECK(ops->arm(a.domain) == 0);
+	SOFT(softverbs_remove)(DEVICE);
+	fd = (struct pollfd){ .fd = ops->wait_fd(a.domain), .events = POLLIN };
+	CHECK(poll(&fd, 1, 30000) == 1 && ops->arm(a.domain) == -EAGAIN);
+	CHECK(ops->rail_state(a.domain) == TFD_RAIL_GONE && ops->rail_state(b.domain) == TFD_RAIL_UP);
+	wc[0] = next_of(&a);
+	CHECK(wc[0].type == TFD_WC_ERROR && !wc[0].wr && !wc[0].owner && wc[0].error == ENODEV);
+	CHECK(ops->post(pair.out, &post, &wrs[1]) == -ENODEV && ops->arm(a.domain) == 0);
+	CHECK(poll(&fd, 1, 0) == 0); /* it sleeps, does not spin */
+	CHECK(ops->half_open(a.domain, 1, NULL, &pair.in, pair.in_address, &pair.in_bytes, &error) ==
+	      -ENODEV);
+	CHECK(ops->mr_open(a.domain, a.memory, BYTES, 1, &mr, &key, &error) == -ENODEV);
+	ops->half_close(pair.out);
+	while ((count = ops->half_drain(pair.out, wc, 4)) > 0) {
+		for (int i = 0; i < count; i++)
+			CHECK(wc[i].type == TFD_WC_ERROR && wc[i].wr == &wrs[back++]);
+	}
+	CHECK(back == 2);
+	ops->half_free(pair.out);
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+	SOFT(softverbs_back)(DEVICE);
+}
+
+static void test_queue_pair_breaks(void)
+{
+	struct joined pairs[2];
+	struct tfd_wc wc;
+
+	world_open();
+	pair_open(&pairs[0]);
+	pair_open(&pairs[1]);
+	for (uint32_t i = 0; i < 3; i++)
+		CHECK(SOFT(softverbs_qp_fatal)(pairs[0].in->queues[i].number) == 0);
+	wc = next_of(&b);
+	CHECK(wc.type == TFD_WC_ERROR && !wc.wr && wc.owner == &pairs[0].owner && wc.error == ECONNRESET);
+	write_passes(&pairs[1], 4);
+	CHECK(ops->poll(b.domain, &wc, 1) == 0); /* once */
+	pair_close(&pairs[0]);
+	pair_close(&pairs[1]);
+	world_close();
+}
+
+/* Of either queue: all connections of the rail end, and the next ones have new queues. */
+static void test_overrun(int receive)
+{
+	struct joined pairs[2], next;
+	struct side *side = receive ? &b : &a;
+	struct tfd_post post;
+	struct tfd_wr wr = { 0 };
+	struct tfd_wc wc;
+
+	world_open();
+	pair_open(&pairs[0]);
+	pair_open(&pairs[1]);
+	write_passes(&pairs[0], 1);
+	SOFT(softverbs_overrun)(receive ? "soft1" : DEVICE, receive);
+	post = piece_of(&a, &b, 8);
+	post.has_imm = 1;
+	CHECK_OK(ops->post(pairs[0].out, &post, &wr));
+	(void)ops->poll(a.domain, &wc, 0);
+	do {
+		wc = next_of(side);
+	} while (wc.type != TFD_WC_ERROR || wc.wr);
+	CHECK(wc.error == EOVERFLOW && !wc.owner);
+	error.text[0] = 0;
+	CHECK(ops->half_open(side->domain, 1, NULL, &next.out, next.out_address, &next.out_bytes, &error) ==
+	      -EAGAIN);
+	CHECK(strstr(error.text, "overrun") && ops->arm(side->domain) != -EIO);
+	pair_close(&pairs[0]);
+	pair_close(&pairs[1]);
+	pair_open(&next);
+	write_passes(&next, 2);
+	pair_close(&next);
+	world_close();
+}
+
+/* What the device says of a work request, and what is told of it and of those behind it. */
+static void test_statuses(void)
+{
+	static const struct {
+		int status;
+		int error;
+		uint32_t remote_access;
+	} cases[] = {
+		{ IBV_WC_REM_ACCESS_ERR, EACCES, 1 },   { IBV_WC_REM_INV_REQ_ERR, EACCES, 1 },
+		{ IBV_WC_RETRY_EXC_ERR, ETIMEDOUT, 0 }, { IBV_WC_RNR_RETRY_EXC_ERR, ENOBUFS, 0 },
+		{ IBV_WC_LOC_PROT_ERR, EFAULT, 0 },     { IBV_WC_LOC_LEN_ERR, EMSGSIZE, 0 },
+		{ IBV_WC_REM_OP_ERR, EREMOTEIO, 0 },    { IBV_WC_FATAL_ERR, EIO, 0 },
+	};
+	struct tfd_wr wrs[4] = { 0 };
+
+	world_open();
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct tfd_post post = piece_of(&a, &b, 8);
+		struct joined pair;
+
+		pair_open(&pair);
+		SOFT(softverbs_wc_fail)(DEVICE, 2, cases[i].status);
+		for (uint32_t j = 0; j < 4; j++)
+			CHECK_OK(ops->post(pair.out, &post, &wrs[j]));
+		for (uint32_t j = 0; j < 4; j++) {
+			struct tfd_wc wc = next_of(&a);
+
+			CHECK(wc.wr == &wrs[j] && wc.type == (j < 2 ? TFD_WC_SENT : TFD_WC_ERROR));
+			CHECK(wc.error == (j < 2 ? 0 : j == 2 ? cases[i].error : ECANCELED));
+			CHECK(wc.remote_access == (j == 2 && cases[i].remote_access));
+		}
+		CHECK(ops->post(pair.out, &post, &wrs[0]) == -ENOTCONN);
+		pair_close(&pair);
+	}
+	world_close();
+}
+
+/* One part of several fails: the post fails, once, and the room of all is back. */
+static void test_part_fails(void)
+{
+	struct tfd_post_part parts[3];
+	struct tfd_post post;
+	struct tfd_wr wr = { 0 };
+	uint32_t room;
+
+	world_open();
+	room = a.domain->send_room;
+	for (uint32_t skip = 0; skip < 4; skip++) {
+		struct joined pair;
+		struct tfd_wc wc;
+
+		pair_open(&pair);
+		post = piece_of(&a, &b, 8);
+		post.part_count = 3;
+		post.parts = parts;
+		for (uint32_t i = 0; i < 3; i++)
+			parts[i] = (struct tfd_post_part){ a.memory, post.remote_address, 8 };
+		SOFT(softverbs_wc_fail)(DEVICE, skip, IBV_WC_REM_OP_ERR);
+		CHECK_OK(ops->post(pair.out, &post, &wr));
+		wc = next_of(&a);
+		CHECK(wc.type == TFD_WC_ERROR && wc.wr == &wr && wc.error == EREMOTEIO);
+		CHECK(ops->poll(a.domain, &wc, 1) == 0);
+		pair_close(&pair);
+		CHECK(a.domain->send_room == room);
+	}
+	world_close();
+}
+
+static void test_memlock(void)
+{
+	struct tfd_region_key key;
+	struct tfd_mr *mr = NULL;
+
+	world_open();
+	SOFT(softverbs_memlock)(4096);
+	CHECK(ops->mr_open(a.domain, a.memory, BYTES, 1, &mr, &key, &error) == -ENOMEM && !mr);
+	CHECK(strstr(error.text, "memlock limit") || strstr(error.text, "no memory to pin"));
+	SOFT(softverbs_memlock)(0);
+	world_close();
+}
+
+/* Each verb that makes or changes something fails once: it is told, nothing stays behind, and the next try works. */
+static void test_each_failure(void)
+{
+	configure("");
+	for (uint32_t skip = 0;; skip++) {
+		struct tfd_group_options options = rail_options();
+		struct tfd_rail_info info = { 0 };
+		struct tfd_domain *domain = NULL;
+		struct joined pair = { 0 };
+		int rc;
+
+		SOFT(softverbs_fail)(NULL, skip, ENOMEM);
+		rc = ops->domain_open(&options, DEVICE, &info, &domain, &error);
+		if (!rc) {
+			rc = ops->half_open(domain, 1, NULL, &pair.out, pair.out_address, &pair.out_bytes,
+			                    &error);
+			if (!rc)
+				rc = ops->half_open(domain, 0, NULL, &pair.in, pair.in_address,
+				                    &pair.in_bytes, &error);
+			if (!rc)
+				rc = ops->half_start(pair.out, pair.in_address, pair.in_bytes, &error);
+			half_end(&pair.in);
+			half_end(&pair.out);
+		}
+		ops->domain_close(domain);
+		nothing_is_left();
+		if (!SOFT(softverbs_failed)())
+			break;
+		CHECK(!rc || error.text[0]);
+	}
+	SOFT(softverbs_fail)(NULL, 0, 0);
+}
+
+int main(void)
+{
+	(void)unsetenv("TFD_TEST_LIBRARY");
+	(void)unsetenv("TFD_TEST_RAIL");
+	test_gids();
+	test_names();
+	test_infiniband();
+	test_small();
+	test_chains();
+	test_port();
+	test_removed();
+	test_queue_pair_breaks();
+	test_overrun(0);
+	test_overrun(1);
+	test_statuses();
+	test_part_fails();
+	test_memlock();
+	test_each_failure();
+	return 0;
+}
