@@ -81,6 +81,13 @@ int tfd_channel_start(struct tfd_conn *conn, void *address, size_t *address_byte
 	return 0;
 }
 
+size_t tfd_channel_address_bytes(size_t address_bytes)
+{
+	const size_t tail = sizeof(struct channel_address);
+
+	return address_bytes > tail ? address_bytes - tail : address_bytes;
+}
+
 int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address_bytes,
                      struct tfd_error *error)
 {

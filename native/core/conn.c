@@ -312,12 +312,18 @@ int tfd_conn_start(struct tfd_core *core, uint64_t handle, const void *address, 
                    struct tfd_error *error)
 {
 	struct conn_call call = { .far_address = address, .far_bytes = address_bytes, .error = error };
-	int rc;
+	const struct tfd_provider_ops *ops;
+	int rc = 0;
 
 	call.conn = tfd_conn_get(core, handle);
 	if (!call.conn)
 		return tfd_fail(error, -ENOENT, "the connection was closed");
-	rc = tfd_command_run(call.conn->group->worker, start_command, &call);
+	ops = call.conn->rail->ops;
+	if (ops->reach) /* here, so that the worker need not wait for the network */
+		rc = ops->reach(call.conn->rail->domain, address, tfd_channel_address_bytes(address_bytes),
+		                error);
+	if (!rc)
+		rc = tfd_command_run(call.conn->group->worker, start_command, &call);
 	tfd_conn_put(call.conn);
 	return rc;
 }

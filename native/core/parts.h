@@ -281,6 +281,8 @@ static inline void *tfd_numbers_get(const struct tfd_numbers *numbers, uint32_t 
 /* channel_open.c: control */
 int tfd_channel_open(struct tfd_conn *conn, struct tfd_error *error);
 void tfd_channel_close(struct tfd_rail *rail, struct tfd_channel *channel); /* NULL-safe */
+/* Those of a far half's address that are the provider's. */
+size_t tfd_channel_address_bytes(size_t address_bytes);
 /* channel_open.c: worker */
 int tfd_channel_start(struct tfd_conn *conn, void *address, size_t *address_bytes, struct tfd_error *error);
 int tfd_channel_join(struct tfd_conn *conn, const void *address, size_t *address_bytes,

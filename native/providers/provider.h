@@ -73,6 +73,14 @@ struct tfd_post {
 	                                      info.max_message_bytes */
 };
 
+/* Memory of a device, or of whoever exports it (dma-buf). */
+struct tfd_dmabuf {
+	int fd; /* stays the caller's */
+	uint64_t offset; /* into it */
+	uint64_t length;
+	uint64_t address; /* what it is called in posts, at both ends; as far into its page as `offset` */
+};
+
 enum tfd_wc_type {
 	TFD_WC_SENT = 1, /* wr: acknowledged: its bytes are visible at the far side */
 	/*
@@ -112,6 +120,9 @@ struct tfd_provider_ops {
 	/* control. Registers [address, address + length) as source, and as destination if `writable`. */
 	int (*mr_open)(struct tfd_domain *domain, void *address, size_t length, int writable,
 	               struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
+	/* control. The same for memory that the processor need not reach. NULL: the provider has none. */
+	int (*mr_open_dmabuf)(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
+	                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 	/* control. The caller has seen to it that no post and no far side uses it. */
 	void (*mr_close)(struct tfd_domain *domain, struct tfd_mr *mr);
 
@@ -121,6 +132,12 @@ struct tfd_provider_ops {
 	 */
 	int (*half_open)(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
 	                 void *address, size_t *address_bytes, struct tfd_error *error);
+	/*
+	 * control; may block for a second or so. Before half_start: finds the far half, of which that is the address, so that half_start need
+	 * not. Errors as half_start's, and those of the network. NULL: there is nothing to find.
+	 */
+	int (*reach)(struct tfd_domain *domain, const void *address, size_t address_bytes,
+	             struct tfd_error *error);
 	/* worker. Joins it to the far half. -EPROTO: not an address of ours. May allocate. */
 	int (*half_start)(struct tfd_half *half, const void *address, size_t address_bytes,
 	                  struct tfd_error *error);

@@ -87,6 +87,14 @@ static void test_truncated_source(struct user *a, struct user *b)
 	(void)close(fd);
 }
 
+/* A NIC goes on reading the pages that it had, whatever becomes of their file. */
+static bool is_pinned(void)
+{
+	const char *provider = getenv("TFD_TEST_PROVIDER");
+
+	return provider && strcmp(provider, "verbs") == 0;
+}
+
 struct registering {
 	struct user *user;
 	uint32_t stop;
@@ -152,7 +160,8 @@ int main(void)
 	test_bounds(&a);
 	test_registering(&a, &b);
 	test_guard(&a);
-	test_truncated_source(&a, &b);
+	if (!is_pinned())
+		test_truncated_source(&a, &b);
 	user_close(&a);
 	user_close(&b);
 	tfd_core_close(host_a.core);

@@ -297,12 +297,14 @@ static void test_names(void)
 		test(__VA_ARGS__);           \
 	} while (0)
 
-int main(void)
+/* All of it by ibv_wr_start and its like where the device has them, or (`plain`) by ibv_post_send. */
+static void run(uint32_t plain)
 {
 	struct joined pairs[PAIRS];
 
-	side_open(&a);
-	side_open(&b);
+	(void)printf("plain posts: %u\n", plain);
+	side_open_with(&a, rail_name(), (struct tfd_verbs_options){ .plain_posts = plain });
+	side_open_with(&b, rail_name(), (struct tfd_verbs_options){ .plain_posts = plain });
 	RUN(test_choice);
 	RUN(test_names);
 	for (uint32_t i = 0; i < PAIRS; i++) {
@@ -322,5 +324,11 @@ int main(void)
 		pair_close(&pairs[i]);
 	side_close(&a);
 	side_close(&b);
+}
+
+int main(void)
+{
+	run(0);
+	run(1);
 	return 0;
 }

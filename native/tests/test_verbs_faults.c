@@ -222,14 +222,14 @@ static void test_small(void)
 	nothing_is_left();
 }
 
-/* What is posted between two polls goes out together, and little of it is signalled. */
-static void test_chains(void)
+/* What is posted between two polls goes out together, and little of it is signalled; by either way of posting. */
+static void test_chains(const char *device, uint32_t plain)
 {
 	struct softverbs_counts counted;
 	struct joined pair;
 
-	configure("");
-	side_open_at(&a, DEVICE);
+	configure(device);
+	side_open_with(&a, DEVICE, (struct tfd_verbs_options){ .plain_posts = plain });
 	side_open_at(&b, DEVICE);
 	pair_open(&pair);
 	SOFT(softverbs_counts_clear)(DEVICE);
@@ -238,6 +238,7 @@ static void test_chains(void)
 	CHECK(counted.posted == FLOOD && counted.inlined == FLOOD && counted.immediates == FLOOD);
 	CHECK(counted.longest_chain == TFD_VERBS_CHAIN && counted.doorbells < FLOOD / 2);
 	CHECK(counted.signalled == counted.doorbells && counted.rnr == 0);
+	CHECK(counted.wr_posted == (plain || device[0] ? 0 : FLOOD));
 	pair_close(&pair);
 	side_close(&a);
 	side_close(&b);
@@ -283,8 +284,11 @@ static void test_port(void)
 	pair_close(&pair);
 	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 3, "-") == 0);
 	await_state(&a, TFD_RAIL_DOWN); /* its address has gone */
-	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 3, "v2:v4") == 0);
-	await_state(&a, TFD_RAIL_UP);
+	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 0, "v2:v4") == 0);
+	await_state(&a, TFD_RAIL_UP); /* it is back, elsewhere */
+	pair_open(&pair);
+	write_passes(&pair, 2);
+	pair_close(&pair);
 	world_close();
 }
 
@@ -465,6 +469,53 @@ static void test_memlock(void)
 	world_close();
 }
 
+/* Memory that is not mapped here, at both ends. A page that is not its first; and nothing of it is read for a request's own payload. */
+static void test_dmabuf(void)
+{
+	const uint64_t address = 0x7000000000;
+	struct tfd_dmabuf dmabuf = { .offset = 4096, .length = 8192, .address = address };
+	struct tfd_region_key key;
+	struct joined pair;
+	struct tfd_post post;
+	struct tfd_wr wr = { 0 };
+	struct tfd_mr *mr = NULL;
+	struct tfd_wc wc;
+	uint8_t bytes[64];
+
+	world_open();
+	pair_open(&pair);
+	dmabuf.fd = memfd_create("dmabuf", MFD_CLOEXEC);
+	CHECK(dmabuf.fd >= 0 && ftruncate(dmabuf.fd, 1 << 20) == 0);
+	CHECK_OK(ops->mr_open_dmabuf(a.domain, &dmabuf, 1, &mr, &key, &error));
+	CHECK(key.address == address);
+	memset(bytes, 0x5a, sizeof(bytes));
+	CHECK(pwrite(dmabuf.fd, bytes, sizeof(bytes), 4096 + 100) == sizeof(bytes));
+	memset(b.memory, 0, BYTES);
+	post = piece_of(&a, &b, 64);
+	post.local = (void *)(uintptr_t)(address + 100);
+	post.mr = mr;
+	CHECK_OK(ops->post(pair.out, &post, &wr));
+	wc = next_of(&a);
+	CHECK(wc.type == TFD_WC_SENT && memcmp(b.memory, bytes, 64) == 0 && b.memory[64] == 0);
+	memset(b.memory, 0x33, 64);
+	post = piece_of(&b, &a, 64);
+	post.remote_address = address + 8192 - 64;
+	post.remote_key = key.key;
+	CHECK_OK(ops->post(pair.in, &post, &wr));
+	wc = next_of(&b);
+	CHECK(wc.type == TFD_WC_SENT && pread(dmabuf.fd, bytes, 64, 4096 + 8192 - 64) == 64);
+	CHECK(memcmp(b.memory, bytes, 64) == 0);
+	ops->mr_close(a.domain, mr);
+	pair_close(&pair);
+	world_close();
+	(void)close(dmabuf.fd);
+	configure("dmabuf=0");
+	side_open_at(&a, DEVICE);
+	CHECK(ops->mr_open_dmabuf(a.domain, &dmabuf, 1, &mr, &key, &error) == -EOPNOTSUPP);
+	CHECK(strstr(error.text, "dma-buf"));
+	side_close(&a);
+}
+
 /* Each verb that makes or changes something fails once: it is told, nothing stays behind, and the next try works. */
 static void test_each_failure(void)
 {
@@ -506,7 +557,10 @@ int main(void)
 	test_names();
 	test_infiniband();
 	test_small();
-	test_chains();
+	test_chains("", 0);
+	test_chains("", 1);
+	test_chains("extended=0", 0);
+	test_dmabuf();
 	test_port();
 	test_removed();
 	test_queue_pair_breaks();

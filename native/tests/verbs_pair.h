@@ -51,10 +51,11 @@ static inline struct tfd_group_options rail_options(void)
 	return options;
 }
 
-static inline void side_open_at(struct side *side, const char *rail)
+static inline void side_open_with(struct side *side, const char *rail, struct tfd_verbs_options verbs)
 {
 	struct tfd_group_options options = rail_options();
 
+	options.verbs = verbs;
 	memset(side, 0, sizeof(*side));
 	CHECK_OK(ops->domain_open(&options, rail, &side->info, &side->domain, &error));
 	side->memory = calloc(1, BYTES);
@@ -62,9 +63,9 @@ static inline void side_open_at(struct side *side, const char *rail)
 	CHECK_OK(ops->mr_open(side->domain, side->memory, BYTES, 1, &side->mr, &side->key, &error));
 }
 
-static inline void side_open(struct side *side)
+static inline void side_open_at(struct side *side, const char *rail)
 {
-	side_open_at(side, rail_name());
+	side_open_with(side, rail, (struct tfd_verbs_options){ 0 });
 }
 
 static inline void side_close(struct side *side)

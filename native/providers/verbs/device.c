@@ -75,6 +75,23 @@ static void table_pick(struct table *table, uint32_t port)
 	}
 }
 
+int tfd_verbs_gid_find(const struct tfd_domain *domain)
+{
+	struct table *table = calloc(1, sizeof(*table));
+	int rc = table ? table_read(domain, table) : -ENOMEM;
+	int found = -ENOENT;
+
+	for (size_t i = 0; !rc && i < table->entry_count; i++) {
+		const struct ibv_gid_entry *entry = &table->entries[i];
+
+		if (entry->port_num == domain->port.number && entry->gid_type == domain->port.gid.type &&
+		    memcmp(entry->gid.raw, domain->port.gid.raw, sizeof(entry->gid.raw)) == 0)
+			found = (int)entry->gid_index;
+	}
+	free(table);
+	return found;
+}
+
 /* ---- the port ---- */
 
 static bool port_matches(struct table *table, uint32_t port, const struct wanted *wanted)
@@ -179,6 +196,7 @@ static int gid_choose(struct tfd_domain *domain, struct table *table, const stru
 			"an IP address, or allow link-local ones, or name a gid_index",
 			port->number, text[0] ? text : "none");
 	port->gid = *chosen;
+	port->gid_index = chosen->index;
 	return 0;
 }
 

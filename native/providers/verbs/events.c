@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -16,6 +17,8 @@
 #include "../../core/parts.h"
 #include "verbs.h"
 
+/* Of a device whose driver cannot take it from its users (rdma_rxe) the kernel tells nothing, and waits until they are gone. */
+#define LOOK_MS 1000
 #define ALARM_LOW_PART 4u /* of a batch: with all immediates granted, what is not posted again yet is more */
 
 /* ---- the thread of events ---- */
@@ -29,22 +32,24 @@ static void alarm_raise(struct tfd_domain *domain, uint32_t alarm)
 	(void)!write(domain->wake_fd, &one, sizeof(one));
 }
 
-/* Up: its port is active, and its GID is still where it was. */
+/* Up: its port is active, and has its GID. An address that comes back may be at another place of the table. */
 static void state_renew(struct tfd_domain *domain)
 {
-	const struct tfd_verbs_port *port = &domain->port;
+	struct tfd_verbs_port *port = &domain->port;
 	struct ibv_port_attr attributes;
-	union ibv_gid gid;
 	bool up;
 
 	if (tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE)
 		return;
 	up = tfd_verbs_port_query(domain, port->number, &attributes) == 0 &&
 	     attributes.state == IBV_PORT_ACTIVE;
-	if (up && port->global)
-		up = domain->library->query_gid(domain->context, port->number, (int)port->gid.index, &gid) ==
-		             0 &&
-		     memcmp(gid.raw, port->gid.raw, sizeof(gid.raw)) == 0;
+	if (port->global) {
+		int index = tfd_verbs_gid_find(domain);
+
+		up = up && index >= 0;
+		if (index >= 0)
+			tfd_store_relaxed(&port->gid_index, (uint32_t)index);
+	}
 	tfd_store_relaxed(&domain->state, (uint32_t)(up ? TFD_RAIL_UP : TFD_RAIL_DOWN));
 }
 
@@ -92,20 +97,36 @@ static void take_event(struct tfd_domain *domain, const struct ibv_async_event *
 	}
 }
 
+/* Whether the kernel lists the device. */
+static bool is_listed(const struct tfd_domain *domain)
+{
+	char path[128];
+
+	(void)snprintf(path, sizeof(path), "/sys/class/infiniband/%.64s",
+	               domain->library->get_device_name(domain->context->device));
+	return access(path, F_OK) == 0;
+}
+
 static void *events_run(void *argument)
 {
 	struct tfd_domain *domain = argument;
 	struct pollfd fds[] = { { .fd = domain->stop_fd, .events = POLLIN },
 	                        { .fd = domain->context->async_fd, .events = POLLIN } };
+	bool listed = is_listed(domain);
 
 	for (;;) {
 		struct ibv_async_event event;
+		int rc = poll(fds, 2, listed ? LOOK_MS : -1);
 
-		if (poll(fds, 2, -1) < 0)
-			continue;
-		if (fds[0].revents)
+		if (rc > 0 && fds[0].revents)
 			return NULL;
-		if (domain->library->get_async_event(domain->context, &event) == 0) {
+		if (rc < 0)
+			continue;
+		if (rc == 0) {
+			listed = is_listed(domain);
+			if (!listed)
+				device_gone(domain);
+		} else if (domain->library->get_async_event(domain->context, &event) == 0) {
 			take_event(domain, &event);
 			domain->library->ack_async_event(&event);
 		} else if (errno != EAGAIN && errno != EINTR) { /* the kernel has let go of the device */

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "../../core/barrier.h"
 #include "../../core/parts.h"
 #include "address.h"
 
@@ -20,6 +21,7 @@
 #define TIMEOUT 14         /* 4.096 us * 2^14 = 67 ms */
 #define RETRIES 7
 #define HOPS 64
+#define RXE_VENDOR 0xffffffu
 #define FLUSH_BOUND_NS 200000000u
 
 static int fail(const char *what, int rc, struct tfd_error *error)
@@ -47,29 +49,51 @@ static void map_remove(struct tfd_domain *domain, struct tfd_verbs_queue *queue)
 		*slot = queue->next;
 }
 
-static int pair_make(struct tfd_verbs_queue *queue, uint32_t size)
+/* 0: made. Devices differ in what they cannot do, and in how they say so. */
+static int pair_try(struct tfd_verbs_queue *queue, bool extended, uint32_t inline_bytes)
 {
 	struct tfd_domain *domain = queue->half->domain;
-	struct ibv_qp_init_attr attributes = {
+	struct ibv_qp_init_attr_ex attributes = {
 		.qp_context = queue,
 		.send_cq = domain->send_cq,
 		.recv_cq = domain->recv_cq,
 		.srq = domain->srq,
-		.cap = { .max_send_wr = size, .max_send_sge = 1, .max_inline_data = TFD_VERBS_INLINE },
+		.cap = { .max_send_wr = queue->size, .max_send_sge = 1, .max_inline_data = inline_bytes },
 		.qp_type = IBV_QPT_RC,
+		.comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS,
+		.pd = domain->pd,
+		.send_ops_flags = IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM |
+		                  IBV_QP_EX_WITH_RDMA_READ,
 	};
+	struct verbs_context *context = verbs_get_ctx_op(domain->context, create_qp_ex);
 
-	queue->qp = domain->library->create_qp(domain->pd, &attributes);
-	if (!queue->qp &&
-	    (errno == EINVAL || errno == ENOMEM)) { /* some have no room for payload in a request */
-		attributes.cap.max_inline_data = 0;
-		queue->qp = domain->library->create_qp(domain->pd, &attributes);
-	}
+	if (extended && (!context || !domain->library->qp_to_qp_ex))
+		return EOPNOTSUPP;
+	/* The plain structure is the first part of the other. */
+	queue->qp = extended ? context->create_qp_ex(domain->context, &attributes) :
+	                       domain->library->create_qp(domain->pd, (void *)&attributes);
 	if (!queue->qp)
 		return errno ? errno : EIO;
-	queue->inline_bytes = attributes.cap.max_inline_data;
+	queue->extended = extended ? domain->library->qp_to_qp_ex(queue->qp) : NULL;
+	/* rxe of rdma-core 44 forgets to say in a request that ibv_wr_set_inline_data was called: it fails. */
+	if (!extended || domain->attributes.vendor_id != RXE_VENDOR)
+		queue->inline_bytes = attributes.cap.max_inline_data;
 	queue->number = queue->qp->qp_num;
 	return 0;
+}
+
+static int pair_make(struct tfd_verbs_queue *queue)
+{
+	bool extended = !queue->half->domain->options.plain_posts;
+	int rc = EOPNOTSUPP;
+
+	if (extended)
+		rc = pair_try(queue, true, TFD_VERBS_INLINE);
+	if (extended && rc)
+		rc = pair_try(queue, true, 0);
+	if (rc)
+		rc = pair_try(queue, false, TFD_VERBS_INLINE);
+	return rc ? pair_try(queue, false, 0) : 0;
 }
 
 static int pair_init(struct tfd_verbs_queue *queue)
@@ -104,7 +128,7 @@ static int queue_open(struct tfd_half *half, uint32_t traffic, bool outgoing, st
 	if (getrandom(&queue->psn, sizeof(queue->psn), 0) != (ssize_t)sizeof(queue->psn))
 		return tfd_fail(error, -EIO, "getrandom gave no number");
 	queue->psn &= 0xffffff;
-	rc = pair_make(queue, queue->size);
+	rc = pair_make(queue);
 	if (rc)
 		return tfd_fail(
 			error, -rc,
@@ -181,7 +205,7 @@ static struct ibv_ah_attr path_of(const struct tfd_domain *domain, const struct 
 	if (!domain->port.global)
 		return path;
 	memcpy(path.grh.dgid.raw, far->gid, sizeof(far->gid));
-	path.grh.sgid_index = (uint8_t)domain->port.gid.index;
+	path.grh.sgid_index = (uint8_t)tfd_load_relaxed(&domain->port.gid_index);
 	path.grh.hop_limit = HOPS;
 	path.grh.traffic_class = (uint8_t)options->traffic_class;
 	return path;
@@ -223,6 +247,36 @@ static int pair_send(struct tfd_verbs_queue *queue, const struct tfd_verbs_addre
 	return domain->library->modify_qp(queue->qp, &attributes,
 	                                  IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
 	                                          IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
+}
+
+/*
+ * An address handle: to make one the kernel asks the network whose the address is, for a second perhaps, and knows it from then on. So the
+ * queue pairs need not wait for it, which the worker joins.
+ */
+int tfd_verbs_reach(struct tfd_domain *domain, const void *address, size_t address_bytes,
+                    struct tfd_error *error)
+{
+	struct tfd_verbs_address far;
+	struct ibv_ah_attr path;
+	struct ibv_ah *handle;
+	int rc = tfd_verbs_address_check(&domain->port, address, address_bytes, &far, error);
+
+	if (rc || !domain->library->create_ah || !domain->library->destroy_ah)
+		return rc;
+	path = path_of(domain, &far, TFD_TRAFFIC_BULK);
+	handle = domain->library->create_ah(domain->pd, &path);
+	if (!handle) {
+		struct tfd_gid gid = { .type = domain->port.gid.type };
+		char text[TFD_GID_TEXT];
+
+		rc = errno ? errno : EIO;
+		memcpy(gid.raw, far.gid, sizeof(gid.raw));
+		tfd_gid_text(&gid, text);
+		return tfd_fail(error, -rc, "the peer's address %s cannot be reached by this rail: %s", text,
+		                strerror(rc));
+	}
+	(void)domain->library->destroy_ah(handle);
+	return 0;
 }
 
 int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t address_bytes,

@@ -14,26 +14,36 @@ static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER; /* guards the two 
 static struct tfd_verbs_library library;
 static char loaded_path[sizeof(((struct tfd_group_options *)0)->library)];
 
+struct symbol {
+	const char *name;
+	void *slot;
+};
+
+/* Of a name with several versions this is the newest, as a linker would take it. */
+static bool find(void *handle, const struct symbol *symbol)
+{
+	void *found = dlsym(handle, symbol->name);
+
+	memcpy(symbol->slot, &found, sizeof(found));
+	return found != NULL;
+}
+
 static int resolve(const char *path, void *handle, struct tfd_verbs_library *out, struct tfd_error *error)
 {
 #define SYMBOL(field, symbol) { #symbol, &out->field },
-	const struct {
-		const char *name;
-		void *slot;
-	} symbols[] = { TFD_VERBS_SYMBOLS(SYMBOL) };
+	const struct symbol symbols[] = { TFD_VERBS_SYMBOLS(SYMBOL) };
+	const struct symbol optional[] = { TFD_VERBS_OPTIONAL(SYMBOL) };
 #undef SYMBOL
 
 	for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
-		/* Of a name with several versions this is the newest, as a linker would take it. */
-		void *symbol = dlsym(handle, symbols[i].name);
-
-		if (!symbol)
+		if (!find(handle, &symbols[i]))
 			return tfd_fail(error, -ENOTSUP,
 			                "%s is not the libibverbs of rdma-core 33 or newer (no symbol %s); "
 			                "install that, or set fabric.library",
 			                path, symbols[i].name);
-		memcpy(symbols[i].slot, &symbol, sizeof(symbol));
 	}
+	for (size_t i = 0; i < sizeof(optional) / sizeof(optional[0]); i++)
+		(void)find(handle, &optional[i]);
 	return 0;
 }
 

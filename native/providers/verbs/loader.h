@@ -21,7 +21,6 @@
 	X(ack_async_event, ibv_ack_async_event)           \
 	X(query_device, ibv_query_device)                 \
 	X(query_port, ibv_query_port)                     \
-	X(query_gid, ibv_query_gid)                       \
 	X(query_gid_table, _ibv_query_gid_table)          \
 	X(query_pkey, ibv_query_pkey)                     \
 	X(alloc_pd, ibv_alloc_pd)                         \
@@ -43,10 +42,18 @@
 	X(fork_init, ibv_fork_init)                       \
 	X(wc_status_str, ibv_wc_status_str)
 
+/* What newer libraries have; NULL where it is missing. */
+#define TFD_VERBS_OPTIONAL(X)               \
+	X(qp_to_qp_ex, ibv_qp_to_qp_ex)     \
+	X(reg_dmabuf_mr, ibv_reg_dmabuf_mr) \
+	X(create_ah, ibv_create_ah)         \
+	X(destroy_ah, ibv_destroy_ah)
+
 #define TFD_VERBS_FIELD(field, symbol) __typeof__(&symbol) field;
 
 struct tfd_verbs_library {
 	TFD_VERBS_SYMBOLS(TFD_VERBS_FIELD)
+	TFD_VERBS_OPTIONAL(TFD_VERBS_FIELD)
 };
 
 /* Loads it once per process. -ENOENT: not there; -ENOTSUP: too old; error says what to install. `path` "": dlopen finds it. */

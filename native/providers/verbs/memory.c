@@ -10,6 +10,12 @@
 #include "../../core/parts.h"
 #include "verbs.h"
 
+static int explain_dmabuf(int rc, size_t length, struct tfd_error *error)
+{
+	return tfd_fail(error, -rc, "registering %zu bytes of a dma-buf failed: %s%s", length, strerror(rc),
+	                rc == EOPNOTSUPP ? ": its driver, or libibverbs (rdma-core 34), is too old" : "");
+}
+
 static int explain(const struct tfd_domain *domain, int rc, size_t length, struct tfd_error *error)
 {
 	struct rlimit limit = { 0 };
@@ -28,32 +34,66 @@ static int explain(const struct tfd_domain *domain, int rc, size_t length, struc
 	                length, strerror(rc), domain->attributes.max_mr);
 }
 
-int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
-                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
+static int mr_new(const struct tfd_domain *domain, struct tfd_mr **out, struct tfd_error *error)
 {
-	unsigned int access = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_RELAXED_ORDERING;
-	struct tfd_mr *mr = calloc(1, sizeof(*mr));
-
-	if (tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE) {
-		free(mr);
+	if (tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE)
 		return tfd_fail(error, -ENODEV, "the rail's device is gone");
-	}
-	if (!mr)
-		return tfd_fail(error, -ENOMEM, "no memory for a registration");
-	if (writable)
-		access |= IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE;
-	/* The second version drops an optional flag that the kernel does not know. */
-	mr->mr = domain->library->reg_mr_iova2(domain->pd, address, length, (uintptr_t)address, access);
+	*out = calloc(1, sizeof(**out));
+	return *out ? 0 : tfd_fail(error, -ENOMEM, "no memory for a registration");
+}
+
+/* The second version of a registration drops an optional flag that the kernel does not know. */
+static unsigned int access_of(int writable)
+{
+	return IBV_ACCESS_REMOTE_READ | IBV_ACCESS_RELAXED_ORDERING |
+	       (writable ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE : 0u);
+}
+
+/* Or not: errno says why. */
+static int mr_made(const struct tfd_domain *domain, struct tfd_mr *mr, uint64_t address, size_t length,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
+{
 	if (!mr->mr) {
+		bool foreign = mr->foreign;
 		int rc = errno;
 
 		free(mr);
-		return explain(domain, rc, length, error);
+		return foreign ? explain_dmabuf(rc, length, error) : explain(domain, rc, length, error);
 	}
 	key->key = mr->mr->rkey;
-	key->address = (uint64_t)(uintptr_t)address;
+	key->address = address;
 	*out = mr;
 	return 0;
+}
+
+int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
+                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
+{
+	struct tfd_mr *mr;
+	int rc = mr_new(domain, &mr, error);
+
+	if (rc)
+		return rc;
+	mr->mr = domain->library->reg_mr_iova2(domain->pd, address, length, (uintptr_t)address,
+	                                       access_of(writable));
+	return mr_made(domain, mr, (uintptr_t)address, length, out, key, error);
+}
+
+int tfd_verbs_mr_open_dmabuf(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
+                             struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
+{
+	struct tfd_mr *mr;
+	int rc = mr_new(domain, &mr, error);
+
+	if (rc)
+		return rc;
+	mr->foreign = true;
+	errno = EOPNOTSUPP;
+	if (domain->library->reg_dmabuf_mr)
+		mr->mr =
+			domain->library->reg_dmabuf_mr(domain->pd, dmabuf->offset, dmabuf->length,
+			                               dmabuf->address, dmabuf->fd, (int)access_of(writable));
+	return mr_made(domain, mr, dmabuf->address, dmabuf->length, out, key, error);
 }
 
 void tfd_verbs_mr_close(struct tfd_domain *domain, struct tfd_mr *mr)

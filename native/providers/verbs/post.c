@@ -52,7 +52,9 @@ static void request_fill(struct tfd_verbs_queue *queue, const struct tfd_post *p
 		                                      .length = (uint32_t)length,
 		                                      .lkey = post->mr->mr->lkey };
 	request->opcode = post->read ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE;
-	request->send_flags = length && length <= queue->inline_bytes && !post->read ? IBV_SEND_INLINE : 0;
+	request->send_flags = 0;
+	if (length && length <= queue->inline_bytes && !post->read && !post->mr->foreign)
+		request->send_flags = IBV_SEND_INLINE;
 	request->wr.rdma.remote_addr = remote;
 	request->wr.rdma.rkey = (uint32_t)post->remote_key;
 }
@@ -106,13 +108,42 @@ void tfd_verbs_queue_fail(struct tfd_verbs_queue *queue, int error)
 		tfd_list_push(&domain->reports, &queue->report_link);
 }
 
+static void extended_fill(struct ibv_qp_ex *qp, const struct ibv_send_wr *request)
+{
+	const struct ibv_sge *piece = request->sg_list;
+
+	qp->wr_id = request->wr_id;
+	qp->wr_flags = request->send_flags & ~(unsigned int)IBV_SEND_INLINE; /* the setter says it */
+	if (request->opcode == IBV_WR_RDMA_WRITE_WITH_IMM)
+		ibv_wr_rdma_write_imm(qp, request->wr.rdma.rkey, request->wr.rdma.remote_addr,
+		                      request->imm_data);
+	else if (request->opcode == IBV_WR_RDMA_WRITE)
+		ibv_wr_rdma_write(qp, request->wr.rdma.rkey, request->wr.rdma.remote_addr);
+	else
+		ibv_wr_rdma_read(qp, request->wr.rdma.rkey, request->wr.rdma.remote_addr);
+	if (request->send_flags & IBV_SEND_INLINE)
+		ibv_wr_set_inline_data(qp, (void *)(uintptr_t)piece->addr, piece->length);
+	else if (request->num_sge)
+		ibv_wr_set_sge(qp, piece->lkey, piece->addr, piece->length);
+	else
+		ibv_wr_set_sge(qp, 0, 0, 0);
+}
+
+static int extended_send(struct tfd_verbs_queue *queue)
+{
+	ibv_wr_start(queue->extended);
+	for (const struct ibv_send_wr *request = queue->first; request; request = request->next)
+		extended_fill(queue->extended, request);
+	return ibv_wr_complete(queue->extended);
+}
+
 static void chain_send(struct tfd_verbs_queue *queue)
 {
 	struct ibv_send_wr *refused;
 	int rc;
 
 	queue->last->send_flags |= IBV_SEND_SIGNALED;
-	rc = ibv_post_send(queue->qp, queue->first, &refused);
+	rc = queue->extended ? extended_send(queue) : ibv_post_send(queue->qp, queue->first, &refused);
 	queue->first = queue->last = NULL;
 	tfd_list_remove(&queue->chain_link);
 	if (rc) /* EIO: the device is gone; else what we count is wrong, and the connection is begun anew */

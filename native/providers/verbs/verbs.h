@@ -39,6 +39,7 @@ struct tfd_verbs_port {
 	bool global; /* packets carry a GRH: always on Ethernet */
 	enum ibv_mtu mtu;
 	struct tfd_gid gid;
+	uint32_t gid_index; /* shared: where it is now; the thread of events stores it */
 	uint32_t max_message_bytes;
 };
 
@@ -57,6 +58,7 @@ struct tfd_verbs_posted {
  */
 struct tfd_verbs_queue {
 	struct ibv_qp *qp; /* owned; NULL once the half is drained */
+	struct ibv_qp_ex *extended; /* the same; NULL: by ibv_post_send */
 	struct tfd_half *half;
 	struct tfd_verbs_queue *next; /* in its bucket */
 	uint32_t number; /* of the queue pair */
@@ -98,6 +100,7 @@ struct tfd_verbs_stashed {
 
 struct tfd_mr {
 	struct ibv_mr *mr;
+	bool foreign; /* a device's: the processor cannot read it */
 };
 
 /* A rail. */
@@ -163,17 +166,25 @@ int tfd_verbs_device_open(struct tfd_domain *domain, const struct tfd_group_opti
 /* ibv_query_port(3); any thread. */
 int tfd_verbs_port_query(const struct tfd_domain *domain, uint8_t number, struct ibv_port_attr *out);
 
+/* Where the port's GID is in its table, or -ENOENT; any thread. */
+int tfd_verbs_gid_find(const struct tfd_domain *domain);
+
 /* domain.c; worker. Makes the queues anew after an overrun. -EAGAIN: halves have them still. */
 int tfd_verbs_queues_renew(struct tfd_domain *domain, struct tfd_error *error);
 
 /* memory.c; control */
 int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
                       struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
+int tfd_verbs_mr_open_dmabuf(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
+                             struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 void tfd_verbs_mr_close(struct tfd_domain *domain, struct tfd_mr *mr);
 
 /* half.c */
 int tfd_verbs_half_open(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
                         void *address, size_t *address_bytes, struct tfd_error *error);
+/* control */
+int tfd_verbs_reach(struct tfd_domain *domain, const void *address, size_t address_bytes,
+                    struct tfd_error *error);
 int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
                          struct tfd_error *error);
 void tfd_verbs_half_close(struct tfd_half *half);
