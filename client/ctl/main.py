@@ -42,7 +42,7 @@ def paths_text(row: Any) -> str:
 
 def why_text(row: Any) -> str:
     """Says why a rail was chosen, what its provider chose on it, and what its packets carry."""
-    parts = [row["why"], row["provider_why"]]
+    parts = [row["why"], row["provider_why"].removesuffix(".")]
     if row["service_level"] or row["bulk_service_level"] or row["traffic_class"]:
         parts.append(
             f"service level {row['service_level']}, bulk {row['bulk_service_level']}; traffic "

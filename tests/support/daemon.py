@@ -55,6 +55,7 @@ class DaemonProcess:
         peer_address: host:port that other daemons reach it at.
         http_address: host:port of metrics and health.
         prefix: What its command line begins with, as to run it elsewhere.
+        environment: Variables that it has beside ours.
     """
 
     def __init__(self, directory: Path, overrides: Mapping[str, Any] | None = None) -> None:
@@ -71,6 +72,7 @@ class DaemonProcess:
         self.config_path = directory / "config.yaml"
         self.log_path = directory / "daemon.log"
         self.prefix: list[str] = []
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         config: dict[str, Any] = {
             "listen": self.socket,
@@ -96,18 +98,21 @@ class DaemonProcess:
         """Returns what it has logged, over all restarts."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
+    def arguments(self) -> list[str]:
+        """Writes its configuration; tells what the interpreter is given."""
+        self.config_path.write_text(yaml.safe_dump(self.config))
+        return ["-m", "transferd.daemon.main", "serve", "--config", str(self.config_path)]
+
     def spawn(self) -> subprocess.Popen[bytes]:
         """Starts the process and does not wait until it is ready."""
-        self.config_path.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "transferd.daemon.main", "serve"]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.prefix, *command, "--config", str(self.config_path)],
+                [*self.prefix, sys.executable, *self.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                env={**os.environ, "PYTHONSAFEPATH": "1", **self.environment},
             )
         return self._process
 

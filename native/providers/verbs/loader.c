@@ -39,7 +39,7 @@ static int resolve(const char *path, void *handle, struct tfd_verbs_library *out
 		if (!find(handle, &symbols[i]))
 			return tfd_fail(error, -ENOTSUP,
 			                "%s is not the libibverbs of rdma-core 33 or newer (no symbol %s); "
-			                "install that, or set fabric.library",
+			                "install that, or set verbs.library",
 			                path, symbols[i].name);
 	}
 	for (size_t i = 0; i < sizeof(optional) / sizeof(optional[0]); i++)
@@ -57,7 +57,7 @@ static int load_locked(const char *path, struct tfd_error *error)
 		return tfd_fail(
 			error, -ENOENT,
 			"provider verbs is unavailable: %s; install libibverbs1 and ibverbs-providers "
-			"(Debian, Ubuntu), rdma-core elsewhere, or set fabric.library",
+			"(Debian, Ubuntu), rdma-core elsewhere, or set verbs.library",
 			dlerror());
 	rc = resolve(path, handle, &fresh, error);
 	if (rc) {
