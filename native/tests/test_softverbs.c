@@ -291,6 +291,7 @@ static void test_the_channel_tells_what_comes_after_arming(void)
 static void test_states_and_masks(void)
 {
 	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RTS };
+	struct ibv_ah *ah;
 
 	a = end_open("soft0", 4, 64, 0);
 	b = end_open("soft1", 4, 64, 0);
@@ -306,6 +307,12 @@ static void test_states_and_masks(void)
 	attr.ah_attr.is_global = 0;
 	CHECK(ibv_modify_qp(a->qp, &attr, RTR_MASK) == EINVAL);
 	attr.ah_attr.is_global = 1;
+	attr.ah_attr.grh.dgid.raw[15] = 77;
+	CHECK(ibv_modify_qp(a->qp, &attr, RTR_MASK) == ETIMEDOUT);
+	CHECK(!ibv_create_ah(a->pd, &attr.ah_attr) && errno == ETIMEDOUT);
+	attr = end_rtr(b, 1);
+	ah = ibv_create_ah(a->pd, &attr.ah_attr);
+	CHECK(ah && ibv_destroy_ah(ah) == 0);
 	attr.rq_psn = 1u << 24;
 	CHECK(ibv_modify_qp(a->qp, &attr, RTR_MASK) == EINVAL);
 	attr.rq_psn = 1;

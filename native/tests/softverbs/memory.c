@@ -49,15 +49,15 @@ SOFT_EXPORT int ibv_dealloc_pd(struct ibv_pd *pd)
 	return 0;
 }
 
-/* A device pins what it may write to as written, and the rest as read. */
+/* Whether there is memory that allows it: as much of it as tells, its first and its last page. */
 static int pin(const void *address, size_t length, uint32_t access)
 {
 	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
 	uintptr_t first = (uintptr_t)address & ~(page - 1);
-	size_t bytes = ((uintptr_t)address + length - first + page - 1) & ~(page - 1);
+	uintptr_t last = ((uintptr_t)address + length - 1) & ~(page - 1);
 	int how = access & IBV_ACCESS_LOCAL_WRITE ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
 
-	return madvise((void *)first, bytes, how) ? EFAULT : 0;
+	return madvise((void *)first, page, how) || madvise((void *)last, page, how) ? EFAULT : 0;
 }
 
 static int mr_check(const struct ibv_pd *pd, size_t length, uint64_t iova, const void *address,

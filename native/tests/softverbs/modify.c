@@ -47,28 +47,6 @@ static int mask_check(enum ibv_qp_state from, enum ibv_qp_state to, uint32_t mas
 	return soft_refuse(EINVAL, "ibv_modify_qp: there is no way from state %d to %d", (int)from, (int)to);
 }
 
-static int path_check(const struct soft_device *device, const struct soft_qp *qp,
-                      const struct ibv_ah_attr *path)
-{
-	const struct soft_port *port;
-
-	if (path->port_num != qp->attr.port_num)
-		return soft_refuse(EINVAL, "ibv_modify_qp: the path's port %u is not the queue pair's %u",
-		                   path->port_num, qp->attr.port_num);
-	port = &device->ports[path->port_num - 1];
-	if (path->sl > (fabric.config.infiniband ? 15 : 7))
-		return soft_refuse(EINVAL, "ibv_modify_qp: service level %u", path->sl);
-	if (!path->is_global)
-		return fabric.config.infiniband ?
-		               0 :
-		               soft_refuse(EINVAL, "ibv_modify_qp: RoCE needs a global route");
-	if (path->grh.sgid_index >= SOFT_GIDS || !port->gids[path->grh.sgid_index].used)
-		return soft_refuse(EINVAL, "ibv_modify_qp: there is no GID %u", path->grh.sgid_index);
-	if (!fabric.config.infiniband && !path->grh.hop_limit)
-		return soft_refuse(EINVAL, "ibv_modify_qp: a hop limit of 0 goes nowhere");
-	return 0;
-}
-
 static int values_check(const struct soft_qp *qp, const struct ibv_qp_attr *attr, uint32_t mask)
 {
 	const struct soft_device *device = qp->context->device;
@@ -85,8 +63,9 @@ static int values_check(const struct soft_qp *qp, const struct ibv_qp_attr *attr
 	    (attr->path_mtu < IBV_MTU_256 || (uint32_t)attr->path_mtu > config->mtu))
 		return soft_refuse(EINVAL, "ibv_modify_qp: MTU %d, the port's %u", (int)attr->path_mtu,
 		                   config->mtu);
-	if (mask & IBV_QP_AV && path_check(device, qp, &attr->ah_attr))
-		return EINVAL;
+	if (mask & IBV_QP_AV && attr->ah_attr.port_num != qp->attr.port_num)
+		return soft_refuse(EINVAL, "ibv_modify_qp: the path's port %u is not the queue pair's %u",
+		                   attr->ah_attr.port_num, qp->attr.port_num);
 	if ((mask & IBV_QP_RQ_PSN && attr->rq_psn >> 24) || (mask & IBV_QP_SQ_PSN && attr->sq_psn >> 24) ||
 	    (mask & IBV_QP_DEST_QPN && attr->dest_qp_num >> 24))
 		return soft_refuse(EINVAL, "ibv_modify_qp: a number of more than 24 bits");
@@ -98,7 +77,7 @@ static int values_check(const struct soft_qp *qp, const struct ibv_qp_attr *attr
 	    (mask & IBV_QP_TIMEOUT && attr->timeout > 31) ||
 	    (mask & IBV_QP_MIN_RNR_TIMER && attr->min_rnr_timer > 31))
 		return soft_refuse(EINVAL, "ibv_modify_qp: a count or a timer out of range");
-	return 0;
+	return mask & IBV_QP_AV ? soft_path_check(device, &attr->ah_attr) : 0;
 }
 
 static void values_take(struct soft_qp *qp, const struct ibv_qp_attr *attr, uint32_t mask)

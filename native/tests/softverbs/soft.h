@@ -281,6 +281,9 @@ int soft_srq_take(struct soft_srq *srq, uint64_t *wr_id); /* -1: it is empty */
 void soft_srq_polled(struct soft_srq *srq);
 int soft_srq_post(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 
+/* path.c: fabric.lock. An errno. */
+int soft_path_check(const struct soft_device *device, const struct ibv_ah_attr *path);
+
 /* qp.c */
 struct ibv_qp *soft_qp_create_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
 /* fabric.lock: it goes into ERR by itself; `event` of it, -1: none. */
