@@ -77,6 +77,28 @@ def worker_cost() -> Path:
     return with_core("worker_cost")
 
 
+def verbs_cost() -> Path:
+    """Builds the program that measures posting through verbs."""
+    return with_core("verbs_cost")
+
+
+def softverbs() -> Path:
+    """Builds the double of libibverbs (native/tests/softverbs)."""
+    native = ROOT / "native"
+    sources = sorted((native / "tests" / "softverbs").glob("*.c"))
+    include = (f"-I{native / 'include'}", f"-I{native}")
+    return compile_c(
+        "libsoftverbs.so",
+        sources,
+        *include,
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-pthread",
+        "-Wl,-z,nodelete",
+    )
+
+
 def urgent() -> Path:
     """Builds the program that measures urgent writes beside bulk on a simulated rail."""
     return with_core("urgent")
