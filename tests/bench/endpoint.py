@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client process of the benchmarks: commands as lines of JSON on stdin, answers on stdout.
 
-Run as ``python -m bench.endpoint SOCKET LENGTH``; :mod:`bench.pair` starts two and joins them.
+Run as ``python -m bench.endpoint SOCKET LENGTH [SPIN_US]``; :mod:`bench.pair` starts two and joins
+them. SPIN_US: how long a wait polls before it sleeps, if not as by default.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from transferd import Client, Job
 
 WAIT_S = 60.0
+JOIN_S = 60.0
+SPIN_US = 200.0  # the client's default
 IMMS = 64
 
 
@@ -57,12 +60,19 @@ class Endpoint:
     def join(self, descriptor: str) -> dict[str, Any]:
         """Learns where to write to."""
         self._far = base64.b64decode(descriptor)
-        self._client.warm(self._far)
+        deadline = time.monotonic() + JOIN_S
+        while True:
+            try:
+                self._client.warm(self._far)
+                break
+            except transferd.PeerLost:  # in an emulated machine the first call takes long
+                if time.monotonic() > deadline:
+                    raise
         self._client.write(self._source[0:8], self._far, imm=IMMS - 1).wait(WAIT_S)
         return {}
 
     def flood(self, size: int, window: int, count: int, imm: int, page: int = 0) -> dict[str, Any]:
-        """Writes count times, ``window`` jobs in flight; tells when it began.
+        """Writes count times, ``window`` jobs in flight; tells when it began and ended.
 
         With ``page`` each job writes pages of so many bytes, in reverse, and counts once.
         """
@@ -76,7 +86,7 @@ class Endpoint:
         path = flying[-1]
         for job in flying:
             job.wait(WAIT_S)
-        return {"begin_ns": begin_ns, "path": str(path.path)}
+        return {"begin_ns": begin_ns, "end_ns": time.monotonic_ns(), "path": str(path.path)}
 
     def prepare_pages(self, page: int, pages: int, set_bytes: int) -> dict[str, Any]:
         """Makes the tables of a shape, before anything is timed."""
@@ -198,10 +208,9 @@ def cycle(address: str, count: int, far: str) -> dict[str, Any]:
     return {"seconds": time.monotonic() - begin}
 
 
-def serve(client: Client, address: str, length: int) -> None:
-    """Answers until stdin closes."""
-    endpoint = Endpoint(client, length)
-    commands: dict[str, Callable[..., dict[str, Any]]] = {
+def commands(endpoint: Endpoint) -> dict[str, Callable[..., dict[str, Any]]]:
+    """Lists what an endpoint can be told."""
+    return {
         "join": endpoint.join,
         "flood": endpoint.flood,
         "prepare_pages": endpoint.prepare_pages,
@@ -212,19 +221,25 @@ def serve(client: Client, address: str, length: int) -> None:
         "landed": endpoint.landed,
         "ping": endpoint.ping,
         "ping_native": endpoint.ping_native,
-        "cycle": lambda count, far: cycle(address, count, far),
     }
+
+
+def serve(endpoint: Endpoint, known: dict[str, Callable[..., dict[str, Any]]]) -> None:
+    """Answers until stdin closes."""
     print(json.dumps(endpoint.describe()), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(commands[command.pop("do")](**command)), flush=True)
+        print(json.dumps(known[command.pop("do")](**command)), flush=True)
 
 
 def main() -> None:
     """Runs one endpoint."""
     address, length = sys.argv[1], int(sys.argv[2])
-    with transferd.Client(address, name=f"bench {os.getpid()}") as client:
-        serve(client, address, length)
+    spin_us = float(sys.argv[3]) if len(sys.argv) > 3 else SPIN_US
+    with transferd.Client(address, name=f"bench {os.getpid()}", spin_us=spin_us) as client:
+        endpoint = Endpoint(client, length)
+        of_sessions = {"cycle": lambda count, far: cycle(address, count, far)}
+        serve(endpoint, commands(endpoint) | of_sessions)
 
 
 if __name__ == "__main__":

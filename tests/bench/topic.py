@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a topic of :mod:`bench.bars.speed` is given: ``def rows(run: Run) -> list[Row]``."""
+"""What a topic of :mod:`bench.bars` is given: ``def rows(run: Run) -> list[Row]``."""
 
 from __future__ import annotations
 
+import importlib
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.report import Row
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from bench.options import Options
     from bench.quiet import Gate
     from bench.report import Report
@@ -50,3 +56,30 @@ class Run:
     def beside(self, what: str, value: str) -> None:
         """Says a figure, with its unit, that no bar asks for."""
         self.report.beside.append((what, value))
+
+
+def guarded(run: Run, name: str, measure: Callable[[], list[Row]]) -> list[Row]:
+    """Measures; what raises is a bar that is missed, and the others are measured."""
+    try:
+        return measure()
+    except Exception as error:
+        run.options.console.print(traceback.format_exc(), markup=False, highlight=False)
+        return [Row(f"{name}: measured", 0, "", ">=", 1, repr(error))]
+
+
+def measure_all(run: Run, topics: Mapping[str, str]) -> None:
+    """Measures topics into the report.
+
+    Args:
+        run: How, and where to.
+        topics: Name of each step: the module of bench whose ``rows(run)`` measures it.
+    """
+    for name, module in topics.items():
+        with run.options.step(name) as wanted:
+            if wanted:
+
+                def rows(module: str = module) -> list[Row]:
+                    measured: list[Row] = importlib.import_module(f"bench.{module}").rows(run)
+                    return measured
+
+                run.report.rows += guarded(run, name, rows)

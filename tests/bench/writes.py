@@ -8,18 +8,30 @@ ratio is taken per turn, and the median of the ratios counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench import raw_provider
 from bench.stats import median, percentile
 
 if TYPE_CHECKING:
-    from bench.pair import Endpoint
     from bench.quiet import Gate
     from bench.random_pages import Shape
 
 PING_WARM_UP = 300
 FLOOD_IMM, PING_IMM = 1, 2
+
+
+class Commanded(Protocol):
+    """A client process that takes commands, wherever it runs."""
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Sends it a command."""
+
+    def answer(self) -> dict[str, Any]:
+        """Reads the answer to the oldest command."""
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Sends it a command and reads the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,7 @@ class Rate:
 
 
 def flood_gbps(
-    sender: Endpoint, receiver: Endpoint, size: int, window: int, count: int, *, page: int = 0
+    sender: Commanded, receiver: Commanded, size: int, window: int, count: int, *, page: int = 0
 ) -> tuple[float, str]:
     """Measures once; from the first call until the receiver saw the last count.
 
@@ -66,8 +78,8 @@ def flood_gbps(
 
 
 def rate(
-    sender: Endpoint,
-    receiver: Endpoint,
+    sender: Commanded,
+    receiver: Commanded,
     size: int,
     window: int,
     count: int,
@@ -122,7 +134,7 @@ class Latency:
     p99_us: float
 
 
-def ping(one: Endpoint, other: Endpoint, size: int, count: int, *, native: bool) -> Latency:
+def ping(one: Commanded, other: Commanded, size: int, count: int, *, native: bool) -> Latency:
     """Measures from the call of write() until the other side's wait for the counter returned.
 
     The two write in turn, so that exactly one write is in flight.
@@ -141,7 +153,7 @@ def ping(one: Endpoint, other: Endpoint, size: int, count: int, *, native: bool)
 
 
 def pages_gbps(
-    sender: Endpoint, receiver: Endpoint, shape: Shape, window: int, count: int
+    sender: Commanded, receiver: Commanded, shape: Shape, window: int, count: int
 ) -> float:
     """Measures jobs of pages once; as :func:`flood_gbps`."""
     sizes = {"page": shape.page, "pages": shape.pages, "set_bytes": shape.set_bytes}
@@ -151,6 +163,6 @@ def pages_gbps(
     return count * shape.job_bytes * 8 / seconds / 1e9
 
 
-def prepare_pages(sender: Endpoint, shape: Shape) -> None:
+def prepare_pages(sender: Commanded, shape: Shape) -> None:
     """Lets the sender make the tables of a shape."""
     sender.ask("prepare_pages", page=shape.page, pages=shape.pages, set_bytes=shape.set_bytes)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
-import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ from bench.bars import main
 from bench.quiet import Gate
 from bench.report import Report, Row
 from bench.stats import spread
-from bench.topic import Run
+from bench.topic import Run, measure_all
 
 if TYPE_CHECKING:
     from bench.options import Options
@@ -40,24 +38,12 @@ def measure(options: Options) -> Report:
         A row for each bar that this machine can tell about.
     """
     report = Report("speed")
-    for name, module in TOPICS.items():
-        with options.step(name) as wanted:
-            if wanted:
-                topic(Run(options, report), name, module)
+    measure_all(Run(options, report), TOPICS)
     if options.wants(MAIN):
         main_job(options, report)
     if loads := options.gate.loads:
         report.beside.append(("other work on this machine, cores", spread(loads)))
     return report
-
-
-def topic(run: Run, name: str, module: str) -> None:
-    """Measures one topic."""
-    try:
-        run.report.rows += importlib.import_module(f"bench.{module}").rows(run)
-    except Exception as error:
-        run.options.console.print(traceback.format_exc(), markup=False, highlight=False)
-        run.report.rows.append(Row(f"{name}: measured", 0, "", ">=", 1, repr(error)))
 
 
 def main_job(options: Options, report: Report) -> None:
