@@ -104,6 +104,11 @@ def urgent() -> Path:
     return with_core("urgent")
 
 
+def verbs_provider() -> Path:
+    """Builds the program that uses provider verbs without daemons."""
+    return with_core("verbs_provider")
+
+
 def with_core(name: str) -> Path:
     """Builds a program with all of the data plane."""
     native = ROOT / "native"
