@@ -77,8 +77,7 @@ class Lanes:
             local = [rail.protocol for rail in self._plane.rails]
             pairs = pair_rails(local, peer.protocols)
             lane.paths = tuple(LanePath(lane, *pair) for pair in pairs)
-            await self.paths.make(peer, lane.paths)
-            proven = await self.paths.prove(lane.paths)
+            proven = await self.paths.prove(await self.paths.make(peer, lane.paths))
             peer.check()
             if lane.state is LaneState.CLOSED:  # closed by a session's end while it was on its way
                 raise PeerLost(f"the connection to {peer.address} was given up; try again")

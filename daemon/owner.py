@@ -341,10 +341,14 @@ class Owner:
     # ---- connections to us ----
 
     async def connect(self, peer: Peer, halves: Sequence[Half]) -> list[bytes]:
-        """Makes our halves of a peer's connections: all or none. To be run as an owned task.
+        """Makes our halves of a peer's connections. To be run as an owned task.
 
-        A connection that stands as it is asked for is answered as it was before: whoever did not
-        hear the answer may ask again.
+        All or none, but for those by a rail that takes none now, as one that is down. A connection
+        that stands as it is asked for is answered as it was before: whoever did not hear the answer
+        may ask again.
+
+        Returns:
+            Their addresses; empty: that rail takes none.
 
         Raises:
             TransferdError: Names what is wrong.
@@ -359,10 +363,21 @@ class Owner:
                     reason="CONNECTIONS",
                 )
             made: list[Incoming] = []
+            addresses: list[bytes] = []
+            refused = None
             try:
-                addresses = [await self._accept(peer, half, made) for half in halves]
-                for half in halves:  # one may have been destroyed while others were made
-                    _check_unspent(peer, half)
+                for half in halves:
+                    try:
+                        addresses.append(await self._accept(peer, half, made))
+                    except PlaneError as error:
+                        log.info("a rail takes no connection", peer=peer.address, error=error.text)
+                        addresses.append(b"")
+                        refused = error
+                if refused is not None and not any(addresses):
+                    raise refused
+                for half, address in zip(halves, addresses, strict=True):
+                    if address:  # one may have been destroyed while others were made
+                        _check_unspent(peer, half)
                 peer.check()
             except PlaneError as error:
                 await self._undo(made)
@@ -424,6 +439,8 @@ class Owner:
             await self._plane.conn_start(conn, half.address)
         except PlaneError as error:
             if error.errno != errno.EPROTO:
+                made.remove(incoming)
+                await self._close(incoming)
                 raise
             raise InvalidRequest(
                 "connections.address", error.text, reason="PROTOCOL_MISMATCH"

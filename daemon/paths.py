@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 from typing import TYPE_CHECKING
 
@@ -56,24 +57,48 @@ class Paths:
 
     # ---- making ----
 
-    async def make(self, peer: Peer, paths: Sequence[LanePath]) -> None:
+    async def make(self, peer: Peer, paths: Sequence[LanePath]) -> list[LanePath]:
         """Makes connections; after a failure :meth:`undo` takes back what there is of them.
 
+        Returns:
+            The paths that have one, at least one: of the others a rail takes none now, here or
+            there.
+
         Raises:
-            PlaneError: The data plane could not.
+            PlaneError: The data plane could not, by any of them, or the peer's address is none.
             TransferdError: The peer could not, or would not.
         """
-        halves = []
+        halves: dict[LanePath, Half] = {}
+        refused = PlaneError(0, "no rail is up at its other end")
         for path in paths:
             path.proof = asyncio.get_running_loop().create_future()
-            conn, address = await self._plane.conn_open(path.rail, peer.number, outgoing=True)
+            try:
+                conn, address = await self._plane.conn_open(path.rail, peer.number, outgoing=True)
+            except PlaneError as error:
+                refused = error
+                continue
             path.conn = conn
             self._by_conn[conn] = path  # from here on it may break
             protocol = self._plane.rails[path.rail].protocol
-            halves.append(Half(conn, path.remote_rail, protocol, address))
-        addresses = await peer.link.connect(peer.key.boot_epoch, halves)
-        for path, address in zip(paths, addresses, strict=True):
-            await self._plane.conn_start(path.conn, address)
+            halves[path] = Half(conn, path.remote_rail, protocol, address)
+        if not halves:
+            raise refused
+        addresses = await peer.link.connect(peer.key.boot_epoch, list(halves.values()))
+        started = []
+        for path, address in zip(halves, addresses, strict=True):
+            if not address:
+                continue
+            try:
+                await self._plane.conn_start(path.conn, address)
+            except PlaneError as error:
+                if error.errno == errno.EPROTO:
+                    raise
+                refused = error
+            else:
+                started.append(path)
+        if not started:
+            raise refused
+        return started
 
     async def undo(self, peer: Peer, paths: Sequence[LanePath]) -> None:
         """Destroys connections that no job has used."""
@@ -189,8 +214,7 @@ class Paths:
         peer = path.lane.peer
         path.state = PathState.CONNECTING
         try:
-            await self.make(peer, [path])
-            if not await self.prove([path]):
+            if not await self.prove(await self.make(peer, [path])):
                 raise PeerLost("no answer by it")
             peer.check()
             if path.lane.state is not LaneState.UP:

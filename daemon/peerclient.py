@@ -154,7 +154,7 @@ class GrpcLink:
                 f"{self._address} answered {len(addresses)} of {len(halves)} connections"
             )
         for address in addresses:
-            if not 1 <= len(address) <= ADDRESS_MAX:
+            if len(address) > ADDRESS_MAX:
                 raise Internal(
                     f"{self._address} answered Connect with an address of {len(address)} bytes"
                 )

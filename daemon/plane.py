@@ -57,6 +57,15 @@ class EventType(enum.IntEnum):
     REGION_BROKEN = 7
     FENCE_QUIET = 8
     CONN_PROVEN = 9
+    RAIL_STATE = 10
+
+
+class RailState(enum.IntEnum):
+    """enum tfd_rail_state."""
+
+    UP = 1
+    DOWN = 2
+    GONE = 3
 
 
 class Op(enum.IntEnum):
@@ -135,10 +144,15 @@ class RailInfo:
     imms_received: int
     errors: int
     ordered: bool
-    up: bool
+    state: RailState
     credit_stalls: int = 0
     credit_floods: int = 0
     why: str = ""
+
+    @property
+    def up(self) -> bool:
+        """Whether it carries anything now."""
+        return self.state is RailState.UP
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +403,11 @@ class Plane(Protocol):
         """One key for each rail."""
 
     async def conn_open(self, rail: int, peer: int, *, outgoing: bool) -> tuple[int, bytes]:
-        """Makes half a connection with a peer; returns its handle and fabric address."""
+        """Makes half a connection with a peer; returns its handle and fabric address.
+
+        Raises:
+            PlaneError: ENETDOWN, ENODEV: the rail carries nothing now, or no more.
+        """
 
     async def conn_start(self, conn: int, address: bytes) -> None:
         """Joins it to the other half."""

@@ -39,9 +39,10 @@ from transferd.daemon.listeners import (
 from transferd.daemon.mailboxes import Mailboxes
 from transferd.daemon.opens import Opener
 from transferd.daemon.owner import Owner
+from transferd.daemon.peer import LOCAL_PROTOCOL
 from transferd.daemon.peerclient import GrpcLink
 from transferd.daemon.peers import Peers
-from transferd.daemon.plane import Detail, EventType, PlaneError
+from transferd.daemon.plane import Detail, EventType, PlaneError, RailState
 from transferd.daemon.policy import Tenant
 from transferd.daemon.rails import open_rails, warnings
 from transferd.daemon.services.admin import AdminService, Facts
@@ -251,12 +252,19 @@ class Server:
             self._sessions.region_broken(event.session, event.id)
         elif event.type == EventType.PEER_SILENT:
             self._peers.silent(event.id)
+        elif event.type == EventType.RAIL_STATE:
+            self._rail_changed(event.id, RailState(event.count))
         elif event.type == EventType.CONN_PROVEN:
             self._lanes.paths.proven(event.id)
         elif event.type == EventType.CONN_LOST and not self._lanes.conn_lost(event.id):
             peer = self._owner.conn_lost(event.id, event.detail)
             if peer is not None:
                 self._peers.probe(peer)
+
+    def _rail_changed(self, number: int, state: RailState) -> None:
+        """Says so; its connections end by events of their own, and come back with it."""
+        say = log.info if state is RailState.UP else log.warning
+        say("a rail has changed", rail=self._plane.rails[number].name, state=state.name)
 
     async def _start_peer_server(self) -> None:
         servicer = PeerService(self._peers, self._owner, self._opener)
@@ -359,7 +367,9 @@ class Server:
         """Says why the daemon should get no clients; empty if it should."""
         if self._sessions.stopping:
             return "stopping"
-        if not any(rail.up for rail in self._plane.rail_stats()):
+        rails = self._plane.rail_stats()
+        nics = [rail for rail in rails if not rail.protocol.startswith(LOCAL_PROTOCOL)]
+        if not any(rail.up for rail in nics or rails):
             return "no rail is up"
         return ""
 

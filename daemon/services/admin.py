@@ -271,7 +271,7 @@ def _rail(
         name=rail.name,
         provider=rail.provider,
         protocol=rail.protocol,
-        state="UP" if rail.up else "DOWN",
+        state=rail.state.name,
         bytes_sent=rail.bytes_sent,
         writes_sent=rail.writes_sent,
         imms_received=rail.imms_received,

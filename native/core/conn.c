@@ -240,6 +240,9 @@ int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t
 
 	if (group >= core->group_count || rail >= core->groups[group]->rail_count)
 		return tfd_fail(error, -ENODEV, "there is no rail %u in domain group %u", rail, group);
+	rc = tfd_rail_usable(&core->groups[group]->rails[rail], error);
+	if (rc)
+		return rc;
 	conn = calloc(1, sizeof(*conn));
 	if (!conn)
 		return tfd_fail(error, -ENOMEM, "no memory for a connection");

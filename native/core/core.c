@@ -216,7 +216,7 @@ int tfd_group_rail(struct tfd_core *core, uint32_t group, uint32_t rail, struct 
 	out->max_message_bytes = info->max_message_bytes;
 	out->ordered = info->ordered;
 	out->max_parts = info->max_parts;
-	out->state = info->state;
+	out->state = tfd_rail_state(&core->groups[group]->rails[rail]);
 	out->bytes_sent = tfd_load_relaxed(&info->bytes_sent);
 	out->writes_sent = tfd_load_relaxed(&info->writes_sent);
 	out->imms_received = tfd_load_relaxed(&info->imms_received);

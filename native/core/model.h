@@ -453,8 +453,9 @@ struct tfd_session {
 struct tfd_rail {
 	const struct tfd_provider_ops *ops;
 	struct tfd_domain *domain;
-	struct tfd_rail_info info; /* counters: worker writes, anyone reads, relaxed */
+	struct tfd_rail_info info; /* counters and state: worker writes, anyone reads, relaxed */
 	uint32_t index;
+	uint64_t since_ns; /* worker; since when info.state is what it is */
 	uint32_t orders; /* of each connection: 1, or one for each enum tfd_traffic */
 	int wait_fd;
 	uint64_t segment_bytes; /* most bytes posted at once */

@@ -258,6 +258,14 @@ void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
 void tfd_conn_wake(struct tfd_conn *conn); /* it has something to look at in each pass */
 void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail, const struct tfd_conn *only);
 
+/* rail.c */
+uint32_t tfd_rail_state(const struct tfd_rail *rail); /* any thread; enum tfd_rail_state */
+int tfd_rail_usable(const struct tfd_rail *rail,
+                    struct tfd_error *error); /* any thread; -ENODEV, -ENETDOWN */
+void tfd_rail_gone(struct tfd_worker *worker, struct tfd_rail *rail);
+void tfd_rails_check(struct tfd_worker *worker);
+void tfd_rail_error(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc);
+
 /* probe.c */
 int tfd_probe_post(struct tfd_worker *worker, struct tfd_conn *conn); /* as tfd_provider_ops.post */
 void tfd_probe_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc);

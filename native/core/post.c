@@ -276,6 +276,7 @@ void tfd_conns_check_progress(struct tfd_worker *worker)
 		if (stands_still(conn, worker->now_ns))
 			tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 	}
+	tfd_rails_check(worker);
 	tfd_channels_check(worker);
 	tfd_senders_check(worker);
 }

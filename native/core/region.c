@@ -16,8 +16,10 @@ void tfd_region_destroy(struct tfd_region *region)
 {
 	struct tfd_group *group = region->session->group;
 
-	for (uint32_t i = 0; i < region->rail_count; i++)
-		group->rails[i].ops->mr_close(group->rails[i].domain, region->mrs[i]);
+	for (uint32_t i = 0; i < region->rail_count; i++) {
+		if (region->mrs[i])
+			group->rails[i].ops->mr_close(group->rails[i].domain, region->mrs[i]);
+	}
 	tfd_guard_remove(region);
 	(void)munmap(region->base, region->map_bytes);
 	(void)close(region->fd);
@@ -84,9 +86,13 @@ static int add_command(struct tfd_worker *worker, void *argument)
 	if (call->session->state >= TFD_STATE_ENDING)
 		return -ESHUTDOWN;
 	rc = tfd_table_add(&call->session->regions, region, &region->handle);
-	for (uint32_t i = 0; !rc && i < region->rail_count; i++)
-		tfd_list_push(&worker->group->rails[i].regions[bucket_of(region->keys[i].key)],
-		              &region->key_links[i]);
+	for (uint32_t i = 0; !rc && i < region->rail_count; i++) {
+		if (!region->mrs[i]) /* before any job reads it: nothing is posted there any more */
+			tfd_rail_gone(worker, &worker->group->rails[i]);
+		else
+			tfd_list_push(&worker->group->rails[i].regions[bucket_of(region->keys[i].key)],
+			              &region->key_links[i]);
+	}
 	return rc;
 }
 
@@ -160,11 +166,12 @@ static int region_register(struct tfd_region *region, struct tfd_error *error)
 	struct tfd_group *group = region->session->group;
 
 	for (uint32_t i = 0; i < group->rail_count; i++) {
-		int rc = group->rails[i].ops->mr_open(group->rails[i].domain, region->base, region->length,
-		                                      region->writable, &region->mrs[i], &region->keys[i],
-		                                      error);
+		struct tfd_rail *rail = &group->rails[i];
+		int rc = rail->ops->mr_open(rail->domain, region->base, region->length, region->writable,
+		                            &region->mrs[i], &region->keys[i], error);
 
-		if (rc)
+		tfd_list_init(&region->key_links[i]);
+		if (rc && tfd_rail_state(rail) != TFD_RAIL_GONE) /* else the other rails carry on */
 			return rc;
 		region->rail_count++;
 	}

@@ -63,8 +63,8 @@ void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, con
 		tfd_store_relaxed(&rail->info.errors, rail->info.errors + 1);
 		if (wc->wr)
 			tfd_wr_done(worker, wc->wr, wc);
-		else if (wc->error == EOVERFLOW)
-			tfd_conns_uncounted(worker, rail, wc->owner);
+		else
+			tfd_rail_error(worker, rail, wc);
 		break;
 	default:
 		tfd_wr_done(worker, wc->wr, wc);

@@ -119,4 +119,11 @@ mutant pace-without-bound core/pace.c "return rail->pace.bulk_bytes < rail->pace
 mutant pace-of-who-stands core/pace.c "now_ns - order->progress_ns > 2 * conn->bound_ns" "0" core_pace
 mutant pace-never-more core/pace.c "pace->boost += pace->boost < BOOST_MOST ? pace->boost / 8 : 0;" "(void)0;" core_pace
 mutant pace-never-ends core/pace.c "now_ns - pace->urgent_ns >= URGENT_NS" "0" core_pace
+mutant gone-carries-on core/rail.c "	conns_break(worker, rail, true);" "	(void)0;" core_rails
+mutant down-at-once core/rail.c "#define DOWN_BOUND_NS 1000000000u" "#define DOWN_BOUND_NS 1u" core_rails
+mutant down-for-ever core/rail.c ">= DOWN_BOUND_NS" "== 1" core_rails
+mutant gone-takes-connections core/conn.c "rc = tfd_rail_usable(" "rc = 0 * tfd_rail_usable(" core_rails
+mutant gone-refuses-memory core/region.c "rc && tfd_rail_state(rail) != TFD_RAIL_GONE)" "rc)" core_rails
+mutant posts-from-nothing core/region.c "tfd_rail_gone(worker, &worker->group->rails[i]);" "(void)worker;" core_rails
+mutant fatal-not-heard core/rail.c "else if (wc->owner)" "else if (wc->owner && wc->wr)" core_rails
 exit $failed

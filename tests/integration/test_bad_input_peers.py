@@ -246,10 +246,21 @@ def test_another_fabric_is_told_to_the_client(peer: StrangePeer, sender: transfe
     assert peer.protocols[0] in str(error)
 
 
+def test_peer_whose_rail_takes_no_connection(
+    shared_pair: Pair, peer: StrangePeer, sender: transferd.Client
+) -> None:
+    """An empty address says so: it may take one later."""
+    peer.addresses = [b""]
+    error = used(sender, peer)
+    assert isinstance(error, transferd.PeerLost)
+    assert "no rail is up at its other end" in str(error)
+    eventually(lambda: connections(shared_pair[0], peer) == 0, "nothing of it is left")
+
+
 @pytest.mark.parametrize(
     "addresses",
-    [[], [GARBAGE] * 9, [b""], [bytes(257)], [bytes(1 << 20)], [GARBAGE], [bytes(256)]],
-    ids=["none", "nine", "empty", "long", "huge", "garbage", "zeros"],
+    [[], [GARBAGE] * 9, [bytes(257)], [bytes(1 << 20)], [GARBAGE], [bytes(256)]],
+    ids=["none", "nine", "long", "huge", "garbage", "zeros"],
 )
 def test_answers_to_connect_that_make_no_sense(
     shared_pair: Pair, peer: StrangePeer, sender: transferd.Client, addresses: list[bytes]

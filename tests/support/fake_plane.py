@@ -24,6 +24,7 @@ from transferd.daemon.plane import (
     OpenPath,
     PlaneError,
     RailInfo,
+    RailState,
     RegionKey,
     SessionFds,
     SessionOptions,
@@ -40,7 +41,9 @@ PROTOCOL = "memory/1"
 
 def rail(name: str = "m0", protocol: str = PROTOCOL, why: str = "") -> RailInfo:
     """Makes a rail that is up."""
-    return RailInfo(name, "memory", protocol, 1 << 30, 0, 0, 0, 0, ordered=True, up=True, why=why)
+    return RailInfo(
+        name, "memory", protocol, 1 << 30, 0, 0, 0, 0, ordered=True, state=RailState.UP, why=why
+    )
 
 
 @dataclass(slots=True)
@@ -226,8 +229,15 @@ class FakePlane:
 
     # ---- connections ----
 
+    def rail_becomes(self, number: int, state: RailState) -> None:
+        """A port loses its link, or gets it again; a device is removed. Connections break apart."""
+        self.rails[number] = replace(self.rails[number], state=state)
+
     async def conn_open(self, rail: int, peer: int, *, outgoing: bool) -> tuple[int, bytes]:
         await asyncio.sleep(0)
+        if self.rails[rail].state is not RailState.UP:
+            number = errno.ENETDOWN if self.rails[rail].state is RailState.DOWN else errno.ENODEV
+            raise PlaneError(number, f"rail {self.rails[rail].name} is not up")
         conn = next(self._handles)
         self.conns[conn] = outgoing
         self.rail_of[conn] = rail

@@ -14,7 +14,7 @@ from transferd.client.ctl.main import paths_text
 from transferd.daemon import errors, paths
 from transferd.daemon.metrics import Snapshot
 from transferd.daemon.peer import LaneState, PathCount, PathState, count_paths
-from transferd.daemon.plane import Detail, EventType
+from transferd.daemon.plane import Detail, EventType, RailState
 from transferd.daemon.topology import Choice
 from transferd.daemon.wire import GrantFence
 
@@ -157,6 +157,9 @@ async def test_paths_that_are_down_are_shown(near: Host, far: Host) -> None:
         ("m1", "up"): 1, ("m1", "down"): 0,
         ("m2", "up"): 0, ("m2", "down"): 1,
     }  # fmt: skip
+    near.plane.rail_becomes(1, RailState.GONE)
+    (up,) = [metric for metric in snapshot.take() if metric.name == "transferd_rail_up"]
+    assert [sample.value for sample in up.samples] == [1, 0, 1]
     assert paths_text({"paths_up": 3, "paths_down": 1}) == "3 up, 1 down"
     assert paths_text({"paths_up": 3, "paths_down": 0}) == "3 up"
 
@@ -378,6 +381,39 @@ async def test_dead_rail_is_left_out_from_the_start(near: Host, far: Host) -> No
     near.plane.mute.clear()
     await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
     assert conns_of(near, one)[-1] == one.lane.paths[1].conn
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("state", [RailState.DOWN, RailState.GONE])
+async def test_rail_that_is_not_up_is_left_out(
+    near: Host, far: Host, state: RailState, *, there: bool
+) -> None:
+    side = far if there else near
+    side.plane.rail_becomes(1, state)
+    one = await opened(near, far)
+    assert len(conns_of(near, one)) == RAILS - 1
+    assert one.lane.paths[1].rail == one.lane.paths[1].remote_rail == 1
+    await eventually(lambda: one.lane.paths[1].failures > 1)
+    assert len(near.plane.conns) <= RAILS  # the others are left alone
+    side.plane.rail_becomes(1, RailState.UP)
+    await eventually(lambda: states(one.lane) == [PathState.UP] * RAILS)
+    assert conns_of(near, one)[-1] == one.lane.paths[1].conn
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_no_rail_is_up(near: Host, far: Host, *, there: bool) -> None:
+    side = far if there else near
+    for number in range(RAILS):
+        side.plane.rail_becomes(number, RailState.DOWN)
+    _, descriptor = await far.grant(await far.session())
+    with pytest.raises(errors.PeerLost, match="is not up"):
+        await near.open(await near.session(), descriptor)
+    assert near.peer(far).state == "CONNECTED"
+    assert not near.plane.conns
+    await eventually(lambda: not far.plane.conns)
+    for number in range(RAILS):
+        side.plane.rail_becomes(number, RailState.UP)
+    assert (await opened(near, far)).live
 
 
 async def test_no_rail_answers(near: Host, far: Host) -> None:

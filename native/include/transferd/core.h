@@ -66,6 +66,7 @@ enum tfd_event_type {
 	TFD_EVENT_FENCE_QUIET =
 		8, /* id: open; count: number of the fence: no byte on its immediates can land any more */
 	TFD_EVENT_CONN_PROVEN = 9, /* id: conn of tfd_conn_probe by which the far side has answered */
+	TFD_EVENT_RAIL_STATE = 10, /* id: number of a rail in its group; count: enum tfd_rail_state */
 };
 
 struct tfd_event {
@@ -248,12 +249,12 @@ struct tfd_region_key {
 	uint64_t address; /* what the rail's writes count from: virtual address or 0 */
 };
 
-/* Maps and registers on every rail. -EINVAL: bounds (file too short, offset not on a page); -ENOMEM: memlock limit. */
+/* Maps and registers on every rail that is not gone. -EINVAL: bounds (file too short, offset not on a page); -ENOMEM: memlock limit. */
 int tfd_region_add(struct tfd_core *core, uint64_t session, const struct tfd_region_options *options,
                    uint64_t *region, struct tfd_error *error);
 /* Deregisters and unmaps. -EBUSY while jobs of its own session read it. The caller has seen to it that no opener writes. */
 int tfd_region_remove(struct tfd_core *core, uint64_t session, uint64_t region);
-/* keys[rail_count of the group] */
+/* keys[rail_count of the group]; 0 on a rail that was gone when it was added */
 int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region, struct tfd_region_key *keys,
                     uint32_t max);
 
@@ -261,7 +262,7 @@ int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region, st
 
 /*
  * Makes the local half and tells its address, to be handed to the other side. `outgoing`: this side writes. `peer`: a
- * number of control's own for whom it leads to, not 0. -ENODEV: no such rail.
+ * number of control's own for whom it leads to, not 0. -ENODEV: no such rail, or its device is gone; -ENETDOWN: its port is down.
  */
 int tfd_conn_open(struct tfd_core *core, uint32_t group, uint32_t rail, uint32_t outgoing, uint64_t peer,
                   uint64_t *conn, void *address, size_t *address_bytes, struct tfd_error *error);

@@ -54,6 +54,7 @@ struct tfd_domain {
 	uint32_t flights;
 	uint32_t imms; /* that wait to be polled */
 	bool dead;
+	uint32_t state; /* shared; enum tfd_rail_state */
 };
 
 enum tfd_sim_fault {
@@ -99,6 +100,7 @@ void tfd_sim_flight_end_locked(struct tfd_half *half, struct tfd_flight *flight,
 void tfd_sim_step_locked(struct tfd_half *half); /* what is due lands, or is told */
 
 /* landing.c */
+bool tfd_sim_is_cut_locked(struct tfd_half *half);
 bool tfd_sim_usable(const struct tfd_half *half);
 const struct tfd_mr *tfd_sim_mr_locked(const struct tfd_domain *domain, uint64_t key); /* NULL: nobody's */
 /* Sets `landed`, `refused`, or breaks the half. */

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a test does to halves and rails. */
+#include <errno.h>
+
 #include "../../core/parts.h"
 #include "fabric.h"
 
@@ -31,11 +33,42 @@ void tfd_sim_fail(struct tfd_half *half)
 	tfd_sim_unlock();
 }
 
-void tfd_sim_kill(struct tfd_domain *domain)
+static void kill_locked(struct tfd_domain *domain)
 {
-	tfd_sim_lock();
 	domain->dead = true;
 	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next)
 		tfd_sim_fault_locked(tfd_container(link, struct tfd_half, link), TFD_SIM_BROKEN);
+}
+
+void tfd_sim_kill(struct tfd_domain *domain)
+{
+	tfd_sim_lock();
+	kill_locked(domain);
+	tfd_sim_unlock();
+}
+
+void tfd_sim_fatal(struct tfd_half *half)
+{
+	tfd_sim_lock();
+	tfd_sim_fault_locked(half, TFD_SIM_BROKEN);
+	*tfd_sim_done_locked(half->domain) =
+		(struct tfd_wc){ .type = TFD_WC_ERROR, .error = EIO, .owner = half->owner };
+	tfd_sim_unlock();
+}
+
+void tfd_sim_port(struct tfd_domain *domain, bool up)
+{
+	tfd_sim_lock();
+	tfd_store_relaxed(&domain->state, up ? TFD_RAIL_UP : TFD_RAIL_DOWN);
+	tfd_sim_unlock();
+}
+
+void tfd_sim_remove(struct tfd_domain *domain, bool tells)
+{
+	tfd_sim_lock();
+	tfd_store_relaxed(&domain->state, TFD_RAIL_GONE);
+	kill_locked(domain);
+	if (tells)
+		*tfd_sim_done_locked(domain) = (struct tfd_wc){ .type = TFD_WC_ERROR, .error = ENODEV };
 	tfd_sim_unlock();
 }

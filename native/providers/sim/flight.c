@@ -51,7 +51,7 @@ static void channel_step_locked(struct tfd_half *half, struct tfd_sim_channel *c
 	bool waits = false; /* an earlier acknowledgement is still under way */
 	struct tfd_list *next;
 
-	if (channel->mute && !(half->faults & TFD_SIM_BROKEN))
+	if ((channel->mute || tfd_sim_is_cut_locked(half)) && !(half->faults & TFD_SIM_BROKEN))
 		return;
 
 	for (struct tfd_list *link = channel->flights.next; link != &channel->flights; link = next) {

@@ -57,6 +57,14 @@ static bool move_locked(const struct tfd_half *far, const struct tfd_post *post,
 	return true;
 }
 
+/* A port of either end has no link. */
+bool tfd_sim_is_cut_locked(struct tfd_half *half)
+{
+	const struct tfd_half *far = far_locked(half);
+
+	return half->domain->state == TFD_RAIL_DOWN || (far && far->domain->state == TFD_RAIL_DOWN);
+}
+
 bool tfd_sim_usable(const struct tfd_half *half)
 {
 	return half && !(half->faults & (TFD_SIM_CLOSED | TFD_SIM_BROKEN)) && !half->domain->dead;

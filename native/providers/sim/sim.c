@@ -120,6 +120,7 @@ static int domain_open(const struct tfd_group_options *group, const char *name, 
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
 	domain->options = options;
+	domain->state = TFD_RAIL_UP;
 	domain->null = !options.move && !options.delay_us && !options.rate_gbps && !options.again &&
 	               options.ordered && !options.imm_depth;
 	tfd_list_init(&domain->halves);
@@ -190,6 +191,11 @@ static void domain_close(struct tfd_domain *domain)
 	free(domain);
 }
 
+static uint32_t rail_state(const struct tfd_domain *domain)
+{
+	return tfd_load_relaxed(&domain->state);
+}
+
 static int mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
                    struct tfd_region_key *key, struct tfd_error *error)
 {
@@ -197,6 +203,10 @@ static int mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 
 	if (!mr)
 		return tfd_fail(error, -ENOMEM, "no memory for a registration");
+	if (rail_state(domain) == TFD_RAIL_GONE) {
+		free(mr);
+		return tfd_fail(error, -ENODEV, "sim: the device is gone");
+	}
 	mr->base = address;
 	mr->length = length;
 	mr->writable = writable != 0;
@@ -271,7 +281,7 @@ static void channel_close_locked(struct tfd_half *half, struct tfd_sim_channel *
 		if (flight->wr)
 			*tfd_sim_done_locked(half->domain) = wc;
 		flight->wr = NULL;
-		if (!channel->mute && !flight->landed)
+		if (!channel->mute && !tfd_sim_is_cut_locked(half) && !flight->landed)
 			tfd_sim_land_locked(half, flight);
 		tfd_sim_flight_end_locked(half, flight, false);
 	}
@@ -508,6 +518,7 @@ const struct tfd_provider_ops tfd_sim_ops = {
 	.half_free = half_free,
 	.post = post,
 	.poll = poll,
+	.rail_state = rail_state,
 	.wait_fd = wait_fd,
 	.arm = arm,
 };

@@ -38,6 +38,13 @@ uint64_t tfd_sim_overruns(void);
 /* The same as tfd_sim_break to every connection of the rail, in both directions, for ever. */
 void tfd_sim_kill(struct tfd_domain *domain);
 
+/* As tfd_sim_break, of which nothing need be in flight; its owner is told. */
+void tfd_sim_fatal(struct tfd_half *half);
+/* A port without a link: nothing lands or is told while it is so. Not on the null fabric. */
+void tfd_sim_port(struct tfd_domain *domain, bool up);
+/* The device is gone. `tells`: by a completion, too. */
+void tfd_sim_remove(struct tfd_domain *domain, bool tells);
+
 /* options.c: -EINVAL, with a sentence. */
 int tfd_sim_parse(const char *text, struct tfd_sim_options *out, struct tfd_error *error);
 
