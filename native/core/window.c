@@ -11,6 +11,7 @@
 #define WINDOW_LEAST (64u << 10)
 #define WINDOW_WRS 64u
 #define WINDOW_WRS_PART 8u /* of the work requests that are free a connection takes no more than that part */
+#define DEEP_WRS_PART 32u /* and beyond WINDOW_WRS of them, where its queue takes more, that one */
 #define SEGMENTS 4u /* of a window */
 #define SEGMENT_LEAST (16u << 10)
 
@@ -44,9 +45,11 @@ uint64_t tfd_window_segment(const struct tfd_conn *conn, uint32_t priority)
 static uint32_t posts_most(const struct tfd_conn *conn)
 {
 	uint32_t used = conn->group->worker->inflight_wrs;
-	uint32_t part = used < TFD_WRS_PER_WORKER ? (TFD_WRS_PER_WORKER - used) / WINDOW_WRS_PART : 0;
+	uint32_t left = used < TFD_WRS_PER_WORKER ? TFD_WRS_PER_WORKER - used : 0;
+	uint32_t deep = (uint32_t)smaller(left / DEEP_WRS_PART, conn->rail->info.queue_depth);
+	uint32_t part = (uint32_t)smaller(left / WINDOW_WRS_PART, WINDOW_WRS);
 
-	return part < WINDOW_WRS ? part : WINDOW_WRS;
+	return part > deep ? part : deep;
 }
 
 /* Each class has the window for itself: so what is urgent need not wait until there is room, and what is not goes on beside it. */

@@ -3,7 +3,7 @@
 #include "core/parts.h"
 #include "core_fixture.h"
 
-#define PIECES 64u
+#define PIECES 512u
 #define MS 1000000ull
 #define MIB (1u << 20)
 
@@ -45,6 +45,7 @@ static void post(struct pipe *pipe, uint64_t length)
 
 	pipe->conn.inflight_bytes = pipe->conn.class_bytes[0] += length;
 	pipe->conn.class_wrs[0]++;
+	pipe->worker.inflight_wrs++;
 	pipe->pieces[slot] = (struct tfd_wr){
 		.job = &pipe->job, .length = length, .posted_ns = now, .ahead = pipe->conn.inflight_bytes
 	};
@@ -66,6 +67,7 @@ static void take(struct pipe *pipe, uint64_t late)
 	                 pipe->worker.now_ns - pipe->pieces[slot].posted_ns);
 	pipe->conn.inflight_bytes = pipe->conn.class_bytes[0] -= pipe->pieces[slot].length;
 	pipe->conn.class_wrs[0]--;
+	pipe->worker.inflight_wrs--;
 	pipe->sent += pipe->pieces[slot].length;
 }
 
@@ -170,8 +172,31 @@ static void test_limits(void)
 	CHECK(pipe.conn.window_bytes == 2048 && tfd_window_segment(&pipe.conn, 0) == 512);
 }
 
+/* Pages of 4 KiB, one in a post, by 400 Gbit/s and 10 us: more are in flight than elsewhere, as long as work requests abound. */
+static double pages(uint32_t queue_depth, uint32_t used_by_others)
+{
+	struct pipe pipe;
+
+	pipe_open(&pipe, 400, MS / 100, true);
+	pipe.group.segment_given = true;
+	pipe.rail.segment_bytes = 4096;
+	pipe.rail.info.queue_depth = queue_depth;
+	pipe.worker.inflight_wrs = used_by_others;
+	(void)flood(&pipe, 10 * MS);
+	return flood(&pipe, 10 * MS);
+}
+
+static void test_deep_queue(void)
+{
+	CHECK(pages(0, 0) < 0.6);
+	CHECK(pages(512, 0) > 0.95);
+	CHECK(pages(80, 0) < 0.75); /* no more than the queue takes */
+	CHECK(pages(512, 2048) < 0.6 && pages(512, 2048) > 0.45); /* half of them are used: as elsewhere */
+}
+
 int main(void)
 {
+	test_deep_queue();
 	test_rate(0.5);
 	test_rate(1);
 	test_rate(2.5);

@@ -108,7 +108,8 @@ struct tfd_rail_info {
 	uint32_t imm_depth; /* immediates that can have arrived and not been polled; 0: without bound */
 	uint32_t
 		channels; /* of a connection, each ordered by itself: 3: one for each enum tfd_traffic; 0 or 1: all is in one order */
-	uint32_t _pad;
+	uint32_t
+		queue_depth; /* work requests that a connection's queue takes, if they are more than 64; else 0 */
 	char why[TFD_WHY_MAX]; /* what the provider chose on it and why: port, GID, …; "" if there was no choice */
 	uint64_t credit_stalls; /* times that a connection began to wait for a credit of the far side */
 	uint64_t credit_floods; /* connections whose far side posted more immediates than it was granted */

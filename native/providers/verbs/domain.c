@@ -170,6 +170,7 @@ static void describe(struct tfd_domain *domain, const char *name, struct tfd_rai
 	info->ordered = 1;
 	info->max_parts = TFD_VERBS_PARTS;
 	info->channels = TFD_VERBS_CHANNELS;
+	info->queue_depth = smaller(TFD_VERBS_QUEUE_SENDS, domain->attributes.max_qp_wr);
 	/* Those that were taken, and not posted again yet, are missing. */
 	info->imm_depth = domain->receives - domain->receive_batch;
 }

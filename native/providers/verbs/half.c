@@ -13,12 +13,11 @@
 #include "../../core/parts.h"
 #include "address.h"
 
-#define SENDS 512u         /* work requests of a queue pair; a power of two, as the next */
-#define SENDS_FEW 128u     /* of messages, and of an incoming half, which posts nothing else */
-#define READS_MOST 16      /* in flight on a queue pair */
-#define RNR_TIMER 14       /* 1.28 ms (table 45 of the specification); there is always a receive */
-#define RNR_RETRIES 6      /* 7 would be for ever */
-#define TIMEOUT 14         /* 4.096 us * 2^14 = 67 ms */
+#define SENDS_FEW 128u /* of a queue pair of messages, and of an incoming half, which posts nothing else */
+#define READS_MOST 16 /* in flight on a queue pair */
+#define RNR_TIMER 14 /* 1.28 ms (table 45 of the specification); there is always a receive */
+#define RNR_RETRIES 6 /* 7 would be for ever */
+#define TIMEOUT 14 /* 4.096 us * 2^14 = 67 ms */
 #define RETRIES 7
 #define HOPS 64
 #define RXE_VENDOR 0xffffffu
@@ -119,7 +118,7 @@ static int queue_open(struct tfd_half *half, uint32_t traffic, bool outgoing, st
 	queue->half = half;
 	queue->traffic = traffic;
 	queue->generation = ++domain->last_generation;
-	queue->size = outgoing && traffic != TFD_TRAFFIC_MESSAGE ? SENDS : SENDS_FEW;
+	queue->size = outgoing && traffic != TFD_TRAFFIC_MESSAGE ? TFD_VERBS_QUEUE_SENDS : SENDS_FEW;
 	while (queue->size > 1 && queue->size > (uint32_t)domain->attributes.max_qp_wr)
 		queue->size /= 2;
 	queue->posted = calloc(queue->size, sizeof(*queue->posted));

@@ -17,6 +17,7 @@
 #define TFD_VERBS_INLINE 64u     /* bytes that go in the work request itself, where the device can */
 #define TFD_VERBS_BUCKETS 1024u  /* of queue pairs by number; a power of two */
 #define TFD_VERBS_RECEIVES 8192u /* most that an SRQ is made for; a power of two */
+#define TFD_VERBS_QUEUE_SENDS 512u /* work requests of a queue pair; a power of two */
 #define TFD_VERBS_SENDS 16384u   /* most entries of the queue for what was posted */
 #define TFD_VERBS_BATCH 32       /* completions read at once */
 
