@@ -40,13 +40,28 @@ static inline const char *rail_name(void)
 	return rail ? rail : "soft0";
 }
 
+/* The double, which is built beside the tests. */
+static inline const char *soft_library(char *path, size_t bytes)
+{
+	ssize_t length = readlink("/proc/self/exe", path, bytes);
+	char *name;
+
+	CHECK(length > 0 && (size_t)length < bytes);
+	path[length] = 0;
+	name = strrchr(path, '/') + 1;
+	CHECK((size_t)(name - path) + sizeof("libsoftverbs.so") <= bytes);
+	(void)strcpy(name, "libsoftverbs.so");
+	return path;
+}
+
 static inline struct tfd_group_options rail_options(void)
 {
 	const char *library = getenv("TFD_TEST_LIBRARY");
+	char path[200];
 	struct tfd_group_options options = { .provider = "verbs" };
 
 	if (!library)
-		library = getenv("TFD_TEST_RAIL") ? "" : "libsoftverbs.so";
+		library = getenv("TFD_TEST_RAIL") ? "" : soft_library(path, sizeof(path));
 	(void)strcpy(options.library, library);
 	return options;
 }

@@ -175,16 +175,17 @@ static void describe(struct tfd_domain *domain, const char *name, struct tfd_rai
 	info->imm_depth = domain->receives - domain->receive_batch;
 }
 
-static void domain_close(struct tfd_domain *domain)
+void tfd_verbs_device_release(struct tfd_domain *domain)
 {
-	const struct tfd_verbs_library *library;
+	const struct tfd_verbs_library *library = domain->library;
 
-	if (!domain)
-		return;
-	library = domain->library;
-	while (!tfd_list_empty(&domain->halves))
-		tfd_verbs_half_free(tfd_container(domain->halves.next, struct tfd_half, link));
-	tfd_verbs_events_close(domain);
+	(void)pthread_rwlock_wrlock(&domain->device_lock);
+	for (struct tfd_list *link = domain->mrs.next; link != &domain->mrs; link = link->next) {
+		struct tfd_mr *mr = tfd_container(link, struct tfd_mr, link);
+
+		(void)library->dereg_mr(mr->mr);
+		mr->mr = NULL;
+	}
 	queues_close(domain);
 	if (domain->channel)
 		(void)library->destroy_comp_channel(domain->channel);
@@ -192,6 +193,23 @@ static void domain_close(struct tfd_domain *domain)
 		(void)library->dealloc_pd(domain->pd);
 	if (domain->context)
 		(void)library->close_device(domain->context);
+	domain->channel = NULL;
+	domain->pd = NULL;
+	domain->context = NULL;
+	(void)pthread_rwlock_unlock(&domain->device_lock);
+}
+
+static void domain_close(struct tfd_domain *domain)
+{
+	if (!domain)
+		return;
+	while (!tfd_list_empty(&domain->halves))
+		tfd_verbs_half_free(tfd_container(domain->halves.next, struct tfd_half, link));
+	tfd_verbs_events_close(domain);
+	if (domain->context)
+		tfd_verbs_device_release(domain);
+	(void)pthread_rwlock_destroy(&domain->device_lock);
+	(void)pthread_mutex_destroy(&domain->mrs_lock);
 	free(domain->receive_chain);
 	free(domain->stash);
 	free(domain);
@@ -207,6 +225,9 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
 	domain->options = options->verbs;
 	domain->stop_fd = domain->wake_fd = domain->epoll_fd = -1;
+	(void)pthread_rwlock_init(&domain->device_lock, NULL);
+	(void)pthread_mutex_init(&domain->mrs_lock, NULL);
+	tfd_list_init(&domain->mrs);
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->chains);
 	tfd_list_init(&domain->reports);

@@ -97,13 +97,13 @@ static void take_event(struct tfd_domain *domain, const struct ibv_async_event *
 	}
 }
 
-/* Whether the kernel lists the device. */
+/* Whether the kernel has the device's file still: it goes first, all else waits for those who have it open. */
 static bool is_listed(const struct tfd_domain *domain)
 {
 	char path[128];
 
-	(void)snprintf(path, sizeof(path), "/sys/class/infiniband/%.64s",
-	               domain->library->get_device_name(domain->context->device));
+	(void)snprintf(path, sizeof(path), "/sys/class/infiniband_verbs/%.64s",
+	               domain->context->device->dev_name);
 	return access(path, F_OK) == 0;
 }
 
@@ -116,22 +116,29 @@ static void *events_run(void *argument)
 
 	for (;;) {
 		struct ibv_async_event event;
-		int rc = poll(fds, 2, listed ? LOOK_MS : -1);
+		bool gone = tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE;
+		int rc;
+
+		if (gone)
+			fds[1].fd = -1;
+		if (domain->context &&
+		    tfd_load_acquire(&domain->quiet)) /* pairs with tfd_verbs_quiet_renew */
+			tfd_verbs_device_release(domain);
+		rc = poll(fds, 2, listed || (gone && domain->context) ? LOOK_MS : -1);
 
 		if (rc > 0 && fds[0].revents)
 			return NULL;
 		if (rc < 0)
 			continue;
 		if (rc == 0) {
-			listed = is_listed(domain);
-			if (!listed)
+			listed = !gone && is_listed(domain);
+			if (!gone && !listed)
 				device_gone(domain);
 		} else if (domain->library->get_async_event(domain->context, &event) == 0) {
 			take_event(domain, &event);
 			domain->library->ack_async_event(&event);
 		} else if (errno != EAGAIN && errno != EINTR) { /* the kernel has let go of the device */
 			device_gone(domain);
-			fds[1].fd = -1;
 		}
 	}
 }
@@ -182,6 +189,13 @@ void tfd_verbs_events_close(struct tfd_domain *domain)
 }
 
 /* ---- the worker's ---- */
+
+void tfd_verbs_quiet_renew(struct tfd_domain *domain)
+{
+	if (domain->dead && tfd_list_empty(&domain->halves))
+		tfd_store_release(&domain->quiet,
+		                  1u); /* pairs with events_run: the worker has done with all objects */
+}
 
 void tfd_verbs_srq_watch(struct tfd_domain *domain)
 {
@@ -235,6 +249,7 @@ int tfd_verbs_alarms_take(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 		domain->dead = true;
 		/* Its fd would be readable for ever. */
 		(void)epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, domain->channel->fd, NULL);
+		tfd_verbs_quiet_renew(domain);
 	}
 	if (domain->alarmed & TFD_VERBS_OVERRUN)
 		domain->overrun = true;

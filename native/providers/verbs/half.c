@@ -248,28 +248,17 @@ static int pair_send(struct tfd_verbs_queue *queue, const struct tfd_verbs_addre
 	                                          IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
 }
 
-/*
- * An address handle: to make one the kernel asks the network whose the address is, for a second perhaps, and knows it from then on. So the
- * queue pairs need not wait for it, which the worker joins.
- */
-int tfd_verbs_reach(struct tfd_domain *domain, const void *address, size_t address_bytes,
-                    struct tfd_error *error)
+static int path_find(struct tfd_domain *domain, const struct tfd_verbs_address *far, struct tfd_error *error)
 {
-	struct tfd_verbs_address far;
-	struct ibv_ah_attr path;
-	struct ibv_ah *handle;
-	int rc = tfd_verbs_address_check(&domain->port, address, address_bytes, &far, error);
+	struct ibv_ah_attr path = path_of(domain, far, TFD_TRAFFIC_BULK);
+	struct ibv_ah *handle = domain->library->create_ah(domain->pd, &path);
+	struct tfd_gid gid = { .type = domain->port.gid.type };
+	char text[TFD_GID_TEXT];
+	int rc;
 
-	if (rc || !domain->library->create_ah || !domain->library->destroy_ah)
-		return rc;
-	path = path_of(domain, &far, TFD_TRAFFIC_BULK);
-	handle = domain->library->create_ah(domain->pd, &path);
 	if (!handle) {
-		struct tfd_gid gid = { .type = domain->port.gid.type };
-		char text[TFD_GID_TEXT];
-
 		rc = errno ? errno : EIO;
-		memcpy(gid.raw, far.gid, sizeof(gid.raw));
+		memcpy(gid.raw, far->gid, sizeof(gid.raw));
 		tfd_gid_text(&gid, text);
 		return tfd_fail(error, -rc, "the peer's address %s cannot be reached by this rail: %s", text,
 		                strerror(rc));
@@ -278,6 +267,25 @@ int tfd_verbs_reach(struct tfd_domain *domain, const void *address, size_t addre
 	return 0;
 }
 
+/*
+ * An address handle: to make one the kernel asks the network whose the address is, for a second perhaps, and knows it from then on. So the
+ * queue pairs need not wait for it, which the worker joins.
+ */
+int tfd_verbs_reach(struct tfd_domain *domain, const void *address, size_t address_bytes,
+                    struct tfd_error *error)
+{
+	struct tfd_verbs_address far;
+	int rc = tfd_verbs_address_check(&domain->port, address, address_bytes, &far, error);
+
+	if (rc || !domain->library->create_ah || !domain->library->destroy_ah)
+		return rc;
+	(void)pthread_rwlock_rdlock(&domain->device_lock);
+	rc = tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE ?
+	             tfd_fail(error, -ENODEV, "the rail's device is gone") :
+	             path_find(domain, &far, error);
+	(void)pthread_rwlock_unlock(&domain->device_lock);
+	return rc;
+}
 int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
                          struct tfd_error *error)
 {
@@ -396,4 +404,5 @@ void tfd_verbs_half_free(struct tfd_half *half)
 	}
 	tfd_list_remove(&half->link);
 	free(half);
+	tfd_verbs_quiet_renew(domain);
 }

@@ -34,12 +34,19 @@ static int explain(const struct tfd_domain *domain, int rc, size_t length, struc
 	                length, strerror(rc), domain->attributes.max_mr);
 }
 
-static int mr_new(const struct tfd_domain *domain, struct tfd_mr **out, struct tfd_error *error)
+/* 0: the device is not let go of until mr_made. */
+static int mr_new(struct tfd_domain *domain, struct tfd_mr **out, struct tfd_error *error)
 {
-	if (tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE)
+	(void)pthread_rwlock_rdlock(&domain->device_lock);
+	if (tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE) {
+		(void)pthread_rwlock_unlock(&domain->device_lock);
 		return tfd_fail(error, -ENODEV, "the rail's device is gone");
+	}
 	*out = calloc(1, sizeof(**out));
-	return *out ? 0 : tfd_fail(error, -ENOMEM, "no memory for a registration");
+	if (*out)
+		return 0;
+	(void)pthread_rwlock_unlock(&domain->device_lock);
+	return tfd_fail(error, -ENOMEM, "no memory for a registration");
 }
 
 /* The second version of a registration drops an optional flag that the kernel does not know. */
@@ -50,12 +57,19 @@ static unsigned int access_of(int writable)
 }
 
 /* Or not: errno says why. */
-static int mr_made(const struct tfd_domain *domain, struct tfd_mr *mr, uint64_t address, size_t length,
+static int mr_made(struct tfd_domain *domain, struct tfd_mr *mr, uint64_t address, size_t length,
                    struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
+	int rc = errno;
+
+	if (mr->mr) {
+		(void)pthread_mutex_lock(&domain->mrs_lock);
+		tfd_list_push(&domain->mrs, &mr->link);
+		(void)pthread_mutex_unlock(&domain->mrs_lock);
+	}
+	(void)pthread_rwlock_unlock(&domain->device_lock);
 	if (!mr->mr) {
 		bool foreign = mr->foreign;
-		int rc = errno;
 
 		free(mr);
 		return foreign ? explain_dmabuf(rc, length, error) : explain(domain, rc, length, error);
@@ -98,6 +112,12 @@ int tfd_verbs_mr_open_dmabuf(struct tfd_domain *domain, const struct tfd_dmabuf 
 
 void tfd_verbs_mr_close(struct tfd_domain *domain, struct tfd_mr *mr)
 {
-	(void)domain->library->dereg_mr(mr->mr);
+	(void)pthread_rwlock_rdlock(&domain->device_lock);
+	(void)pthread_mutex_lock(&domain->mrs_lock);
+	tfd_list_remove(&mr->link);
+	(void)pthread_mutex_unlock(&domain->mrs_lock);
+	if (mr->mr)
+		(void)domain->library->dereg_mr(mr->mr);
+	(void)pthread_rwlock_unlock(&domain->device_lock);
 	free(mr);
 }

@@ -229,6 +229,8 @@ int tfd_verbs_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	tfd_verbs_chains_send(domain);
 	if (tfd_load_relaxed(&domain->alarms) || domain->alarmed)
 		count = tfd_verbs_alarms_take(domain, wc, max);
+	if (tfd_load_relaxed(&domain->quiet))
+		return count;
 	domain->imms_first = !domain->imms_first; /* neither can keep the other waiting */
 	if (domain->imms_first)
 		count += imms_poll(domain, wc + count, max - count);
@@ -273,6 +275,8 @@ int tfd_verbs_arm(struct tfd_domain *domain)
 	(void)!read(domain->wake_fd, &ignored, sizeof(ignored));
 	if (tfd_load_seq(&domain->alarms) || domain->alarmed) /* pairs with alarm_raise */
 		return -EAGAIN;
+	if (tfd_load_relaxed(&domain->quiet))
+		return 0;
 	if (domain->dead || domain->overrun) /* no queue of it tells anything */
 		return tfd_verbs_take(domain) ? -EAGAIN : 0;
 	while (domain->library->get_cq_event(domain->channel, &cq, &context) == 0)

@@ -100,7 +100,8 @@ struct tfd_verbs_stashed {
 };
 
 struct tfd_mr {
-	struct ibv_mr *mr;
+	struct tfd_list link; /* domain->mrs */
+	struct ibv_mr *mr; /* NULL: the device is gone */
 	bool foreign; /* a device's: the processor cannot read it */
 };
 
@@ -120,6 +121,11 @@ struct tfd_domain {
 	bool thread_runs;
 	uint32_t state; /* shared: enum tfd_rail_state */
 	uint32_t alarms; /* shared: enum tfd_verbs_alarm */
+	uint32_t quiet; /* shared: the worker touches no object of the device any more, which is gone */
+	pthread_rwlock_t
+		device_lock; /* the objects of the device: who uses them in a control thread reads, who lets go of them writes */
+	pthread_mutex_t mrs_lock; /* guards `mrs` */
+	struct tfd_list mrs;
 
 	struct ibv_cq *send_cq; /* these three are made anew after an overrun */
 	struct ibv_cq *recv_cq;
@@ -170,6 +176,9 @@ int tfd_verbs_port_query(const struct tfd_domain *domain, uint8_t number, struct
 /* Where the port's GID is in its table, or -ENOENT; any thread. */
 int tfd_verbs_gid_find(const struct tfd_domain *domain);
 
+/* domain.c; control, or the thread of events once the worker is quiet. Lets go of the device, with all memory. */
+void tfd_verbs_device_release(struct tfd_domain *domain);
+
 /* domain.c; worker. Makes the queues anew after an overrun. -EAGAIN: halves have them still. */
 int tfd_verbs_queues_renew(struct tfd_domain *domain, struct tfd_error *error);
 
@@ -192,11 +201,13 @@ void tfd_verbs_half_close(struct tfd_half *half);
 int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
 void tfd_verbs_half_free(struct tfd_half *half);
 
-/* events.c; control, but for the last two */
+/* events.c; control, but for the last three */
 int tfd_verbs_events_open(struct tfd_domain *domain, struct tfd_error *error);
 void tfd_verbs_events_close(struct tfd_domain *domain);
 /* An alarm when there are fewer receives than there can be. */
 void tfd_verbs_srq_watch(struct tfd_domain *domain);
+/* The device is gone: if no half is left the worker needs nothing of it any more. */
+void tfd_verbs_quiet_renew(struct tfd_domain *domain);
 /* Does what the alarms ask for, and tells of them. */
 int tfd_verbs_alarms_take(struct tfd_domain *domain, struct tfd_wc *wc, int max);
 
