@@ -30,7 +30,7 @@ from transferd.daemon.grant import (
     check_grant,
     grant_over,
 )
-from transferd.daemon.peer import Incoming
+from transferd.daemon.peer import LOCAL_PROTOCOL, Incoming
 from transferd.daemon.plane import ADDRESS_MAX, Detail, PlaneError, RegionKey
 from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Refusal
@@ -353,7 +353,7 @@ class Owner:
         Raises:
             TransferdError: Names what is wrong.
         """
-        self._check_halves(halves)
+        self._check_halves(peer, halves)
         async with peer.connecting:
             peer.check()
             more = sum(half.connection_id not in peer.incoming for half in halves)
@@ -387,7 +387,7 @@ class Owner:
                 raise
             return addresses
 
-    def _check_halves(self, halves: Sequence[Half]) -> None:
+    def _check_halves(self, peer: Peer, halves: Sequence[Half]) -> None:
         rails = self._plane.rails
         seen = set()
         for i, half in enumerate(halves):
@@ -410,6 +410,11 @@ class Owner:
                     f"rail {half.callee_rail} speaks {spoken}, and not {half.protocol}; use the "
                     "same provider and version",
                     reason="PROTOCOL_MISMATCH",
+                )
+            if spoken.startswith(LOCAL_PROTOCOL) and not peer.loopback:
+                raise InvalidRequest(
+                    f"{field}.callee_rail",
+                    f"rail {half.callee_rail} copies within this daemon and leads nowhere else",
                 )
             if not 1 <= len(half.address) <= ADDRESS_MAX:
                 raise InvalidRequest(

@@ -121,12 +121,16 @@ def test_another_fabric_is_refused_by_name(shared_pair: Pair, peer: StrangePeer)
 def test_requests_for_connections_that_make_no_sense(shared_pair: Pair, peer: StrangePeer) -> None:
     peer.greet()
     one = peer.half(1, GARBAGE)
+    local = pb.HalfConnection(
+        connection_id=1, callee_rail=1, protocol=shared_pair[0].rails()[1].protocol, address=GARBAGE
+    )
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     for halves, said in (
         ([], "connections: 0 of them; send 1 to 64"),
         ([peer.half(i, GARBAGE) for i in range(65)], "connections: 65 of them"),
         ([one, one], "connections[1].connection_id: 1 is there twice"),
         ([peer.half(1, GARBAGE, rail=9)], "connections[0].callee_rail: there is no rail 9"),
+        ([local], "connections[0].callee_rail: rail 1 copies within this daemon"),
         ([peer.half(1, b"")], "connections[0].address: has 0 bytes"),
         ([peer.half(1, bytes(257))], "connections[0].address: has 257 bytes"),
         ([peer.half(1, bytes(1 << 20))], "connections[0].address: has 1048576 bytes"),
