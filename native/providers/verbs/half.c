@@ -309,32 +309,50 @@ int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t addr
 
 /* ---- its end ---- */
 
+/* Once they are destroyed nothing of theirs is read or written. */
+static void pairs_destroy(struct tfd_half *half)
+{
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		struct tfd_verbs_queue *queue = &half->queues[i];
+
+		if (queue->qp)
+			(void)half->domain->library->destroy_qp(queue->qp);
+		queue->qp = NULL;
+	}
+}
+
 /*
- * In the error state a queue pair drops what comes, and completes what was posted with an error (10.3.1.7). What the device cannot be
- * asked any more, it does not do any more.
+ * In the error state a queue pair drops what comes, and completes what was posted with an error (10.3.1.7). One that cannot be put into it
+ * is destroyed at once.
  */
 void tfd_verbs_half_close(struct tfd_half *half)
 {
 	struct tfd_domain *domain = half->domain;
 	struct ibv_qp_attr attributes = { .qp_state = IBV_QPS_ERR };
+	bool stopped = true;
 
 	tfd_verbs_chains_send(domain); /* so that all that was posted is flushed */
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
-		struct tfd_verbs_queue *queue = &half->queues[i];
-		int rc = domain->library->modify_qp(queue->qp, &attributes, IBV_QP_STATE);
-
-		if (rc)
-			tfd_verbs_queue_fail(queue, rc);
+		if (domain->library->modify_qp(half->queues[i].qp, &attributes, IBV_QP_STATE) != 0)
+			stopped = false;
+	}
+	if (!stopped) {
+		(void)tfd_verbs_take(domain); /* what has come by them leaves the queues with them */
+		pairs_destroy(half);
 	}
 	half->closed = true;
 	/* Of a queue that is in error nothing comes. */
 	half->deadline_ns = domain->dead || domain->overrun ? 0 : tfd_now_ns() + FLUSH_BOUND_NS;
 }
 
-static bool is_flushed(const struct tfd_half *half)
+/* Whether the device has told of all that it took; `all`: and nothing else is left to be told. */
+static bool is_told(const struct tfd_half *half, bool all)
 {
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
-		if (half->queues[i].done != half->queues[i].tail)
+		const struct tfd_verbs_queue *queue = &half->queues[i];
+		uint32_t end = queue->refused && !all ? queue->refused_at : queue->tail;
+
+		if ((int32_t)(queue->done - end) < 0)
 			return false;
 	}
 	return true;
@@ -349,18 +367,6 @@ static void unflushed_tell(struct tfd_half *half)
 	}
 }
 
-/* Once they are destroyed nothing of theirs is read or written. */
-static void pairs_destroy(struct tfd_half *half)
-{
-	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
-		struct tfd_verbs_queue *queue = &half->queues[i];
-
-		if (queue->qp)
-			(void)half->domain->library->destroy_qp(queue->qp);
-		queue->qp = NULL;
-	}
-}
-
 /*
  * Waits until what was posted is flushed, tells all that has come, and only then destroys the queue pairs: a soft device may be in the
  * midst of an immediate until then, which is told in a last round.
@@ -371,10 +377,10 @@ int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 	int count;
 
 	for (;;) {
-		bool waits = half->queues[0].qp && !is_flushed(half) && tfd_now_ns() < half->deadline_ns;
+		bool waits = half->queues[0].qp && !is_told(half, false) && tfd_now_ns() < half->deadline_ns;
 
 		count = tfd_verbs_poll(domain, wc, max);
-		if (count || (!half->queues[0].qp && is_flushed(half)))
+		if (count || (!half->queues[0].qp && is_told(half, true)))
 			return count;
 		if (waits)
 			(void)sched_yield();

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "../../core/barrier.h"
 #include "verbs.h"
 
 /* A queue pair gets an eighth of what is free of the completion queue, so that whatever others hold some is left. */
@@ -68,7 +69,7 @@ int tfd_verbs_post(struct tfd_half *half, const struct tfd_post *post, struct tf
 
 	if (requests > TFD_VERBS_PARTS)
 		return -EINVAL;
-	if (domain->dead || queue->failed || !half->started)
+	if (domain->dead || queue->failed || queue->refused || !half->started)
 		return domain->dead ? -ENODEV : -ENOTCONN;
 	if (!has_room(queue, requests))
 		return -EAGAIN;
@@ -137,17 +138,31 @@ static int extended_send(struct tfd_verbs_queue *queue)
 	return ibv_wr_complete(queue->extended);
 }
 
+/*
+ * What we count is wrong, and the connection is begun anew. What the device has taken is still in its hands: it is told when that comes back,
+ * and the rest when the half is closed, as the core does when it is told of it.
+ */
+static void chain_refused(struct tfd_verbs_queue *queue, const struct ibv_send_wr *first)
+{
+	queue->refused = true;
+	queue->refused_at = (uint32_t)first->wr_id;
+	tfd_store_release(&queue->broke, 1u); /* pairs with halves_tell; it is our own */
+	queue->half->domain->alarmed |= TFD_VERBS_HALF_BROKE;
+}
+
 static void chain_send(struct tfd_verbs_queue *queue)
 {
-	struct ibv_send_wr *refused;
+	struct ibv_send_wr *first = queue->first;
 	int rc;
 
 	queue->last->send_flags |= IBV_SEND_SIGNALED;
-	rc = queue->extended ? extended_send(queue) : ibv_post_send(queue->qp, queue->first, &refused);
+	rc = queue->extended ? extended_send(queue) : ibv_post_send(queue->qp, queue->first, &first);
 	queue->first = queue->last = NULL;
 	tfd_list_remove(&queue->chain_link);
-	if (rc) /* EIO: the device is gone; else what we count is wrong, and the connection is begun anew */
+	if (rc == EIO) /* the device is gone */
 		tfd_verbs_queue_fail(queue, rc);
+	else if (rc)
+		chain_refused(queue, first);
 }
 
 void tfd_verbs_chains_send(struct tfd_domain *domain)

@@ -78,7 +78,10 @@ struct tfd_verbs_queue {
 	uint32_t failed_at; /* the first post that failed, with `error`; later ones were flushed */
 	int32_t error;
 	uint32_t remote_access;
-	uint32_t broke; /* shared: by itself, as the thread of events has heard */
+	bool refused;
+	uint32_t refused_at; /* the first post that the device did not take, as none after it */
+	uint32_t
+		broke; /* shared: by itself, as the thread of events has heard; or it has refused something */
 };
 
 struct tfd_half {
