@@ -94,18 +94,23 @@ static void fill_post(const struct tfd_shard *shard, const struct tfd_plan *plan
 	}
 }
 
+/* Of the next immediate of a job of that class. */
+static uint64_t next_number(const struct tfd_conn *conn, const struct tfd_job *job)
+{
+	return conn->orders[tfd_order_of(conn->rail, job->priority)].posted + 1;
+}
+
 /* It went out; `ahead` of it, and with it, so many bytes are in flight. */
 static inline void attach(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
-                          struct tfd_wr *wr, const struct tfd_pieces *piece, uint64_t ahead)
+                          struct tfd_wr *wr, const struct tfd_pieces *piece, uint64_t ahead,
+                          uint64_t imm_number)
 {
-	const struct tfd_order *order = &conn->orders[tfd_order_of(conn->rail, shard->job->priority)];
-
 	worker->wr_free = wr->next;
 	wr->job = shard->job;
 	wr->shard = shard;
 	wr->extent = piece->extent;
 	wr->units = (uint32_t)piece->units;
-	wr->imm_number = order->posted + 1;
+	wr->imm_number = imm_number;
 	tfd_wr_link(conn, wr, piece->bytes, ahead, worker->now_ns);
 }
 
@@ -121,6 +126,7 @@ static int post_pieces(struct tfd_worker *worker, struct tfd_conn *conn, struct 
 	const struct tfd_piece *piece = first;
 	const uint8_t *local = shard->job->region->base;
 	uint64_t remote = shard->open->paths[shard->path].address;
+	uint64_t number = next_number(conn, shard->job);
 	uint64_t ahead = conn->inflight_bytes;
 	uint64_t extent = 0;
 	struct tfd_wr *wr;
@@ -139,7 +145,7 @@ static int post_pieces(struct tfd_worker *worker, struct tfd_conn *conn, struct 
 			break;
 		ahead += one.bytes;
 		extent += one.extent;
-		attach(worker, conn, shard, wr, &one, ahead);
+		attach(worker, conn, shard, wr, &one, ahead, number);
 		if (piece++ == last) {
 			sum->units = plan->units;
 			break;
@@ -167,7 +173,8 @@ static int post_one(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd
 	*sum = (struct tfd_pieces){
 		.bytes = plan->length, .extent = plan->extent, .units = plan->units, .count = 1
 	};
-	attach(worker, conn, shard, worker->wr_free, sum, conn->inflight_bytes + plan->length);
+	attach(worker, conn, shard, worker->wr_free, sum, conn->inflight_bytes + plan->length,
+	       next_number(conn, shard->job));
 	shard->job->packed = shard->job->packed || plan->pieces > 1;
 	return 0;
 }
