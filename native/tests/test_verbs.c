@@ -174,6 +174,59 @@ static void test_sleep(struct joined *pair)
 	}
 }
 
+/* An immediate alone. */
+static struct tfd_post imm_of(const struct side *from, const struct side *to)
+{
+	struct tfd_post write = piece_of(from, to, 0);
+
+	write.has_imm = 1;
+	return write;
+}
+
+/* With both there, and room for one, what arrived does not wait for all that was sent. */
+static void test_turns(struct joined *pair)
+{
+	struct tfd_post there = imm_of(&a, &b), here = imm_of(&b, &a);
+	static struct tfd_wr wrs[2][20];
+	uint32_t of_a[2] = { 0 }; /* sent, arrived */
+
+	for (uint32_t i = 0; i < 20; i++) {
+		CHECK_OK(ops->post(pair->out, &there, &wrs[0][i]));
+		CHECK_OK(ops->post(pair->in, &here, &wrs[1][i]));
+	}
+	tfd_verbs_chains_send(a.domain);
+	for (uint32_t i = 0; i < 40; i++) /* of b: then all of its immediates are at a */
+		(void)next_of(&b);
+	for (uint32_t i = 0; i < 40; i++) {
+		struct tfd_wc wc = next_of(&a);
+
+		of_a[wc.type == TFD_WC_IMM]++;
+		CHECK(i != 1 || of_a[1]);
+	}
+	CHECK(of_a[0] == 20 && of_a[1] == 20);
+}
+
+/* Immediates that nobody has polled yet when their half is freed are nobody's. */
+static void test_forgotten(void)
+{
+	struct tfd_post write = imm_of(&a, &b);
+	struct tfd_wr wr = { 0 };
+	struct joined pair;
+	struct tfd_wc wc;
+
+	halves_open(&pair);
+	join(&pair);
+	CHECK_OK(ops->post(pair.out, &write, &wr));
+	expect_sent(&a, &wr);
+	CHECK(ops->arm(b.domain) == -EAGAIN); /* it was looked for, and is kept */
+	ops->half_close(pair.in);
+	ops->half_free(pair.in);
+	pair.in = NULL;
+	wc = next_of(&b);
+	CHECK(wc.type == TFD_WC_IMM && !wc.owner);
+	pair_close(&pair);
+}
+
 /* A key that is none: told as such; what came before it has landed; the others go on. */
 static void test_refusal(void)
 {
@@ -317,6 +370,8 @@ static void run(uint32_t plain)
 	RUN(test_parts, &pairs[0]);
 	RUN(test_flood, &pairs[0]);
 	RUN(test_sleep, &pairs[1]);
+	RUN(test_turns, &pairs[1]);
+	RUN(test_forgotten);
 	RUN(test_refusal);
 	RUN(test_close);
 	RUN(test_life, &pairs[2]);

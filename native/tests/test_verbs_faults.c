@@ -368,6 +368,22 @@ static void test_queue_pair_breaks(void)
 	world_close();
 }
 
+/* How often the piece is told while its half is closed. */
+static int close_and_count(struct tfd_half **half, const struct tfd_wr *wr)
+{
+	struct tfd_wc wc[4];
+	int count, told = 0;
+
+	ops->half_close(*half);
+	while ((count = ops->half_drain(*half, wc, 4)) > 0) {
+		for (int i = 0; i < count; i++)
+			told += wc[i].wr == wr;
+	}
+	ops->half_free(*half);
+	*half = NULL;
+	return told;
+}
+
 /* Of either queue: all connections of the rail end, and the next ones have new queues. */
 static void test_overrun(int receive)
 {
@@ -394,6 +410,8 @@ static void test_overrun(int receive)
 	CHECK(ops->half_open(side->domain, 1, NULL, &next.out, next.out_address, &next.out_bytes, &error) ==
 	      -EAGAIN);
 	CHECK(strstr(error.text, "overrun") && ops->arm(side->domain) != -EIO);
+	if (!receive)
+		CHECK(close_and_count(&pairs[0].out, &wr) == 1); /* it was lost, and is told all the same */
 	pair_close(&pairs[0]);
 	pair_close(&pairs[1]);
 	pair_open(&next);
