@@ -1,49 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The verbs provider on devices that are odd, small, or break: the double of libibverbs (softverbs/). */
-#include <dlfcn.h>
+/* The verbs provider on devices that are small, or break: the double of libibverbs (softverbs/). */
 #include <poll.h>
 
-#include "softverbs/softverbs.h"
-#include "verbs_pair.h"
-
-#define DEVICE "soft0"
-
-static void *soft(const char *name)
-{
-	static void *handle;
-	char path[200];
-	void *symbol;
-
-	if (!handle)
-		handle = dlopen(soft_library(path, sizeof(path)), RTLD_NOW);
-	CHECK(handle);
-	symbol = dlsym(handle, name);
-	CHECK(symbol);
-	return symbol;
-}
-
-/* A function of the double. */
-#define SOFT(function) ((__typeof__(&function))soft(#function))
-
-static void configure(const char *text)
-{
-	CHECK(SOFT(softverbs_configure)(text) == 0);
-}
-
-static struct softverbs_counts counts(void)
-{
-	struct softverbs_counts counted;
-
-	SOFT(softverbs_counts)(DEVICE, &counted);
-	return counted;
-}
-
-static void nothing_is_left(void)
-{
-	struct softverbs_counts now = counts();
-
-	CHECK(!now.contexts && !now.pds && !now.mrs && !now.channels && !now.cqs && !now.srqs && !now.qps);
-}
+#include "verbs_soft.h"
 
 static void await_state(const struct side *side, uint32_t state)
 {
@@ -63,111 +22,6 @@ static void await_let_go(void)
 		CHECK(tfd_now_ns() < until);
 		(void)usleep(1000);
 	}
-	nothing_is_left();
-}
-
-static void pair_open(struct joined *pair)
-{
-	halves_open(pair);
-	join(pair);
-}
-
-static void write_passes(struct joined *pair, uint32_t imm)
-{
-	struct tfd_post post = piece_of(&a, &b, 100);
-	struct tfd_wr wr = { 0 };
-	struct tfd_wc wc;
-
-	a.memory[99] = (uint8_t)imm;
-	post.has_imm = 1;
-	post.imm = imm;
-	CHECK_OK(ops->post(pair->out, &post, &wr));
-	wc = next_of(&a);
-	CHECK(wc.type == TFD_WC_SENT && wc.wr == &wr);
-	wc = next_of(&b);
-	CHECK(wc.type == TFD_WC_IMM && wc.imm == imm && wc.owner == &pair->owner &&
-	      b.memory[99] == (uint8_t)imm);
-}
-
-/* ---- choices ---- */
-
-static int try_open(struct tfd_rail_info *info, const char *rail, struct tfd_verbs_options verbs)
-{
-	struct tfd_group_options options = rail_options();
-	struct tfd_domain *domain = NULL;
-	int rc;
-
-	options.verbs = verbs;
-	memset(info, 0, sizeof(*info));
-	error.text[0] = 0;
-	rc = ops->domain_open(&options, rail, info, &domain, &error);
-	CHECK(!rc == !error.text[0] && !rc == (domain != NULL));
-	ops->domain_close(domain);
-	nothing_is_left();
-	return rc;
-}
-
-static void test_gids(void)
-{
-	struct tfd_verbs_options none = { 0 }, link_local = { .link_local = 1 },
-				 given = { .gid_given = 1, .gid_index = 0 };
-	struct tfd_rail_info info;
-
-	configure("gids=v1:ll,v2:ll");
-	CHECK(try_open(&info, DEVICE, none) == -EADDRNOTAVAIL);
-	CHECK(strstr(error.text, "link-local") && strstr(error.text, "gid_index"));
-	CHECK_OK(try_open(&info, DEVICE, link_local));
-	CHECK(strstr(info.why, "GID index 1") && strstr(info.why, "link-local as allowed"));
-	CHECK_OK(try_open(&info, DEVICE, given));
-	CHECK(strstr(info.why, "as configured") && strcmp(info.protocol, "verbs/roce1/1") == 0);
-	configure("gids=v1:v4");
-	CHECK(try_open(&info, DEVICE, link_local) == -EADDRNOTAVAIL);
-	configure("gids=-,-");
-	CHECK(try_open(&info, DEVICE, link_local) == -EADDRNOTAVAIL && strstr(error.text, "none"));
-	configure("gids=v2:ll,-,v2:ula");
-	CHECK_OK(try_open(&info, DEVICE, none));
-	CHECK(strstr(info.why, "GID index 2") && strstr(info.why, "none is of an IPv4"));
-	configure("gids=v2:ula,v2:ll,v2:v4");
-	CHECK_OK(try_open(&info, DEVICE, none));
-	CHECK(strstr(info.why, "GID index 2") && strstr(info.why, "IPv4"));
-}
-
-static void test_names(void)
-{
-	struct tfd_verbs_options none = { 0 }, second = { .port = 2 };
-	struct tfd_rail_info info;
-
-	configure("ports=2");
-	CHECK_OK(try_open(&info, DEVICE, none));
-	CHECK(strstr(info.why, "port 1"));
-	CHECK_OK(try_open(&info, DEVICE ":2", none));
-	CHECK(strstr(info.why, "port 2"));
-	CHECK_OK(try_open(&info, DEVICE, second));
-	CHECK(strstr(info.why, "port 2"));
-	CHECK(try_open(&info, DEVICE ":3", none) == -ENODEV);
-	CHECK_OK(try_open(&info, "10.2.0.2", none));
-	CHECK(strstr(info.why, "soft1 port 2") && strstr(info.why, "10.2.0.2"));
-	CHECK(try_open(&info, "10.3.0.2", none) == -ENODEV);
-	SOFT(softverbs_port)(DEVICE, 1, 0);
-	CHECK_OK(try_open(&info, DEVICE, none));
-	CHECK(strstr(info.why, "port 2"));
-	SOFT(softverbs_port)(DEVICE, 1, 1);
-}
-
-/* By its LID, and nothing of a GID. */
-static void test_infiniband(void)
-{
-	struct joined pair;
-
-	configure("link=ib; gids=ib:ll");
-	side_open_at(&a, DEVICE);
-	side_open_at(&b, "soft1");
-	CHECK(strcmp(a.info.protocol, "verbs/ib/1") == 0);
-	pair_open(&pair);
-	write_passes(&pair, 3);
-	pair_close(&pair);
-	side_close(&a);
-	side_close(&b);
 	nothing_is_left();
 }
 
@@ -211,12 +65,9 @@ static void flood(struct joined *pairs, uint32_t count, bool polled)
 
 static void test_small(void)
 {
-	struct tfd_rail_info info;
 	struct joined pairs[5];
 	struct softverbs_counts counted;
 
-	configure("max_srq_wr=32");
-	CHECK(try_open(&info, DEVICE, (struct tfd_verbs_options){ 0 }) == -ENOTSUP);
 	configure("max_srq_wr=100; max_cqe=160; max_qp_wr=40; max_inline=0");
 	side_open_at(&a, DEVICE);
 	side_open_at(&b, DEVICE);
@@ -585,9 +436,6 @@ int main(void)
 {
 	(void)unsetenv("TFD_TEST_LIBRARY");
 	(void)unsetenv("TFD_TEST_RAIL");
-	test_gids();
-	test_names();
-	test_infiniband();
 	test_small();
 	test_chains("", 0);
 	test_chains("", 1);
