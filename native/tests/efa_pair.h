@@ -19,6 +19,8 @@ static const struct tfd_provider_ops *const ops = &tfd_libfabric_ops;
 static char face_path[256];
 static struct efaface_control *knobs, plain_knobs;
 static struct efaface_stats *counts;
+static void (*knobs_set)(const struct efaface_control *to);
+static void (*counts_get)(struct efaface_stats *out);
 
 struct side {
 	struct tfd_domain *domain;
@@ -36,13 +38,21 @@ struct joined {
 
 static struct side a, b;
 
+static inline void find(void *handle, const char *name, void *slot)
+{
+	void *symbol = dlsym(handle, name);
+
+	CHECK(symbol);
+	memcpy(slot, &symbol, sizeof(symbol));
+}
+
 /* The library lies beside this program. */
 static inline void face_load(void)
 {
 	struct efaface_control *(*find_knobs)(void);
 	struct efaface_stats *(*find_counts)(void);
 	ssize_t length = readlink("/proc/self/exe", face_path, sizeof(face_path) - 32);
-	void *handle, *symbol;
+	void *handle;
 
 	CHECK(length > 0);
 	face_path[length] = 0;
@@ -54,10 +64,10 @@ static inline void face_load(void)
 	if (!handle)
 		(void)fprintf(stderr, "%s\n", dlerror());
 	CHECK(handle);
-	symbol = dlsym(handle, "efaface_knobs");
-	memcpy(&find_knobs, &symbol, sizeof(symbol));
-	symbol = dlsym(handle, "efaface_counts");
-	memcpy(&find_counts, &symbol, sizeof(symbol));
+	find(handle, "efaface_knobs", &find_knobs);
+	find(handle, "efaface_counts", &find_counts);
+	find(handle, "efaface_set", &knobs_set);
+	find(handle, "efaface_get", &counts_get);
 	knobs = find_knobs();
 	counts = find_counts();
 	plain_knobs = *knobs;

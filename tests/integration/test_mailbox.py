@@ -14,6 +14,8 @@ import transferd
 import transferd.aio
 from transferd.native.names import JobStatus
 
+from support.daemon import provider_of_tests
+
 if TYPE_CHECKING:
     import random
 
@@ -46,7 +48,7 @@ def test_messages_arrive_as_they_were_sent(
                 assert job.result is not None
                 assert (job.result.bytes, job.result.detail) == (size, "")
                 assert job.path is not None
-                assert job.path.provider in ("tcp", "local")
+                assert job.path.provider in (provider_of_tests(), "local")
         with pytest.raises(transferd.WaitTimeout):
             mailbox.receive(0)
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 LOOPBACK = "127.0.0.1"
+# YAML: keys of every daemon's configuration that a test does not set itself.
+CONFIG_ENV = "TRANSFERD_TEST_CONFIG"
 
 
 def free_port() -> int:
@@ -44,6 +46,22 @@ def free_port() -> int:
                 udp.bind((LOOPBACK, port))
                 return port
     raise RuntimeError("no port is free for both TCP and UDP")
+
+
+def config_of_tests() -> dict[str, Any]:
+    """Returns the keys that the environment gives every daemon."""
+    keys: dict[str, Any] = yaml.safe_load(os.environ.get(CONFIG_ENV, "") or "{}")
+    return keys
+
+
+def provider_of_tests() -> str:
+    """Names the provider that daemons of this run have where a test chooses none."""
+    return str(config_of_tests().get("provider", "tcp"))
+
+
+def keeps_writes_whole() -> bool:
+    """Tells whether of two writes to one place one is the last, or each packet for itself."""
+    return config_of_tests().get("fabric", {}).get("name") != "efa"
 
 
 class DaemonProcess:
@@ -80,6 +98,7 @@ class DaemonProcess:
             "http_listen": self.http_address,
             "log_level": "debug",
         }
+        config.update(config_of_tests())
         config.update(overrides or {})
         self.config = {key: value for key, value in config.items() if value is not None}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DEVICES = "/sys/class/infiniband"
+EFAFACE = str(ROOT / "build" / "native" / "gcc" / "tests" / "efaface" / "libefaface.so")
 SOFTVERBS = str(ROOT / "build" / "native" / "gcc" / "tests" / "libsoftverbs.so")
 
 
@@ -74,6 +75,14 @@ PROVIDERS = (
     Provider("local", "local", "local"),
     Provider("tcp", "tcp", LOOPBACK),
     Provider("libfabric", "libfabric", LOOPBACK, missing=without_libfabric),
+    Provider(
+        "efa-face",
+        "libfabric",
+        "rdmap16s27",
+        library=EFAFACE,
+        goals=("face",),
+        missing=without_libfabric,
+    ),
     Provider("verbs-double", "verbs", "soft0", library=SOFTVERBS, goals=("softverbs",)),
     Provider("verbs", "verbs", next(iter(devices()), ""), missing=without_devices),
 )

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a test may set, and see, of EFA's face in its own process: dlsym efaface_knobs and efaface_counts in the library. */
+/* What a test may set, and see, of EFA's face in its own process: dlsym these functions in the library. */
 #ifndef TFD_EFAFACE_H
 #define TFD_EFAFACE_H
 
@@ -42,7 +42,11 @@ struct efaface_stats {
 	uint64_t eps; /* open */
 };
 
+/* For programs of one thread. */
 struct efaface_control *efaface_knobs(void);
 struct efaface_stats *efaface_counts(void);
+/* While other threads use the library. */
+void efaface_set(const struct efaface_control *knobs);
+void efaface_get(struct efaface_stats *counts);
 
 #endif

@@ -13,6 +13,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define DIRECT_SINCE FI_VERSION(2, 2)
+/* The latter for daemons without keys, which take loopback alone. */
+#define DEVICES "rdmap16s27=127.0.0.1,rdmap32s27=127.0.0.1,127.0.0.1=127.0.0.1,127.0.0.2=127.0.0.2"
 #define MR_MODE (FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY)
 #define RMA_CAPS (FI_RMA | FI_READ | FI_WRITE | FI_REMOTE_READ | FI_REMOTE_WRITE)
 #define OTHER_CAPS (FI_MSG | FI_SEND | FI_RECV | FI_SOURCE | FI_LOCAL_COMM | FI_REMOTE_COMM)
@@ -83,8 +85,7 @@ static void knobs_read(void)
 {
 	const char *list = getenv("EFAFACE_DEVICES");
 
-	(void)snprintf(devices, sizeof(devices), "%s",
-	               list && list[0] ? list : "rdmap16s27=127.0.0.1,rdmap32s27=127.0.0.1");
+	(void)snprintf(devices, sizeof(devices), "%s", list && list[0] ? list : DEVICES);
 	face_control = (struct efaface_control){
 		.seed = number("SEED", 1),
 		.version = version_of(getenv("EFAFACE_VERSION"), FI_VERSION(2, 4)),
@@ -114,6 +115,20 @@ EXPORT struct efaface_control *efaface_knobs(void)
 EXPORT struct efaface_stats *efaface_counts(void)
 {
 	return &face_stats;
+}
+
+EXPORT void efaface_set(const struct efaface_control *knobs)
+{
+	face_lock();
+	face_control = *knobs;
+	face_unlock();
+}
+
+EXPORT void efaface_get(struct efaface_stats *counts)
+{
+	face_lock();
+	*counts = face_stats;
+	face_unlock();
 }
 
 /* ---- the real library ---- */
@@ -277,15 +292,17 @@ static bool differs(const char *asked, const char *have)
 static bool refuses(const struct fi_info *hints, bool direct, const char *domain)
 {
 	int needed = MR_MODE | (direct ? FI_MR_LOCAL : 0);
+	bool one_fabric =
+		FI_VERSION_LT(face_control.version, DIRECT_SINCE); /* then nobody compares its name */
 
-	return differs(hints->fabric_attr->name, direct ? "efa-direct" : "efa") ||
+	return (direct && one_fabric) ||
+	       (!one_fabric && differs(hints->fabric_attr->name, direct ? "efa-direct" : "efa")) ||
 	       differs(hints->domain_attr->name, domain) || (hints->caps & ~(RMA_CAPS | OTHER_CAPS)) ||
 	       (hints->ep_attr->type != FI_EP_UNSPEC && hints->ep_attr->type != FI_EP_RDM) ||
 	       (hints->addr_format && hints->addr_format != FI_ADDR_EFA) ||
 	       (hints->domain_attr->mr_mode & needed) != needed || hints->tx_attr->msg_order ||
 	       hints->rx_attr->msg_order || (direct && !(hints->mode & FI_CONTEXT2)) ||
-	       (direct && !face_control.unsolicited && !(hints->mode & FI_RX_CQ_DATA)) ||
-	       (direct && FI_VERSION_LT(face_control.version, DIRECT_SINCE));
+	       (direct && !face_control.unsolicited && !(hints->mode & FI_RX_CQ_DATA));
 }
 
 EXPORT int fi_getinfo(uint32_t version, const char *node, const char *service, uint64_t flags,

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two daemons on EFA's face: unordered rails, a device that is often full, a death."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+from typing import TYPE_CHECKING
+
+import pytest
+
+import transferd
+from transferd.native.names import JobStatus
+
+from support.efaface import face_config
+
+if TYPE_CHECKING:
+    import random
+
+    from conftest import MakeDaemon
+
+    from transferd import Client, Grant, Region
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ctypes.util.find_library("fabric"), reason="needs libfabric1"),
+]
+
+WAIT_S = 30.0
+LENGTH = 4 << 20
+
+
+def granted(client: Client) -> tuple[Region, Grant]:
+    region = client.alloc(LENGTH)
+    return region, region.grant(imms=range(16))
+
+
+def check_writes(sender: Client, receiver: Client, seeded: random.Random) -> None:
+    """Writes of several pieces, and pages: counts are exact, and behind their bytes."""
+    source = sender.alloc(LENGTH)
+    source.view[:] = seeded.randbytes(LENGTH)
+    target, grant = granted(receiver)
+    counter = receiver.counter(1)
+    for i in range(6):
+        job = sender.write(source[: LENGTH - i], grant.descriptor, imm=1, exact=bool(i % 2))
+        counter.wait(i + 1, WAIT_S)
+        assert target.view[: LENGTH - i] == source.view[: LENGTH - i]
+        assert job.wait(WAIT_S) is JobStatus.OK
+        target.view[:] = bytes(LENGTH)
+    pages = list(range(500))
+    seeded.shuffle(pages)
+    sender.write_pages(source, range(500), grant.descriptor, pages, 4096, imm=2).wait(WAIT_S)
+    counter = receiver.counter(2)
+    counter.wait(500, WAIT_S)
+    assert counter.read() == (500, 0, 0, 0)
+    for src, dst in enumerate(pages):
+        assert target.view[dst * 4096 :][:4096] == source.view[src * 4096 :][:4096]
+
+
+@pytest.mark.parametrize("rails", [1, 2])
+def test_writes_on_a_device_that_is_often_full(
+    make_daemon: MakeDaemon, monkeypatch: pytest.MonkeyPatch, seeded: random.Random, rails: int
+) -> None:
+    monkeypatch.setenv("EFAFACE_SEED", str(seeded.randrange(1 << 32)))
+    monkeypatch.setenv("EFAFACE_EAGAIN", "40")
+    monkeypatch.setenv("EFAFACE_TX_SIZE", "8")
+    near, far = (make_daemon(**face_config(rails)) for _ in range(2))
+    with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
+        check_writes(sender, receiver, seeded)
+    assert "libfabric efa" in far.log()
+
+
+def test_a_daemon_that_begins_anew(make_daemon: MakeDaemon, seeded: random.Random) -> None:
+    near, far = (make_daemon(**face_config()) for _ in range(2))
+    with transferd.Client(near.socket) as sender:
+        with transferd.Client(far.socket) as receiver:
+            _, grant = granted(receiver)
+            source = sender.alloc(LENGTH)
+            jobs = [sender.write(source, grant.descriptor, imm=3) for _ in range(20)]
+            far.kill()
+            for job in jobs:
+                with contextlib.suppress(transferd.PeerLost):
+                    job.wait(WAIT_S)
+            statuses = {job.status for job in jobs}
+            assert JobStatus.PEER_LOST in statuses
+            assert statuses <= {JobStatus.OK, JobStatus.PEER_LOST}
+        far.start()
+        with transferd.Client(far.socket) as receiver:
+            check_writes(sender, receiver, seeded)
