@@ -181,7 +181,7 @@ static void test_flap(bool here)
 	submit_all(&pair);
 	step(&pair, PAIR_STEP_NS, &a, &b);
 	tfd_sim_port(rail_of(host, 0)->domain, false);
-	for (int i = 0; i < 8; i++)
+	for (int i = 0; i < 13; i++)
 		step(&pair, SECONDS / 10, &a, &b);
 	CHECK((here ? &a : &b)->state == TFD_RAIL_DOWN && state_of(host, 0) == TFD_RAIL_DOWN);
 	CHECK(connects(host, 0, 1) == -ENETDOWN && strstr(error.text, "sim0: its port is down"));
