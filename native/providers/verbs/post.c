@@ -69,12 +69,12 @@ int tfd_verbs_post(struct tfd_half *half, const struct tfd_post *post, struct tf
 
 	if (requests > TFD_VERBS_PARTS)
 		return -EINVAL;
+	if (domain->chained + requests > TFD_VERBS_CHAIN)
+		tfd_verbs_chains_send(domain); /* first: what is refused now ends this queue, too */
 	if (domain->dead || queue->failed || queue->refused || !half->started)
 		return domain->dead ? -ENODEV : -ENOTCONN;
 	if (!has_room(queue, requests))
 		return -EAGAIN;
-	if (domain->chained + requests > TFD_VERBS_CHAIN)
-		tfd_verbs_chains_send(domain);
 	if (!queue->first)
 		tfd_list_push(&domain->chains, &queue->chain_link);
 	request_fill(queue, post, post->local, post->remote_address, post->length);
