@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bars of verbs: in a guest beside perftest, and two hosts that lose packets and die."""
+"""The bars of verbs: its cost; a guest beside perftest; two hosts that lose packets and die."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from vm.errors import Unavailable
 if TYPE_CHECKING:
     from bench.options import Options
 
-TOPICS = {
+HERE = {"cost of posting": "verbs_cost"}
+IN_GUESTS = {
     "one guest: writes, latency, queue pairs": "verbs_rates",
     "two guests: rails, loss, death": "verbs_hosts",
 }
@@ -32,13 +33,15 @@ def measure(options: Options) -> Report:
     """
     report = Report("verbs")
     run = Run(options, report)
-    try:
-        image.ensure()
-    except Unavailable as error:
-        for name in filter(options.wants, TOPICS):
-            run.skip(f"verbs: {name}", str(error))
-    else:
-        measure_all(run, TOPICS)
+    measure_all(run, HERE)
+    if wanted := [*filter(options.wants, IN_GUESTS)]:
+        try:
+            image.ensure()
+        except Unavailable as error:
+            for name in wanted:
+                run.skip(f"verbs: {name}", str(error))
+        else:
+            measure_all(run, IN_GUESTS)
     if loads := options.gate.loads:
         report.beside.append(("other work on this machine, cores", spread(loads)))
     return report
