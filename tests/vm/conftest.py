@@ -34,8 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def vm_image() -> image.Image:
+def vm_image(request: pytest.FixtureRequest) -> image.Image:
     """Gives what guests boot; skips where there can be none."""
+    if request.config.option.without_vm:
+        pytest.skip(request.config.option.without_vm)
     try:
         built = image.ensure()
     except Unavailable as error:

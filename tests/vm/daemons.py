@@ -12,7 +12,6 @@ import yaml
 
 from transferd.daemon import certs
 
-from support.waiting import eventually
 from vm.errors import VmError
 from vm.guest import SHARE
 from vm.pair import ROLES, address
@@ -28,11 +27,16 @@ PEER_PORT = 7471
 READY_S = 180.0
 STOP_S = 60.0
 SOCKET = "unix:///run/transferd/transferd.sock"
-# Asks without Python, which takes a second to start there.
-READY = (
-    "exec 3<>/dev/tcp/127.0.0.1/9471 && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3"
-    " && read -r _ status _ <&3 && [ $status = 200 ]"
-)
+# Asks every half second, and starts no program for it: that would take the daemon's time.
+READY = """
+ready() {
+    exec 3<>/dev/tcp/127.0.0.1/9471 || return
+    printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3
+    read -r _ status _ <&3 && [[ $status == 200 ]]
+}
+exec 4<> <(:)
+until (ready) 2>/dev/null; do read -rt 0.5 -u 4; done
+"""
 
 
 class GuestDaemon:
@@ -109,17 +113,15 @@ class GuestDaemon:
             VmError: It ended or was not ready in time; the text has its log.
             GuestDied: The guest ended.
         """
-
-        def ready() -> bool:
-            if not self.process.running:
-                raise VmError(f"the daemon of {self.guest.name} ended\n{self.log()[-8000:]}")
-            return self.guest.run(READY, check=False).status == 0
-
-        try:
-            eventually(ready, f"the daemon of {self.guest.name} is ready", timeout_s)
-        except AssertionError as error:
-            raise VmError(f"{error}\n{self.log()[-8000:]}") from None
-        return self
+        probe = self.guest.spawn(READY)
+        decided = self.guest.pump(
+            lambda: probe.status is not None or self.process.status is not None, timeout_s
+        )
+        if decided and probe.status is not None:
+            return self
+        probe.kill()
+        why = "ended" if decided else f"was not ready within {timeout_s:g} s"
+        raise VmError(f"the daemon of {self.guest.name} {why}\n{self.log()[-8000:]}")
 
     def stop(self) -> None:
         """Stops it with SIGTERM.

@@ -492,7 +492,7 @@ def start_script(machine: Machine) -> str:
         cards = [(f"eth{number}", nic.address) for number, nic in enumerate(machine.nics)]
     else:
         cards = [("d0", "10.78.0.1/24")]
-        lines.append("ip link set dummy0 name d0")  # the module makes one
+        lines.append("ip link add d0 type dummy")
     for number, (card, address) in enumerate(cards):
         lines += [
             f"ip link set {card} mtu {MTU}",

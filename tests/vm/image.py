@@ -4,6 +4,8 @@
 The kernel is the package that linux-image-amd64 depends on: downloaded, unpacked, never installed.
 An image is known by the package's version and by what else it is made of, is whole or not there (it
 appears by a rename), and is checked by hash before each use; one that is damaged is built again.
+
+``python tests/vm/image.py`` builds it, or says why there can be none.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ import hashlib
 import json
 import lzma
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import needs
 from vm.errors import Unavailable
@@ -99,18 +106,18 @@ def ensure(cache: Path = CACHE) -> Image:
     """
     require_tools()
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / "lock"):
-        recipe = _recipe()
+    with locked(cache / "lock"):
+        made_of = recipe()
         package = candidate()
         if package is None:
-            image = _newest(cache, recipe)
+            image = _newest(cache, made_of)
             if image is None:
                 raise Unavailable(
                     f"apt knows no {META_PACKAGE}, which the guests' kernel comes from; guests need"
                     " Debian and its lists of packages: sudo apt-get update"
                 )
             return image
-        folder = cache / "images" / f"{package.key}_{recipe}"
+        folder = cache / "images" / f"{package.key}_{made_of}"
         image = checked(folder)
         if image is None:
             _build(cache, package, folder)
@@ -125,6 +132,10 @@ def require_tools() -> None:
     Raises:
         Unavailable: Not all; the text names the packages.
     """
+    if platform.machine() != "x86_64":
+        raise Unavailable(
+            f"guests run this machine's programs on x86-64; it is {platform.machine()}"
+        )
     lacking = needs.missing()
     if lacking:
         raise Unavailable(
@@ -134,7 +145,7 @@ def require_tools() -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Keeps other builders out; the lock goes with its process."""
     with path.open("w") as file:
         deadline = time.monotonic() + LOCK_S
@@ -151,7 +162,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _recipe() -> str:
+def recipe() -> str:
     """Hashes what an image is made of beside the kernel."""
     busybox = needs.program("busybox")
     assert busybox is not None
@@ -205,9 +216,9 @@ def checked(folder: Path) -> Image | None:
     return None
 
 
-def _newest(cache: Path, recipe: str) -> Image | None:
+def _newest(cache: Path, made_of: str) -> Image | None:
     """Finds the image that was built last, for machines whose lists of packages are gone."""
-    folders = sorted(cache.glob(f"images/*_{recipe}"), key=lambda folder: folder.stat().st_mtime)
+    folders = sorted(cache.glob(f"images/*_{made_of}"), key=lambda folder: folder.stat().st_mtime)
     for folder in reversed(folders):
         image = checked(folder)
         if image is not None:
@@ -220,28 +231,45 @@ def _hash(path: Path) -> str:
 
 
 def _build(cache: Path, package: KernelPackage, folder: Path) -> None:
-    """Builds an image into its folder; under the lock, so what else is there is left over."""
-    images = folder.parent
-    shutil.rmtree(images, ignore_errors=True)
-    work = images / ".building"
-    work.mkdir(parents=True)
-    unpacked = work / "kernel"
-    _run(["dpkg-deb", "-x", str(_download(cache / "packages", package)), str(unpacked)])
+    """Builds an image into its folder, and clears away what was there before; under the lock."""
+    work = cache / "building"
+    shutil.rmtree(work, ignore_errors=True)  # of one that was killed
     image = work / "image"
-    image.mkdir()
+    image.mkdir(parents=True)
+    make(image, work, download(cache / "packages", package))
+    hashes = {path.name: _hash(path) for path in sorted(image.iterdir())}
+    (image / "manifest.json").write_text(json.dumps(hashes))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(exist_ok=True)
+    image.rename(folder)
+    for old in folder.parent.iterdir():
+        if old != folder:
+            shutil.rmtree(old)
+    shutil.rmtree(work)
+
+
+def make(image: Path, work: Path, package: Path) -> None:
+    """Makes vmlinuz and initrd.gz of a kernel package.
+
+    Args:
+        image: Folder that gets them.
+        work: Folder for what is needed on the way.
+        package: The package's file.
+
+    Raises:
+        Unavailable: It cannot be done; the text says why.
+    """
+    unpacked = work / "kernel"
+    _run(["dpkg-deb", "-x", str(package), str(unpacked)])
     (kernel,) = (unpacked / "boot").glob("vmlinuz-*")
     shutil.copyfile(kernel, image / "vmlinuz")
     _lay_out(work / "initramfs", unpacked, kernel.name.removeprefix("vmlinuz-"))
     _pack(work / "initramfs", image / "initrd.gz")
-    hashes = {path.name: _hash(path) for path in sorted(image.iterdir())}
-    (image / "manifest.json").write_text(json.dumps(hashes))
-    image.rename(folder)
-    shutil.rmtree(work)
 
 
-def _download(packages: Path, package: KernelPackage) -> Path:
+def download(packages: Path, package: KernelPackage) -> Path:
     """Fetches the kernel package; apt checks the hash of one that is there."""
-    packages.mkdir(exist_ok=True)
+    packages.mkdir(parents=True, exist_ok=True)
     wanted = packages / f"{package.key}_amd64.deb"
     for other in packages.iterdir():
         if other != wanted:
@@ -336,3 +364,10 @@ def _run(command: Sequence[str], cwd: Path | None = None) -> None:
         raise Unavailable(f"not within {DOWNLOAD_S:g} s: {' '.join(command)}") from None
     if ended.returncode != 0:
         raise Unavailable(f"failed: {' '.join(command)}\n{ended.stdout[-2000:]}")
+
+
+if __name__ == "__main__":
+    try:
+        print(ensure().initrd.parent)
+    except Unavailable as error:
+        sys.exit(str(error))

@@ -15,7 +15,9 @@ for word in $($B cat /proc/cmdline); do
 done
 while read -r module; do
 	case $without in *",${module%.ko},"*) continue ;; esac
-	$B insmod "/modules/$module" || echo "GUEST: module $module cannot be loaded"
+	options=
+	[ "$module" != dummy.ko ] || options=numdummies=0
+	$B insmod "/modules/$module" $options || echo "GUEST: module $module cannot be loaded"
 done </modules/order
 
 fail() {

@@ -52,4 +52,5 @@ def missing() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(missing()))
+    for needed in missing():
+        print(needed)

@@ -117,25 +117,14 @@ def test_inner_failures_are_failures(guest: Guest) -> None:
 
 def test_inner_hang_is_bounded(guest: Guest) -> None:
     path = inner_test(guest, "import time\ndef test_hang():\n    time.sleep(1000)\n")
-    with pytest.raises(CommandTimeout, match="not done within 20 s"):
-        inner.run_pytest(guest, *NO_CONFIG, path, env=NO_PLUGINS, timeout_s=20)
+    with pytest.raises(CommandTimeout, match="not done within 3 s"):
+        inner.run_pytest(guest, *NO_CONFIG, path, env=NO_PLUGINS, timeout_s=3)
 
 
-def test_death_is_noticed(pair: Pair) -> None:
-    process = pair[2].spawn("echo alive; sleep 1000")
-    eventually(lambda: process.stdout, "it runs")
-    os.kill(pair[2].pid, signal.SIGKILL)
-    with pytest.raises(GuestDied, match="host2 has ended"):
-        process.wait()
-    assert process.stdout == "alive\n"
-    with pytest.raises(GuestDied):
-        pair[2].run("true")
-
-
-def test_a_panic_is_told_with_the_console(pair: Pair) -> None:
-    with pytest.raises(GuestDied, match=r"sysrq: Trigger a crash"):
-        pair[2].run("echo 1 > /proc/sys/kernel/sysrq; echo 7 > /proc/sys/kernel/printk; "
-                    "echo c > /proc/sysrq-trigger")  # fmt: skip
+def test_a_panic_is_told_with_the_console(guest_without_rxe: Guest) -> None:
+    loud = "echo 1 > /proc/sys/kernel/sysrq; echo 7 > /proc/sys/kernel/printk"
+    with pytest.raises(GuestDied, match="sysrq: Trigger a crash"):
+        guest_without_rxe.run(f"{loud}; echo c > /proc/sysrq-trigger")
 
 
 def perftest(pair: Pair, *options: str) -> None:
@@ -148,10 +137,17 @@ def perftest(pair: Pair, *options: str) -> None:
 
 
 def test_two_hosts_and_a_new_one(pair: Pair) -> None:
+    """The death of a host is noticed here and silence there; a new one takes its place."""
     perftest(pair)
-    before = pair[2].run("cat /proc/sys/kernel/random/boot_id").stdout
-    pair.replace(2)
-    assert pair[2].run("cat /proc/sys/kernel/random/boot_id").stdout != before
+    process = pair[2].spawn("echo alive; sleep 1000")
+    eventually(lambda: process.stdout, "it runs")
+    os.kill(pair[2].pid, signal.SIGKILL)
+    with pytest.raises(GuestDied, match="host2 has ended"):
+        process.wait()
+    assert process.stdout == "alive\n"
+    with pytest.raises(GuestDied):
+        pair[2].run("true")
+    pair.boot()
     perftest(pair)
 
 
