@@ -61,7 +61,7 @@ def provider_of_tests() -> str:
 
 def keeps_writes_whole() -> bool:
     """Tells whether of two writes to one place one is the last, or each packet for itself."""
-    return config_of_tests().get("fabric", {}).get("name") != "efa"
+    return bool(config_of_tests().get("fabric", {}).get("name") != "efa")
 
 
 class DaemonProcess:
