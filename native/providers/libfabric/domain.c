@@ -54,6 +54,8 @@ static bool interface_address(const char *name, char *out, size_t bytes)
 static const char *choose_fabric(const struct tfd_domain *domain, const struct tfd_group_options *options,
                                  bool is_interface)
 {
+	if (strcmp(options->fabric, "verbs") == 0) /* by itself it knows connections only */
+		return "verbs;ofi_rxm";
 	if (options->fabric[0])
 		return options->fabric;
 	if (!is_interface)
@@ -92,9 +94,9 @@ static int find_info(struct tfd_domain *domain, const struct tfd_group_options *
 	hints = tfd_fi_hints(domain, fabric);
 	if (!hints)
 		return tfd_fail(error, -ENOMEM, "no memory for libfabric's hints");
+	hints->addr_format = FI_SOCKADDR_IN; /* of an RDMA device: its network card's */
+	hints->tx_attr->msg_order = hints->rx_attr->msg_order = FI_ORDER_WAW;
 	if (is_interface) {
-		hints->addr_format = FI_SOCKADDR_IN;
-		hints->tx_attr->msg_order = hints->rx_attr->msg_order = FI_ORDER_WAW;
 		rc = domain->library->getinfo(API_VERSION, address, "0", FI_SOURCE, hints, &domain->info);
 	} else {
 		hints->domain_attr->name = strdup(name);
@@ -141,6 +143,14 @@ static int open_queue(struct tfd_domain *domain, struct tfd_error *error)
 	return rc ? tfd_fi_fail(domain, error, "fi_cq_open", rc) : 0;
 }
 
+static int nothing_open(struct tfd_domain *domain, struct tfd_error *error)
+{
+	struct tfd_region_key key;
+
+	return tfd_fi_mr_open(domain, domain->nothing_bytes, sizeof(domain->nothing_bytes), 0,
+	                      &domain->nothing, &key, error);
+}
+
 static int open_objects(struct tfd_domain *domain, struct tfd_error *error)
 {
 	struct fi_av_attr av = { .type = FI_AV_TABLE };
@@ -156,6 +166,8 @@ static int open_objects(struct tfd_domain *domain, struct tfd_error *error)
 		return tfd_fi_fail(domain, error, "fi_av_open", rc);
 	if (tfd_fi_is_efa(domain->info))
 		rc = tfd_fi_efa_open(domain, error);
+	else if (domain->info->domain_attr->mr_mode & FI_MR_LOCAL)
+		rc = nothing_open(domain, error);
 	return rc ? rc : open_queue(domain, error);
 }
 
@@ -218,6 +230,8 @@ void tfd_fi_domain_close(struct tfd_domain *domain)
 		return;
 	while (domain->halves)
 		tfd_fi_half_free(domain->halves);
+	if (domain->nothing)
+		tfd_fi_mr_close(domain, domain->nothing);
 	close_fid(domain->cq ? &domain->cq->fid : NULL);
 	if (domain->epoll_fd >= 0)
 		(void)close(domain->epoll_fd);

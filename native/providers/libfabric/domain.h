@@ -38,6 +38,9 @@ struct tfd_domain {
 	struct tfd_half *halves; /* worker; ring of all, next in turn first */
 	uint32_t half_count; /* worker */
 	size_t address_bytes; /* worker; of any half's address; 0: there has been none */
+	/* FI_MR_LOCAL, which rxm over verbs asks for: what is posted names its registration, also where it is empty. */
+	struct tfd_mr *nothing; /* owned, of `nothing_bytes`; NULL: not needed */
+	uint8_t nothing_bytes[8];
 	char protocol[TFD_NAME_MAX];
 };
 

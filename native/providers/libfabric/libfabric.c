@@ -81,7 +81,8 @@ static int post(struct tfd_half *half, const struct tfd_post *post, struct tfd_w
 	struct fi_rma_iov remote = { .addr = post->remote_address,
 	                             .len = post->length,
 	                             .key = post->remote_key };
-	void *descriptor = post->mr ? post->mr->descriptor : NULL;
+	const struct tfd_mr *mr = post->mr ? post->mr : half->domain->nothing;
+	void *descriptor = mr ? mr->descriptor : NULL;
 	struct fi_msg_rma message = { .msg_iov = &local,
 	                              .desc = &descriptor,
 	                              .iov_count = 1,

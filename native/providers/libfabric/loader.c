@@ -54,6 +54,13 @@ static int load_locked(const char *path, struct tfd_error *error)
 	(void)setenv("FI_OFI_RXM_ENABLE_PASSTHRU", "1", 0);
 	/* The providers that we may use: psm and psm2 would install signal handlers for SIGBUS and SIGSEGV. */
 	(void)setenv("FI_PROVIDER", "efa,verbs,tcp,ofi_rxm", 0);
+	/*
+	 * The cache of registrations (verbs) hands out one key for the same bytes, whatever the rights. Ours live as long as their
+	 * regions.
+	 */
+	(void)setenv("FI_MR_CACHE_MAX_COUNT", "0", 0);
+	/* Peers of one endpoint, by which rxm over verbs sizes its queues: the default asks for more than devices have. */
+	(void)setenv("FI_UNIVERSE_SIZE", "16", 0);
 	handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!handle)
 		return tfd_fail(
