@@ -117,8 +117,10 @@ static struct tfd_wc await_next(struct sleeper *self)
 	for (;;) {
 		if (self->ops->poll(self->side->domain, &wc, 1))
 			return wc;
-		if (self->ops->arm(self->side->domain) != 0)
+		if (self->ops->arm(self->side->domain) != 0) {
+			(void)sched_yield(); /* the other may need this very core */
 			continue;
+		}
 		self->sleeps++;
 		if (poll(&fd, 1, SLEEP_MS) != 1)
 			FAIL("slept through exchange %u: %u sent, %u acknowledged", self->arrived, self->sent,

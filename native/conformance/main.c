@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -251,6 +252,17 @@ static int run_cases(char **names, int count, unsigned seconds, unsigned jobs, b
 	return failed;
 }
 
+/* As a daemon's limits should be: some providers take dozens of descriptors for a connection. */
+static void raise_limit(void)
+{
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		files.rlim_cur = files.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &files);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option known[] = {
@@ -297,6 +309,7 @@ int main(int argc, char **argv)
 	}
 	copy_text(options->provider, sizeof(options->provider), argv[optind]);
 	settings.rails[0] = argv[optind + 1];
+	raise_limit();
 	settings.rails[1] = far ? far : settings.rails[0];
 	return run_cases(argv + optind + 2, argc - optind - 2, seconds, jobs, here) != 0;
 }

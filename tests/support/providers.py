@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from support.tree import ROOT
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DEVICES = "/sys/class/infiniband"
-EFAFACE = str(ROOT / "build" / "native" / "gcc" / "tests" / "efaface" / "libefaface.so")
-SOFTVERBS = str(ROOT / "build" / "native" / "gcc" / "tests" / "libsoftverbs.so")
+NATIVE = ROOT / "build" / "native" / "gcc"
+# As deploy/quickstart unpacks it.
+LIBFABRIC_2 = ROOT / "build" / "libfabric2" / "libfabric.so.1"
+SOFTVERBS = str(NATIVE / "tests" / "libsoftverbs.so")
+EFA_FACE = str(NATIVE / "tests" / "efaface" / "libefaface.so")
 
 
 def nothing_is_missing() -> str | None:
@@ -36,6 +39,10 @@ class Provider:
     missing: Callable[[], str | None] = nothing_is_missing  # why this host cannot run it
     environment: dict[str, str] = field(default_factory=dict)
     goals: tuple[str, ...] = ()  # of native/Makefile, that it needs
+    alone: str = ""  # why two daemons cannot talk to each other by it
+    known: dict[str, str] = field(
+        default_factory=dict
+    )  # what fails by its library's fault, and why
 
     def arguments(self) -> list[str]:
         """Gives those of the program `conformance`."""
@@ -48,6 +55,15 @@ class Provider:
         return {**os.environ, **self.environment}
 
 
+def configuration(provider: Provider) -> dict[str, Any]:
+    """Gives the keys of a daemon's configuration that have it use it."""
+    fabric = {"name": provider.fabric, "library": provider.library}
+    chosen: dict[str, Any] = {"provider": provider.provider, "rails": [provider.rail]}
+    if any(fabric.values()):
+        chosen["fabric"] = {key: value for key, value in fabric.items() if value}
+    return chosen
+
+
 def devices(sysfs: str = DEVICES) -> list[str]:
     """Names this host's RDMA devices."""
     return sorted(os.listdir(sysfs)) if os.path.isdir(sysfs) else []
@@ -58,31 +74,81 @@ def without_libfabric() -> str | None:
     return None if ctypes.util.find_library("fabric") else "libfabric1 is not installed"
 
 
+def without_libfabric_2() -> str | None:
+    """Tells why the newer libfabric cannot run here."""
+    return None if LIBFABRIC_2.exists() else f"{LIBFABRIC_2} is missing: deploy/quickstart test"
+
+
 def without_devices() -> str | None:
     """Tells why `verbs` cannot run here."""
     return None if devices() else f"no RDMA device is in {DEVICES}"
 
 
+FIRST_DEVICE = next(iter(devices()), "")
+RXM_CLOSES = (
+    "libfabric 1.17 and 2.5: rxm crashes in fi_close of an endpoint over verbs that is being "
+    "written to with immediates"
+)
+CLOSED_WHILE_WRITTEN_TO = (
+    "close_incoming",
+    "close_outgoing",
+    "close_counts",
+    "close_far_rail",
+    "canary",
+)
+ONE_PROCESS = "it is a fabric inside of one process"
+
 PROVIDERS = (
-    Provider("sim", "sim", "sim0"),
-    Provider("sim-unordered", "sim", "sim0", fabric="ordered=0,delay_us=300"),
+    Provider("sim", "sim", "sim0", alone=ONE_PROCESS),
+    Provider("sim-unordered", "sim", "sim0", fabric="ordered=0,delay_us=300", alone=ONE_PROCESS),
     Provider(
         "sim-narrow",
         "sim",
         "sim0",
         fabric="delay_us=300,again=20,parts=9,imm_depth=900,max_message=200000",
+        alone=ONE_PROCESS,
     ),
-    Provider("local", "local", "local"),
+    Provider("local", "local", "local", alone="both ends are clients of one daemon"),
     Provider("tcp", "tcp", LOOPBACK),
     Provider("libfabric", "libfabric", LOOPBACK, missing=without_libfabric),
+    Provider(
+        "libfabric-2",
+        "libfabric",
+        LOOPBACK,
+        library=str(LIBFABRIC_2),
+        missing=without_libfabric_2,
+        environment={"FI_PROVIDER_PATH": "/nonexistent"},  # what it has built in is enough
+        known={
+            "core_mailbox": "libfabric 2.5: fi_cq_read crashes after an endpoint with messages "
+            "under way both ways was closed"
+        },
+    ),
     Provider(
         "efa-face",
         "libfabric",
         "rdmap16s27",
-        library=EFAFACE,
-        goals=("face",),
+        library=EFA_FACE,
         missing=without_libfabric,
+        goals=("face",),
     ),
-    Provider("verbs-double", "verbs", "soft0", library=SOFTVERBS, goals=("softverbs",)),
-    Provider("verbs", "verbs", next(iter(devices()), ""), missing=without_devices),
+    Provider(
+        "verbs-double",
+        "verbs",
+        "soft0",
+        library=SOFTVERBS,
+        goals=("softverbs",),
+        alone=ONE_PROCESS,
+    ),
+    Provider("verbs", "verbs", FIRST_DEVICE, missing=without_devices),
+    Provider(
+        "libfabric-verbs",
+        "libfabric",
+        FIRST_DEVICE,
+        fabric="verbs;ofi_rxm",
+        missing=lambda: without_libfabric() or without_devices(),
+        known={
+            **dict.fromkeys(CLOSED_WHILE_WRITTEN_TO, RXM_CLOSES),
+            "connect_many": "128 endpoints of rxm over verbs are more than 2 GiB of memory hold",
+        },
+    ),
 )

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cases that every provider has to pass, on a soft-RoCE device (tests/conformance)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.providers import NATIVE, PROVIDERS
+
+if TYPE_CHECKING:
+    from vm.guest import Guest
+
+LINE = re.compile(r"(ok|skipped|FAILED) +(\w+) ")
+LOAD = 15  # per cent of the usual numbers: the guest is emulated
+RXM_LOAD = 5  # a connection of its takes 2 s there
+CASE_S = 150
+ALL_S = 540
+PROGRAM = str(NATIVE / "conformance" / "conformance")  # built with the image
+
+
+@pytest.mark.timeout(ALL_S + 120)
+def test_verbs(guest: Guest) -> None:
+    ended = guest.run(
+        [PROGRAM, "--load", str(LOAD), "--seconds", str(CASE_S), "--jobs", "2", "verbs", "rxe0"],
+        check=False,
+        timeout_s=ALL_S,
+    )
+    told = [line.groups() for line in map(LINE.match, ended.stdout.splitlines()) if line]
+    assert ended.status == 0, ended.stdout + ended.stderr
+    passed = {name for word, name in told if word == "ok"}
+    assert {"write_lengths", "imm_after_earlier", "refuse_key", "close_incoming"} <= passed
+
+
+@pytest.mark.timeout(ALL_S + 120)
+def test_rxm_over_verbs(guest: Guest) -> None:
+    known = next(one for one in PROVIDERS if one.name == "libfabric-verbs").known
+    listed = guest.run([PROGRAM, "--list"], timeout_s=60).stdout.splitlines()
+    cases = [line.split()[0] for line in listed if line.split()[0] not in known]
+    ended = guest.run(
+        [
+            PROGRAM, "--load", str(RXM_LOAD), "--seconds", str(CASE_S), "--jobs", "2",
+            "--fabric", "verbs;ofi_rxm", "libfabric", "rxe0", *cases,
+        ],
+        check=False,
+        timeout_s=ALL_S,
+    )  # fmt: skip
+    told = [line.groups() for line in map(LINE.match, ended.stdout.splitlines()) if line]
+    assert ended.status == 0, ended.stdout + ended.stderr
+    assert len([word for word, _ in told if word == "ok"]) > len(cases) // 2
