@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which device, port and GID the verbs provider takes, and what it says of it: on the double of libibverbs (softverbs/). */
+#include "providers/verbs/address.h"
 #include "verbs_soft.h"
 
 static int try_open(struct tfd_rail_info *info, const char *rail, struct tfd_verbs_options verbs)
@@ -56,6 +57,8 @@ static void test_names(void)
 	CHECK_OK(try_open(&info, DEVICE, second));
 	CHECK(strstr(info.why, "port 2"));
 	CHECK(try_open(&info, DEVICE ":3", none) == -ENODEV);
+	CHECK(try_open(&info, DEVICE ":0", none) == -ENODEV);
+	CHECK(try_open(&info, DEVICE ":2x", none) == -ENODEV && strstr(error.text, DEVICE ":2x"));
 	CHECK_OK(try_open(&info, "10.2.0.2", none));
 	CHECK(strstr(info.why, "soft1 port 2") && strstr(info.why, "10.2.0.2"));
 	CHECK(try_open(&info, "10.3.0.2", none) == -ENODEV);
@@ -82,6 +85,120 @@ static void test_infiniband(void)
 	nothing_is_left();
 }
 
+/* A full member of the partition before a limited one; without either, if none was asked for, whatever there is. */
+static void test_pkeys(void)
+{
+	struct tfd_verbs_options none = { 0 }, one = { .pkey = 1 }, two = { .pkey = 2 };
+	struct tfd_rail_info info;
+
+	configure("");
+	SOFT(softverbs_pkey)(DEVICE, 1, 0, 0x7fff);
+	SOFT(softverbs_pkey)(DEVICE, 1, 1, 0x8001);
+	SOFT(softverbs_pkey)(DEVICE, 1, 2, 0xffff);
+	CHECK_OK(try_open(&info, DEVICE, none));
+	CHECK(strstr(info.why, "pkey 0xffff"));
+	CHECK_OK(try_open(&info, DEVICE, one));
+	CHECK(strstr(info.why, "pkey 0x8001"));
+	CHECK(try_open(&info, DEVICE, two) == -ENOENT);
+	SOFT(softverbs_pkey)(DEVICE, 1, 2, 0);
+	CHECK_OK(try_open(&info, DEVICE, none));
+	CHECK(strstr(info.why, "pkey 0x7fff"));
+	SOFT(softverbs_pkey)(DEVICE, 1, 0, 0);
+	CHECK_OK(try_open(&info, DEVICE, none));
+	CHECK(strstr(info.why, "pkey 0x8001"));
+	SOFT(softverbs_pkey)(DEVICE, 1, 1, 0);
+	CHECK(try_open(&info, DEVICE, none) == -ENOENT);
+}
+
+static void passes(void)
+{
+	struct joined pair;
+
+	pair_open(&pair);
+	write_passes(&pair, 5);
+	pair_close(&pair);
+}
+
+/* Its subnet manager finds the port after the rail was opened. */
+static void test_infiniband_late(void)
+{
+	configure("link=ib; gids=ib:ll");
+	SOFT(softverbs_port)(DEVICE, 1, 0);
+	SOFT(softverbs_given)(DEVICE, 1, 0, IBV_MTU_256);
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, "soft1");
+	CHECK(ops->rail_state(a.domain) == TFD_RAIL_DOWN);
+	SOFT(softverbs_given)(DEVICE, 1, 77, IBV_MTU_4096);
+	SOFT(softverbs_port)(DEVICE, 1, 1);
+	await_state(&a, TFD_RAIL_UP);
+	passes();
+	side_close(&a);
+	side_close(&b);
+}
+
+static enum ibv_mtu path_mtu(const struct tfd_half *half)
+{
+	struct ibv_qp_init_attr init;
+	struct ibv_qp_attr attributes;
+
+	CHECK(SOFT(ibv_query_qp)(half->queues[0].qp, &attributes, IBV_QP_PATH_MTU, &init) == 0);
+	return attributes.path_mtu;
+}
+
+/* An interface's MTU is changed: what a half has told, it goes by; the next one tells what there is then. */
+static void test_mtu(void)
+{
+	struct tfd_verbs_address address;
+	struct joined pair, next;
+
+	configure("");
+	side_open_at(&a, DEVICE);
+	side_open_with(&b, "soft1", (struct tfd_verbs_options){ .mtu = 2048 });
+	SOFT(softverbs_given)(DEVICE, 1, 0, IBV_MTU_1024);
+	halves_open(&pair);
+	memcpy(&address, pair.out_address, sizeof(address));
+	CHECK(address.mtu == IBV_MTU_1024);
+	memcpy(&address, pair.in_address, sizeof(address));
+	CHECK(address.mtu == IBV_MTU_2048);
+	SOFT(softverbs_given)(DEVICE, 1, 0, IBV_MTU_4096);
+	halves_open(&next);
+	memcpy(&address, next.out_address, sizeof(address));
+	CHECK(address.mtu == IBV_MTU_4096);
+	join(&pair);
+	CHECK(path_mtu(pair.out) == IBV_MTU_1024 && path_mtu(pair.in) == IBV_MTU_1024);
+	write_passes(&pair, 6);
+	pair_close(&pair);
+	pair_close(&next);
+	side_close(&a);
+	side_close(&b);
+}
+
+/* Two entries alike, as of an interface and a VLAN of it: it stays with its own for as long as that is there. */
+static void test_twin_gids(void)
+{
+	struct tfd_verbs_options first = { .gid_given = 1, .gid_index = 0 };
+	uint64_t until = tfd_now_ns() + PATIENCE_NS;
+
+	configure("gids=v2:v4,v2:v4");
+	side_open_with(&a, DEVICE, first);
+	side_open_at(&b, "soft1");
+	SOFT(softverbs_port)(DEVICE, 1, 0);
+	await_state(&a, TFD_RAIL_DOWN); /* events come in their order */
+	CHECK(tfd_load_relaxed(&a.domain->port.gid_index) == 0);
+	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 0, "-") == 0);
+	while (tfd_load_relaxed(&a.domain->port.gid_index) != 1) {
+		CHECK(tfd_now_ns() < until);
+		(void)usleep(100);
+	}
+	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 0, "v2:v4") == 0);
+	SOFT(softverbs_port)(DEVICE, 1, 1);
+	await_state(&a, TFD_RAIL_UP);
+	CHECK(tfd_load_relaxed(&a.domain->port.gid_index) == 1);
+	passes();
+	side_close(&a);
+	side_close(&b);
+}
+
 static void test_too_small(void)
 {
 	struct tfd_rail_info info;
@@ -97,7 +214,11 @@ int main(void)
 	(void)unsetenv("TFD_TEST_RAIL");
 	test_gids();
 	test_names();
+	test_pkeys();
 	test_infiniband();
+	test_infiniband_late();
+	test_mtu();
+	test_twin_gids();
 	test_too_small();
 	return 0;
 }

@@ -4,16 +4,6 @@
 
 #include "verbs_soft.h"
 
-static void await_state(const struct side *side, uint32_t state)
-{
-	uint64_t until = tfd_now_ns() + PATIENCE_NS;
-
-	while (ops->rail_state(side->domain) != state) {
-		CHECK(tfd_now_ns() < until);
-		(void)usleep(100);
-	}
-}
-
 static void await_let_go(void)
 {
 	uint64_t until = tfd_now_ns() + PATIENCE_NS;

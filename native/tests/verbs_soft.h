@@ -47,6 +47,16 @@ static inline void nothing_is_left(void)
 	CHECK(!now.contexts && !now.pds && !now.mrs && !now.channels && !now.cqs && !now.srqs && !now.qps);
 }
 
+static inline void await_state(const struct side *side, uint32_t state)
+{
+	uint64_t until = tfd_now_ns() + PATIENCE_NS;
+
+	while (ops->rail_state(side->domain) != state) {
+		CHECK(tfd_now_ns() < until);
+		(void)usleep(100);
+	}
+}
+
 static inline void pair_open(struct joined *pair)
 {
 	halves_open(pair);

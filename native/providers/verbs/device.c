@@ -5,17 +5,20 @@
  * A rail is named by a device ("mlx5_0"), a device and a port ("mlx5_0:2"), or an interface or address that a GID belongs to
  * ("eth0", "10.9.0.1").
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "../../core/barrier.h"
 #include "../../core/parts.h"
 #include "verbs.h"
 
 #define GIDS_MAX 1024
-#define PKEY_FULL 0xffffu
+#define PKEY_DEFAULT 0xffffu
+#define PKEY_MEMBER 0x8000u /* a full one */
 
 /* A table of GIDs of one device, as the library tells it. */
 struct table {
@@ -43,6 +46,16 @@ int tfd_verbs_port_query(const struct tfd_domain *domain, uint8_t number, struct
 	else
 		rc = domain->library->query_port(domain->context, number, (void *)out);
 	return rc > 0 ? -rc : rc;
+}
+
+/* 0: it is none. */
+static enum ibv_mtu mtu_of(uint32_t bytes)
+{
+	for (enum ibv_mtu mtu = IBV_MTU_256; mtu <= IBV_MTU_4096; mtu++) {
+		if (128u << mtu == bytes)
+			return mtu;
+	}
+	return 0;
 }
 
 static int table_read(const struct tfd_domain *domain, struct table *table)
@@ -75,13 +88,23 @@ static void table_pick(struct table *table, uint32_t port)
 	}
 }
 
+void tfd_verbs_port_take(struct tfd_domain *domain, const struct ibv_port_attr *now)
+{
+	enum ibv_mtu most = mtu_of(domain->options.mtu);
+
+	domain->port.lid = now->lid;
+	domain->port.mtu = most && most < now->active_mtu ? most : now->active_mtu;
+}
+
+/* Of several entries alike (one of each VLAN) the one that it was. */
 int tfd_verbs_gid_find(const struct tfd_domain *domain)
 {
+	uint32_t was = tfd_load_relaxed(&domain->port.gid_index);
 	struct table *table = calloc(1, sizeof(*table));
 	int rc = table ? table_read(domain, table) : -ENOMEM;
 	int found = -ENOENT;
 
-	for (size_t i = 0; !rc && i < table->entry_count; i++) {
+	for (size_t i = 0; !rc && i < table->entry_count && found != (int)was; i++) {
 		const struct ibv_gid_entry *entry = &table->entries[i];
 
 		if (entry->port_num == domain->port.number && entry->gid_type == domain->port.gid.type &&
@@ -126,43 +149,38 @@ static uint8_t port_choose(const struct tfd_domain *domain, struct table *table,
 	return found;
 }
 
-static enum ibv_mtu mtu_of(uint32_t bytes)
+/* The better the higher. Limited members of a partition talk to its full members only, and not to each other. */
+static uint32_t pkey_rank(uint32_t pkey, uint32_t wanted)
 {
-	for (enum ibv_mtu mtu = IBV_MTU_256; mtu <= IBV_MTU_4096; mtu++) {
-		if (128u << mtu == bytes)
-			return mtu;
-	}
-	return 0;
+	if ((pkey | PKEY_MEMBER) != (wanted | PKEY_MEMBER))
+		return pkey != 0;
+	return pkey & PKEY_MEMBER ? 3 : 2;
 }
 
 static int pkey_choose(const struct tfd_domain *domain, struct tfd_verbs_port *port, uint32_t length,
                        uint32_t *pkey, struct tfd_error *error)
 {
-	uint32_t wanted = domain->options.pkey ? domain->options.pkey : PKEY_FULL;
-	uint32_t first = 0;
+	uint32_t wanted = domain->options.pkey ? domain->options.pkey : PKEY_DEFAULT;
+	uint32_t best = 0;
 
 	for (uint32_t i = 0; i < length; i++) {
 		__be16 raw;
+		uint32_t rank;
 
 		if (domain->library->query_pkey(domain->context, port->number, (int)i, &raw) != 0)
 			continue;
-		*pkey = __builtin_bswap16(raw);
-		/* The upper bit tells a full member, which is one that others of its kind talk to. */
-		if ((*pkey & 0x7fff) == (wanted & 0x7fff)) {
-			port->pkey_index = (uint16_t)i;
-			return 0;
-		}
-		if (!first) {
-			first = *pkey;
-			port->pkey_index = (uint16_t)i;
-		}
+		rank = pkey_rank(ntohs(raw), wanted);
+		if (rank <= best)
+			continue;
+		best = rank;
+		*pkey = ntohs(raw);
+		port->pkey_index = (uint16_t)i;
 	}
-	if (domain->options.pkey || !first)
+	if (!best || (domain->options.pkey && best == 1))
 		return tfd_fail(error, -ENOENT,
 		                "port %u has no pkey 0x%04x in its table of %u: ask who runs the subnet, or "
 		                "set another",
 		                port->number, wanted, length);
-	*pkey = first;
 	return 0;
 }
 
@@ -243,20 +261,18 @@ static int port_open(struct tfd_domain *domain, struct table *table, const struc
 {
 	struct tfd_verbs_port *port = &domain->port;
 	struct ibv_port_attr attributes;
-	enum ibv_mtu mtu = mtu_of(domain->options.mtu);
 	uint32_t pkey = 0;
 	int rc = tfd_verbs_port_query(domain, port->number, &attributes);
 
 	if (rc)
 		return tfd_fail(error, rc, "port %u cannot be asked: %s", port->number, strerror(-rc));
-	if (domain->options.mtu && !mtu)
+	if (domain->options.mtu && !mtu_of(domain->options.mtu))
 		return tfd_fail(error, -EINVAL, "mtu is %u; it must be 256, 512, 1024, 2048 or 4096",
 		                domain->options.mtu);
 	port->link_layer = attributes.link_layer == IBV_LINK_LAYER_ETHERNET ? IBV_LINK_LAYER_ETHERNET :
 	                                                                      IBV_LINK_LAYER_INFINIBAND;
-	port->lid = attributes.lid;
 	port->global = port->link_layer == IBV_LINK_LAYER_ETHERNET || domain->options.gid_given;
-	port->mtu = mtu && mtu < attributes.active_mtu ? mtu : attributes.active_mtu;
+	tfd_verbs_port_take(domain, &attributes);
 	port->max_message_bytes = attributes.max_msg_sz;
 	rc = gid_choose(domain, table, wanted, error);
 	if (!rc)
@@ -321,13 +337,17 @@ static int no_device(const struct tfd_domain *domain, struct ibv_device **device
 static void parse_device(const char *name, uint32_t port, struct wanted *out)
 {
 	const char *colon = strrchr(name, ':');
+	unsigned long number;
 	char *end;
 
 	*out = (struct wanted){ .port = port };
 	(void)snprintf(out->device, sizeof(out->device), "%s", name);
 	if (!colon || strchr(name, ':') != colon || !colon[1])
 		return;
-	out->port = (uint32_t)strtoul(colon + 1, &end, 10);
+	number = strtoul(colon + 1, &end, 10);
+	if (*end || !number || number > UINT8_MAX) /* no port: no device has this name */
+		return;
+	out->port = (uint32_t)number;
 	out->device[colon - name] = 0;
 }
 

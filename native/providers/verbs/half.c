@@ -149,9 +149,8 @@ int tfd_verbs_half_open(struct tfd_domain *domain, int outgoing, void *owner, st
 {
 	struct tfd_verbs_address told = { .magic = TFD_VERBS_MAGIC,
 	                                  .link_layer = domain->port.link_layer,
-	                                  .mtu = (uint8_t)domain->port.mtu,
-	                                  .reads = reads_of(domain->attributes.max_qp_rd_atom),
-	                                  .lid = domain->port.lid };
+	                                  .reads = reads_of(domain->attributes.max_qp_rd_atom) };
+	struct ibv_port_attr now;
 	struct tfd_half *half;
 	int rc = 0;
 
@@ -161,9 +160,16 @@ int tfd_verbs_half_open(struct tfd_domain *domain, int outgoing, void *owner, st
 		rc = tfd_verbs_queues_renew(domain, error);
 	if (rc)
 		return rc;
+	rc = tfd_verbs_port_query(domain, domain->port.number, &now);
+	if (rc)
+		return fail("ibv_query_port", -rc, error);
+	tfd_verbs_port_take(domain, &now);
 	half = calloc(1, sizeof(*half));
 	if (!half)
 		return tfd_fail(error, -ENOMEM, "no memory for a connection");
+	told.lid = domain->port.lid;
+	told.mtu = (uint8_t)domain->port.mtu;
+	half->mtu = domain->port.mtu;
 	half->domain = domain;
 	half->owner = owner;
 	tfd_list_push(&domain->halves, &half->link);
@@ -216,7 +222,7 @@ static int pair_receive(struct tfd_verbs_queue *queue, const struct tfd_verbs_ad
 	enum ibv_mtu mtu = far->mtu;
 	struct ibv_qp_attr attributes = {
 		.qp_state = IBV_QPS_RTR,
-		.path_mtu = mtu < domain->port.mtu ? mtu : domain->port.mtu,
+		.path_mtu = mtu < queue->half->mtu ? mtu : queue->half->mtu,
 		.dest_qp_num = far->numbers[queue->traffic],
 		.rq_psn = far->psns[queue->traffic],
 		.max_dest_rd_atomic = reads_of(domain->attributes.max_qp_rd_atom),

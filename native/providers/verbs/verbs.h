@@ -31,14 +31,14 @@ enum tfd_verbs_alarm {
 	TFD_VERBS_HALF_BROKE = 1u << 3, /* a queue pair, tfd_verbs_queue.broke */
 };
 
-/* Constant once the rail is open. */
+/* Constant once the rail is open, but where it says otherwise. */
 struct tfd_verbs_port {
 	uint8_t number;
 	uint8_t link_layer; /* IBV_LINK_LAYER_* */
 	uint16_t pkey_index;
-	uint16_t lid; /* InfiniBand */
-	bool global; /* packets carry a GRH: always on Ethernet */
+	uint16_t lid; /* InfiniBand; the worker's, as the next: when a half was made last */
 	enum ibv_mtu mtu;
+	bool global; /* packets carry a GRH: always on Ethernet */
 	struct tfd_gid gid;
 	uint32_t gid_index; /* shared: where it is now; the thread of events stores it */
 	uint32_t max_message_bytes;
@@ -89,6 +89,7 @@ struct tfd_half {
 	void *owner;
 	struct tfd_list link; /* domain->halves */
 	struct tfd_verbs_queue queues[TFD_VERBS_CHANNELS]; /* by enum tfd_traffic */
+	enum ibv_mtu mtu; /* that it told */
 	bool started;
 	bool closed;
 	bool told; /* that it broke by itself */
@@ -175,6 +176,12 @@ int tfd_verbs_device_open(struct tfd_domain *domain, const struct tfd_group_opti
 
 /* ibv_query_port(3); any thread. */
 int tfd_verbs_port_query(const struct tfd_domain *domain, uint8_t number, struct ibv_port_attr *out);
+
+/*
+ * worker, or nobody else yet. What the port has now: a subnet manager gives it a LID when it comes up, and its interface's MTU may be changed
+ * at any time, of which no event tells.
+ */
+void tfd_verbs_port_take(struct tfd_domain *domain, const struct ibv_port_attr *now);
 
 /* Where the port's GID is in its table, or -ENOENT; any thread. */
 int tfd_verbs_gid_find(const struct tfd_domain *domain);

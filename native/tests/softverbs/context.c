@@ -192,7 +192,7 @@ static int query_port(struct ibv_context *context, uint8_t number, struct ibv_po
 	*attr = (struct ibv_port_attr){
 		.state = port->up ? IBV_PORT_ACTIVE : IBV_PORT_DOWN,
 		.max_mtu = IBV_MTU_4096,
-		.active_mtu = (enum ibv_mtu)fabric.config.mtu,
+		.active_mtu = (enum ibv_mtu)port->mtu,
 		.gid_tbl_len = SOFT_GIDS,
 		.max_msg_sz = 1u << 30,
 		.pkey_tbl_len = SOFT_PKEYS,

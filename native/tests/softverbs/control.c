@@ -150,6 +150,25 @@ SOFT_EXPORT void softverbs_port(const char *name, uint32_t port, int up)
 	soft_unlock();
 }
 
+SOFT_EXPORT void softverbs_given(const char *name, uint32_t port, uint32_t lid, uint32_t mtu)
+{
+	struct soft_device *device;
+
+	soft_lock();
+	device = soft_device_find(name);
+	device->ports[port - 1].lid = (uint16_t)lid;
+	device->ports[port - 1].mtu = mtu;
+	soft_unlock();
+}
+
+SOFT_EXPORT void softverbs_pkey(const char *name, uint32_t port, uint32_t index, uint32_t pkey)
+{
+	soft_lock();
+	soft_configure_once();
+	soft_device_find(name)->ports[port - 1].pkeys[index] = (uint16_t)pkey;
+	soft_unlock();
+}
+
 SOFT_EXPORT void softverbs_cut(const char *name, int on)
 {
 	soft_lock();

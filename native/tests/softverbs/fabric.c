@@ -182,7 +182,7 @@ static int device_reset(uint32_t number)
 		char gids[sizeof(fabric.config.gids)], *rest = gids, *word;
 		uint32_t count = 0;
 
-		*port = (struct soft_port){ .up = 1, .pkeys = { 0xffff } };
+		*port = (struct soft_port){ .up = 1, .mtu = fabric.config.mtu, .pkeys = { 0xffff } };
 		port->lid = (uint16_t)(fabric.config.infiniband ? 16 * (number + 1) + i : 0);
 		(void)snprintf(gids, sizeof(gids), "%s", fabric.config.gids);
 		while ((word = strsep(&rest, ",")) && count < SOFT_GIDS) {

@@ -59,10 +59,10 @@ static int values_check(const struct soft_qp *qp, const struct ibv_qp_attr *attr
 		return soft_refuse(EINVAL, "ibv_modify_qp: there is no partition key %u", attr->pkey_index);
 	if (mask & IBV_QP_CUR_STATE && attr->cur_qp_state != qp->state)
 		return soft_refuse(EINVAL, "ibv_modify_qp: its state is not %d", (int)attr->cur_qp_state);
-	if (mask & IBV_QP_PATH_MTU &&
-	    (attr->path_mtu < IBV_MTU_256 || (uint32_t)attr->path_mtu > config->mtu))
+	if (mask & IBV_QP_PATH_MTU && (attr->path_mtu < IBV_MTU_256 ||
+	                               (uint32_t)attr->path_mtu > device->ports[qp->attr.port_num - 1].mtu))
 		return soft_refuse(EINVAL, "ibv_modify_qp: MTU %d, the port's %u", (int)attr->path_mtu,
-		                   config->mtu);
+		                   device->ports[qp->attr.port_num - 1].mtu);
 	if (mask & IBV_QP_AV && attr->ah_attr.port_num != qp->attr.port_num)
 		return soft_refuse(EINVAL, "ibv_modify_qp: the path's port %u is not the queue pair's %u",
 		                   attr->ah_attr.port_num, qp->attr.port_num);

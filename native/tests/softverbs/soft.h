@@ -67,6 +67,7 @@ struct soft_config {
 struct soft_port {
 	uint32_t up;
 	uint16_t lid;
+	uint32_t mtu; /* enum ibv_mtu */
 	uint16_t pkeys[SOFT_PKEYS];
 	struct soft_gid gids[SOFT_GIDS];
 };
