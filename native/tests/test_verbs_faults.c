@@ -261,6 +261,102 @@ static void test_overrun(int receive)
 	world_close();
 }
 
+/* Both queues of a rail, one after the other: what is heard of them later does not end what has new ones. */
+static void test_overrun_twice(void)
+{
+	struct tfd_post post;
+	struct tfd_wr wrs[2] = { 0 };
+	struct joined pair;
+	struct tfd_wc wc;
+	uint64_t until = tfd_now_ns() + PATIENCE_NS;
+
+	world_open();
+	pair_open(&pair);
+	SOFT(softverbs_overrun)(DEVICE, 0);
+	post = piece_of(&a, &b, 8);
+	CHECK_OK(ops->post(pair.out, &post, &wrs[0]));
+	wc = next_of(&a);
+	CHECK(wc.type == TFD_WC_ERROR && !wc.wr && wc.error == EOVERFLOW);
+	SOFT(softverbs_overrun)(DEVICE, 1);
+	post = piece_of(&b, &a, 8);
+	post.has_imm = 1;
+	post.traffic = TFD_TRAFFIC_MESSAGE;
+	CHECK_OK(ops->post(pair.in, &post, &wrs[1]));
+	(void)ops->poll(b.domain, &wc, 0);
+	while (!tfd_load_seq(&a.domain->alarms)) {
+		CHECK(tfd_now_ns() < until);
+		(void)usleep(100);
+	}
+	ops->half_close(pair.out);
+	ops->half_free(pair.out);
+	half_end(&pair.in);
+	pair_open(&pair);
+	CHECK(ops->poll(a.domain, &wc, 1) == 0);
+	write_passes(&pair, 3);
+	pair_close(&pair);
+	world_close();
+}
+
+/* The queues cannot be made anew, and only then it is heard that the last one was low. */
+static void test_alarm_of_no_queue(void)
+{
+	struct tfd_post post;
+	struct tfd_wr wr = { 0 };
+	struct joined pair;
+	struct tfd_wc wc;
+
+	world_open();
+	pair_open(&pair);
+	SOFT(softverbs_overrun)(DEVICE, 0);
+	post = piece_of(&a, &b, 8);
+	CHECK_OK(ops->post(pair.out, &post, &wr));
+	wc = next_of(&a);
+	CHECK(wc.error == EOVERFLOW);
+	pair_close(&pair);
+	SOFT(softverbs_fail)("ibv_create_cq", 0, ENOMEM);
+	CHECK(ops->half_open(a.domain, 1, NULL, &pair.out, pair.out_address, &pair.out_bytes, &error) ==
+	      -ENOMEM);
+	(void)tfd_or_seq(&a.domain->alarms, (uint32_t)TFD_VERBS_SRQ_LOW);
+	wc = next_of(&a);
+	CHECK(wc.type == TFD_WC_ERROR && wc.error == ENOBUFS && ops->arm(a.domain) == 0);
+	pair_open(&pair);
+	write_passes(&pair, 4);
+	pair_close(&pair);
+	world_close();
+}
+
+/* Halves that are freed with immediates in the queue do not take receives along. */
+static void test_receives_stay(void)
+{
+	struct tfd_wr wrs[16] = { 0 };
+	struct tfd_post post;
+	struct tfd_wc wc;
+
+	configure("hurry=100; max_srq_wr=64");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, "soft1");
+	post = piece_of(&a, &b, 0);
+	post.has_imm = 1;
+	for (uint32_t round = 0; round < 8; round++) {
+		struct joined pair;
+
+		pair_open(&pair);
+		for (uint32_t i = 0; i < 16; i++)
+			CHECK_OK(ops->post(pair.out, &post, &wrs[i]));
+		for (uint32_t i = 0; i < 16; i++) {
+			wc = next_of(&a);
+			CHECK(wc.type == TFD_WC_SENT && wc.wr == &wrs[i]);
+		}
+		ops->half_close(pair.in);
+		ops->half_free(pair.in);
+		pair.in = NULL;
+		for (uint32_t i = 0; i < 16; i++)
+			CHECK(next_of(&b).type == TFD_WC_IMM);
+		pair_close(&pair);
+	}
+	world_close();
+}
+
 /* What the device says of a work request, and what is told of it and of those behind it. */
 static void test_statuses(void)
 {
@@ -436,6 +532,9 @@ int main(void)
 	test_queue_pair_breaks();
 	test_overrun(0);
 	test_overrun(1);
+	test_overrun_twice();
+	test_alarm_of_no_queue();
+	test_receives_stay();
 	test_statuses();
 	test_part_fails();
 	test_memlock();

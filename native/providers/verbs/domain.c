@@ -115,6 +115,8 @@ int tfd_verbs_queues_renew(struct tfd_domain *domain, struct tfd_error *error)
 			"a queue of the rail has overrun: its connections are closed first, then it is "
 			"made anew");
 	queues_close(domain);
+	/* What may have been heard again of those that are gone now. */
+	domain->alarmed |= tfd_swap_seq(&domain->alarms, 0u) & ~(uint32_t)TFD_VERBS_OVERRUN;
 	rc = queues_open(domain, error);
 	domain->overrun = rc != 0;
 	if (rc)

@@ -253,7 +253,8 @@ int tfd_verbs_alarms_take(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	}
 	if (domain->alarmed & TFD_VERBS_OVERRUN)
 		domain->overrun = true;
-	if (domain->alarmed & TFD_VERBS_SRQ_LOW)
+	if ((domain->alarmed & TFD_VERBS_SRQ_LOW) && !domain->dead &&
+	    !domain->overrun) /* else it may be none */
 		tfd_verbs_srq_watch(domain);
 	count += one_tell(domain, TFD_VERBS_GONE, ENODEV, wc, max);
 	count += one_tell(domain, TFD_VERBS_OVERRUN, EOVERFLOW, wc + count, max - count);

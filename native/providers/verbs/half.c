@@ -339,8 +339,11 @@ void tfd_verbs_half_close(struct tfd_half *half)
 
 	tfd_verbs_chains_send(domain); /* so that all that was posted is flushed */
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
-		if (domain->library->modify_qp(half->queues[i].qp, &attributes, IBV_QP_STATE) != 0)
-			stopped = false;
+		int rc = domain->library->modify_qp(half->queues[i].qp, &attributes, IBV_QP_STATE);
+
+		stopped = stopped && !rc;
+		/* What lands until it is destroyed, the device may drop with it; one that is gone (EIO) lets nothing land. */
+		half->uncounted = half->uncounted || (rc && rc != EIO);
 	}
 	if (!stopped) {
 		(void)tfd_verbs_take(domain); /* what has come by them leaves the queues with them */
@@ -382,6 +385,11 @@ int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 	struct tfd_domain *domain = half->domain;
 	int count;
 
+	if (half->uncounted && max) {
+		half->uncounted = false;
+		*wc = (struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW, .owner = half->owner };
+		return 1;
+	}
 	for (;;) {
 		bool waits = half->queues[0].qp && !is_told(half, false) && tfd_now_ns() < half->deadline_ns;
 
@@ -401,9 +409,13 @@ void tfd_verbs_half_free(struct tfd_half *half)
 {
 	struct tfd_domain *domain = half->domain;
 
+	/*
+	 * A device may drop a queue pair's completions with it, and receives would be lost with those. Numbers of queue pairs are used
+	 * again: none of theirs is left in the queues.
+	 */
+	(void)tfd_verbs_take(domain);
 	pairs_destroy(half);
-	(void)tfd_verbs_take(
-		domain); /* numbers of queue pairs are used again: none of theirs is left in the queues */
+	(void)tfd_verbs_take(domain);
 	tfd_verbs_forget(half);
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
 		struct tfd_verbs_queue *queue = &half->queues[i];

@@ -93,6 +93,7 @@ struct tfd_half {
 	bool started;
 	bool closed;
 	bool told; /* that it broke by itself */
+	bool uncounted; /* closed: immediates of it may be lost, which was not told yet */
 	uint64_t deadline_ns; /* closed: until when its posts have to be flushed */
 };
 
