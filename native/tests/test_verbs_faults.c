@@ -357,6 +357,47 @@ static void test_receives_stay(void)
 	world_close();
 }
 
+static void send_immediates(struct joined *pair, uint32_t count)
+{
+	static struct tfd_wr wrs[128];
+	struct tfd_post post = piece_of(&a, &b, 0);
+
+	post.has_imm = 1;
+	for (uint32_t i = 0; i < count; i++)
+		CHECK_OK(ops->post(pair->out, &post, &wrs[i]));
+	for (uint32_t i = 0; i < count; i++) {
+		struct tfd_wc wc = next_of(&a);
+
+		CHECK(wc.type == TFD_WC_SENT && wc.wr == &wrs[i]);
+	}
+}
+
+/* All that was granted is in the stash. What of it was polled may be posted again, and finds receives. */
+static void test_stash_and_receives(void)
+{
+	struct softverbs_counts counted;
+	struct joined pair;
+	uint32_t depth;
+
+	configure("hurry=100; max_srq_wr=128");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, "soft1");
+	pair_open(&pair);
+	depth = b.info.imm_depth;
+	CHECK(depth > 64 && depth < 128);
+	send_immediates(&pair, depth);
+	CHECK(ops->arm(b.domain) == -EAGAIN);
+	for (uint32_t i = 0; i < depth / 2; i++)
+		CHECK(next_of(&b).type == TFD_WC_IMM);
+	send_immediates(&pair, depth / 2);
+	for (uint32_t i = 0; i < depth; i++)
+		CHECK(next_of(&b).type == TFD_WC_IMM);
+	SOFT(softverbs_counts)("soft1", &counted);
+	CHECK(!counted.rnr);
+	pair_close(&pair);
+	world_close();
+}
+
 /* What the device says of a work request, and what is told of it and of those behind it. */
 static void test_statuses(void)
 {
@@ -535,6 +576,7 @@ int main(void)
 	test_overrun_twice();
 	test_alarm_of_no_queue();
 	test_receives_stay();
+	test_stash_and_receives();
 	test_statuses();
 	test_part_fails();
 	test_memlock();
