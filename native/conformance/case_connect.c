@@ -185,7 +185,7 @@ void case_connect_cycles(void)
 		rig_write(rig, pair, 100, &i);
 		pair_close(rig, pair);
 		rig_settle(rig);
-		if (i == 10) { /* what is kept for reuse is there by then */
+		if (i == load(CYCLES) / 4) { /* what is kept for reuse is there by then */
 			fds = count_fds();
 			threads = count_threads();
 		}

@@ -94,6 +94,7 @@ CLOSED_WHILE_WRITTEN_TO = (
     "close_outgoing",
     "close_counts",
     "close_far_rail",
+    "far_never_started",
     "canary",
 )
 ONE_PROCESS = "it is a fabric inside of one process"
