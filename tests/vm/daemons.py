@@ -44,6 +44,8 @@ class GuestDaemon:
 
     Attributes:
         guest: Where it runs.
+        name: What files of its clients are named after.
+        socket: Address of its gRPC socket, as the SDK takes it in that guest.
         config: Its configuration; what is changed counts from the next start.
     """
 
@@ -57,6 +59,8 @@ class GuestDaemon:
         """
         role = guest.machine.role
         self.guest = guest
+        self.name = "transferd"
+        self.socket = SOCKET
         config: dict[str, Any] = {
             "listen": SOCKET,
             "peer_listen": f"{address(role)}:{PEER_PORT}",
@@ -74,7 +78,9 @@ class GuestDaemon:
         name = self.guest.name
         files = [tls / f"{name}.crt", tls / f"{name}.key", tls / "ca.crt"]
         if not files[0].exists():
-            certs.make(tls, name, [name, address(self.guest.machine.role)])
+            nics = range(len(self.guest.machine.nics))
+            addresses = [address(self.guest.machine.role, nic) for nic in nics]
+            certs.make(tls, name, [name, *addresses])
         folder = self.guest.share / "tls"
         folder.mkdir(exist_ok=True)
         for file in files:
@@ -162,17 +168,22 @@ class Daemons:
         """The daemon of this guest."""
         return self._made[role]
 
+    def prepare(self) -> Daemons:
+        """Boots guests that do not run; their daemons are not started yet, so may be configured."""
+        self.pair.boot()
+        for role in ROLES:
+            old = self._made.get(role)
+            if old is None or old.guest is not self.pair[role]:
+                self._made[role] = GuestDaemon(self.pair[role], self._tls, self._overrides)
+        return self
+
     def boot(self) -> Daemons:
         """Boots guests that do not run, and starts daemons that do not; waits until all serve.
 
         Raises:
             VmError: A daemon did not start.
         """
-        self.pair.boot()
-        for role in ROLES:
-            old = self._made.get(role)
-            if old is None or old.guest is not self.pair[role]:
-                self._made[role] = GuestDaemon(self.pair[role], self._tls, self._overrides)
+        self.prepare()
         fresh = [daemon.start() for daemon in self._made.values() if not daemon.running]
         for daemon in fresh:
             daemon.wait_ready()
