@@ -130,13 +130,17 @@ class GuestDaemon:
         raise VmError(f"the daemon of {self.guest.name} {why}\n{self.log()[-8000:]}")
 
     def stop(self) -> None:
-        """Stops it with SIGTERM.
+        """Stops it with SIGTERM; see :meth:`wait_stopped`."""
+        self.process.signal(signal.SIGTERM)
+        self.wait_stopped()
+
+    def wait_stopped(self) -> None:
+        """Waits until it has stopped, as it was told.
 
         Raises:
             VmError: It ended with another status than 0; the text has its log.
             CommandTimeout: It did not stop in time.
         """
-        self.process.signal(signal.SIGTERM)
         status = self.process.wait(STOP_S).status
         if status != 0:
             raise VmError(
@@ -199,4 +203,4 @@ class Daemons:
         for daemon in running:
             daemon.process.signal(signal.SIGTERM)
         for daemon in running:
-            daemon.stop()
+            daemon.wait_stopped()

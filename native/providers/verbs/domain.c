@@ -109,7 +109,7 @@ int tfd_verbs_queues_renew(struct tfd_domain *domain, struct tfd_error *error)
 {
 	int rc;
 
-	if (!tfd_list_empty(&domain->halves))
+	if (!tfd_list_empty(&domain->halves) || !tfd_verbs_reap_wait(domain))
 		return tfd_fail(
 			error, -EAGAIN,
 			"a queue of the rail has overrun: its connections are closed first, then it is "
@@ -155,6 +155,8 @@ static int objects_open(struct tfd_domain *domain, struct tfd_error *error)
 		rc = channel_open(domain, error);
 	if (!rc)
 		rc = queues_open(domain, error);
+	if (!rc)
+		rc = tfd_verbs_reaper_open(domain, error);
 	return rc ? rc : tfd_verbs_events_open(domain, error);
 }
 
@@ -207,9 +209,12 @@ static void domain_close(struct tfd_domain *domain)
 		return;
 	while (!tfd_list_empty(&domain->halves))
 		tfd_verbs_half_free(tfd_container(domain->halves.next, struct tfd_half, link));
+	tfd_verbs_reaper_close(domain); /* the thread of events acknowledges what destroying waits for */
 	tfd_verbs_events_close(domain);
 	if (domain->context)
 		tfd_verbs_device_release(domain);
+	(void)pthread_cond_destroy(&domain->reaper.some);
+	(void)pthread_mutex_destroy(&domain->reaper.lock);
 	(void)pthread_rwlock_destroy(&domain->device_lock);
 	(void)pthread_mutex_destroy(&domain->mrs_lock);
 	free(domain->receive_chain);
@@ -229,6 +234,9 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 	domain->stop_fd = domain->wake_fd = domain->epoll_fd = -1;
 	(void)pthread_rwlock_init(&domain->device_lock, NULL);
 	(void)pthread_mutex_init(&domain->mrs_lock, NULL);
+	(void)pthread_mutex_init(&domain->reaper.lock, NULL);
+	(void)pthread_cond_init(&domain->reaper.some, NULL);
+	tfd_list_init(&domain->reaper.halves);
 	tfd_list_init(&domain->mrs);
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->chains);

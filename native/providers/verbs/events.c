@@ -122,7 +122,8 @@ static void *events_run(void *argument)
 		if (gone)
 			fds[1].fd = -1;
 		if (domain->context &&
-		    tfd_load_acquire(&domain->quiet)) /* pairs with tfd_verbs_quiet_renew */
+		    tfd_load_acquire(&domain->quiet) && /* pairs with tfd_verbs_quiet_renew */
+		    tfd_verbs_reaped(domain))
 			tfd_verbs_device_release(domain);
 		rc = poll(fds, 2, listed || (gone && domain->context) ? LOOK_MS : -1);
 

@@ -315,21 +315,30 @@ int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t addr
 
 /* ---- its end ---- */
 
-/* Once they are destroyed nothing of theirs is read or written. */
-static void pairs_destroy(struct tfd_half *half)
+/*
+ * From the error state to the reset state: whatever the device, or a soft one's threads, were at is done once it returns, and nothing of theirs
+ * is read or written any more (10.3.1.1). They are destroyed later, which may take long. Who refuses is destroyed at once.
+ */
+static void pairs_stop(struct tfd_half *half)
 {
+	const struct tfd_verbs_library *library = half->domain->library;
+	struct ibv_qp_attr attributes = { .qp_state = IBV_QPS_RESET };
+
+	half->stopped = true;
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
 		struct tfd_verbs_queue *queue = &half->queues[i];
+		int rc = queue->qp ? library->modify_qp(queue->qp, &attributes, IBV_QP_STATE) : 0;
 
-		if (queue->qp)
-			(void)half->domain->library->destroy_qp(queue->qp);
+		if (!rc || rc == EIO) /* of a device that is gone */
+			continue;
+		(void)library->destroy_qp(queue->qp);
 		queue->qp = NULL;
 	}
 }
 
 /*
  * In the error state a queue pair drops what comes, and completes what was posted with an error (10.3.1.7). One that cannot be put into it
- * is destroyed at once.
+ * is stopped at once.
  */
 void tfd_verbs_half_close(struct tfd_half *half)
 {
@@ -347,7 +356,7 @@ void tfd_verbs_half_close(struct tfd_half *half)
 	}
 	if (!stopped) {
 		(void)tfd_verbs_take(domain); /* what has come by them leaves the queues with them */
-		pairs_destroy(half);
+		pairs_stop(half);
 	}
 	half->closed = true;
 	/* Of a queue that is in error nothing comes. */
@@ -377,7 +386,7 @@ static void unflushed_tell(struct tfd_half *half)
 }
 
 /*
- * Waits until what was posted is flushed, tells all that has come, and only then destroys the queue pairs: a soft device may be in the
+ * Waits until what was posted is flushed, tells all that has come, and only then stops the queue pairs: a soft device may be in the
  * midst of an immediate until then, which is told in a last round.
  */
 int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
@@ -391,15 +400,15 @@ int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 		return 1;
 	}
 	for (;;) {
-		bool waits = half->queues[0].qp && !is_told(half, false) && tfd_now_ns() < half->deadline_ns;
+		bool waits = !half->stopped && !is_told(half, false) && tfd_now_ns() < half->deadline_ns;
 
 		count = tfd_verbs_poll(domain, wc, max);
-		if (count || (!half->queues[0].qp && is_told(half, true)))
+		if (count || (half->stopped && is_told(half, true)))
 			return count;
 		if (waits)
 			(void)sched_yield();
-		else if (half->queues[0].qp)
-			pairs_destroy(half);
+		else if (!half->stopped)
+			pairs_stop(half);
 		else
 			unflushed_tell(half);
 	}
@@ -410,11 +419,12 @@ void tfd_verbs_half_free(struct tfd_half *half)
 	struct tfd_domain *domain = half->domain;
 
 	/*
-	 * A device may drop a queue pair's completions with it, and receives would be lost with those. Numbers of queue pairs are used
+	 * A device may drop a queue pair's completions as it stops, and receives would be lost with those. Numbers of queue pairs are used
 	 * again: none of theirs is left in the queues.
 	 */
 	(void)tfd_verbs_take(domain);
-	pairs_destroy(half);
+	if (!half->stopped)
+		pairs_stop(half);
 	(void)tfd_verbs_take(domain);
 	tfd_verbs_forget(half);
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
@@ -424,9 +434,8 @@ void tfd_verbs_half_free(struct tfd_half *half)
 		map_remove(domain, queue);
 		tfd_list_remove(&queue->chain_link);
 		tfd_list_remove(&queue->report_link);
-		free(queue->posted);
 	}
 	tfd_list_remove(&half->link);
-	free(half);
+	tfd_verbs_reap(half);
 	tfd_verbs_quiet_renew(domain);
 }

@@ -58,7 +58,7 @@ struct tfd_verbs_posted {
  *   done..tail  the device has them, or they wait in the chain
  */
 struct tfd_verbs_queue {
-	struct ibv_qp *qp; /* owned; NULL once the half is drained */
+	struct ibv_qp *qp; /* owned */
 	struct ibv_qp_ex *extended; /* the same; NULL: by ibv_post_send */
 	struct tfd_half *half;
 	struct tfd_verbs_queue *next; /* in its bucket */
@@ -87,11 +87,12 @@ struct tfd_verbs_queue {
 struct tfd_half {
 	struct tfd_domain *domain;
 	void *owner;
-	struct tfd_list link; /* domain->halves */
+	struct tfd_list link; /* domain->halves, at last the reaper's */
 	struct tfd_verbs_queue queues[TFD_VERBS_CHANNELS]; /* by enum tfd_traffic */
 	enum ibv_mtu mtu; /* that it told */
 	bool started;
 	bool closed;
+	bool stopped; /* the device does nothing for it any more */
 	bool told; /* that it broke by itself */
 	bool uncounted; /* closed: immediates of it may be lost, which was not told yet */
 	uint64_t deadline_ns; /* closed: until when its posts have to be flushed */
@@ -110,6 +111,17 @@ struct tfd_mr {
 	bool foreign; /* a device's: the processor cannot read it */
 };
 
+/* The thread that destroys queue pairs, reaper.c. */
+struct tfd_verbs_reaper {
+	pthread_t thread;
+	bool runs;
+	pthread_mutex_t lock; /* guards the next two, for a moment each */
+	struct tfd_list halves; /* tfd_half.link: stopped and forgotten */
+	bool stops;
+	pthread_cond_t some;
+	uint32_t pending; /* shared: halves whose queue pairs there are still */
+};
+
 /* A rail. */
 struct tfd_domain {
 	const struct tfd_verbs_library *library; /* constant, as all down to `thread` */
@@ -124,6 +136,7 @@ struct tfd_domain {
 	int epoll_fd; /* of wake_fd and the channel's */
 	pthread_t thread; /* of events */
 	bool thread_runs;
+	struct tfd_verbs_reaper reaper;
 	uint32_t state; /* shared: enum tfd_rail_state */
 	uint32_t alarms; /* shared: enum tfd_verbs_alarm */
 	uint32_t quiet; /* shared: the worker touches no object of the device any more, which is gone */
@@ -211,6 +224,14 @@ int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t addr
 void tfd_verbs_half_close(struct tfd_half *half);
 int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
 void tfd_verbs_half_free(struct tfd_half *half);
+
+/* reaper.c; control */
+int tfd_verbs_reaper_open(struct tfd_domain *domain, struct tfd_error *error);
+void tfd_verbs_reaper_close(struct tfd_domain *domain); /* once all it was given is destroyed */
+/* reaper.c; worker. Destroys the queue pairs of a half that is stopped, and frees it, some time. */
+void tfd_verbs_reap(struct tfd_half *half);
+bool tfd_verbs_reap_wait(const struct tfd_domain *domain); /* whether all of them are, within a moment */
+bool tfd_verbs_reaped(const struct tfd_domain *domain); /* any thread. Whether all of them are */
 
 /* events.c; control, but for the last three */
 int tfd_verbs_events_open(struct tfd_domain *domain, struct tfd_error *error);
