@@ -152,6 +152,7 @@ static void test_addresses(void)
 	REFUSED(infiniband, (void)bad);
 	REFUSED(ethernet, bad.mtu = 0);
 	REFUSED(ethernet, bad.mtu = 6);
+	REFUSED(ethernet, bad.reads = 0);
 	REFUSED(ethernet, bad.numbers[1] = 0);
 	REFUSED(ethernet, bad.numbers[1] = 1);
 	REFUSED(ethernet, bad.numbers[2] = 1u << 24);

@@ -56,6 +56,9 @@ int tfd_verbs_address_check(const struct tfd_verbs_port *port, const void *bytes
 		                link_layer_text(address.link_layer), link_layer_text(port->link_layer));
 	if (address.mtu < IBV_MTU_256 || address.mtu > IBV_MTU_4096)
 		return tfd_fail(error, -EPROTO, "the peer's MTU is number %u; 1 to 5 are known", address.mtu);
+	if (!address.reads) /* by which a connection is proven */
+		return tfd_fail(error, -EPROTO,
+		                "the peer's device answers no RDMA reads: use another provider");
 	if (port->link_layer == IBV_LINK_LAYER_INFINIBAND && !port->global && !address.lid)
 		return tfd_fail(error, -EPROTO,
 		                "the peer's InfiniBand port has no LID: is a subnet manager up?");
