@@ -280,10 +280,12 @@ int tfd_verbs_arm(struct tfd_domain *domain)
 		return -EAGAIN;
 	if (tfd_load_relaxed(&domain->quiet))
 		return 0;
-	if (domain->dead || domain->overrun) /* no queue of it tells anything */
+	if (domain->dead) /* no queue of it tells anything */
 		return tfd_verbs_take(domain) ? -EAGAIN : 0;
 	while (domain->library->get_cq_event(domain->channel, &cq, &context) == 0)
 		domain->events_unacked[cq == domain->recv_cq]++;
+	if (domain->overrun) /* nor of this, but for what it had told before */
+		return tfd_verbs_take(domain) ? -EAGAIN : 0;
 	if (domain->events_unacked[0] + domain->events_unacked[1] >= EVENTS_UNACKED_MOST)
 		tfd_verbs_cq_events_ack(domain);
 	if (ibv_req_notify_cq(domain->send_cq, 0) != 0 || ibv_req_notify_cq(domain->recv_cq, 0) != 0)
