@@ -177,11 +177,14 @@ static void close_one(struct tfd_half **half)
 	*half = NULL;
 }
 
-/* As the core has it: the far half first, which knows then what has landed. */
+/* The far half first, as daemons do, or the near one, as when they do not reach each other. */
 static void end(struct pair *pair)
 {
-	close_one(&pair->joined.in);
-	close_one(&pair->joined.out);
+	struct joined *joined = &pair->joined;
+	bool near_first = any(2);
+
+	close_one(near_first ? &joined->out : &joined->in);
+	close_one(near_first ? &joined->in : &joined->out);
 	for (uint32_t i = 0; i < CHANNELS * SLOTS; i++) {
 		const struct piece *piece = &pair->ways[i / SLOTS].pieces[i % SLOTS];
 
