@@ -16,7 +16,7 @@
 
 #define RESERVED 2u            /* of a share: ASK, and the SEEN to ours */
 #define SHARE_LEAST (RESERVED + 1)
-#define SHARE_MOST_IN 128u     /* twice the pieces that a connection has in flight */
+#define SHARE_MOST_IN 128u     /* twice the pieces that a connection has in flight, or as many (window.c) */
 #define SHARE_MOST_OUT 32u     /* answers, and READYs */
 #define SPREAD 8u              /* the first connection gets an eighth at most */
 #define LATE_NS 1000000000u    /* what was under way to a half that is closed has arrived by then */

@@ -351,7 +351,7 @@ void tfd_verbs_half_close(struct tfd_half *half)
 		int rc = domain->library->modify_qp(half->queues[i].qp, &attributes, IBV_QP_STATE);
 
 		stopped = stopped && !rc;
-		/* What lands until it is destroyed, the device may drop with it; one that is gone (EIO) lets nothing land. */
+		/* What lands until it is stopped, the device may drop then; one that is gone (EIO) lets nothing land. */
 		half->uncounted = half->uncounted || (rc && rc != EIO);
 	}
 	if (!stopped) {
