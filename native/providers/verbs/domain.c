@@ -58,7 +58,7 @@ static int cqs_open(struct tfd_domain *domain, struct tfd_error *error)
 	domain->send_cq = library->create_cq(domain->context, (int)sends, NULL, domain->channel, 0);
 	if (!domain->send_cq)
 		return fail("ibv_create_cq", error);
-	domain->send_room = sends;
+	domain->send_room = domain->sends = sends;
 	domain->recv_cq =
 		library->create_cq(domain->context, (int)domain->receives, NULL, domain->channel, 0);
 	return domain->recv_cq ? 0 : fail("ibv_create_cq", error);

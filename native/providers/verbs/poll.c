@@ -121,16 +121,27 @@ static int queue_report(struct tfd_verbs_queue *queue, struct tfd_wc *wc, int ma
 	return count;
 }
 
-static int sends_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
+static int sends_report(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 {
 	int count = 0;
 
-	do {
-		while (count < max && !tfd_list_empty(&domain->reports))
-			count += queue_report(
-				tfd_container(domain->reports.next, struct tfd_verbs_queue, report_link),
-				wc + count, max - count);
-	} while (count < max && sends_take(domain) > 0);
+	while (count < max && !tfd_list_empty(&domain->reports))
+		count +=
+			queue_report(tfd_container(domain->reports.next, struct tfd_verbs_queue, report_link),
+			             wc + count, max - count);
+	return count;
+}
+
+/* A queue that gave less than was asked for is empty (ibv_poll_cq(3)): it is not asked again; nor is one that nothing can come by. */
+static int sends_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
+{
+	int count = sends_report(domain, wc, max);
+	int taken = TFD_VERBS_BATCH;
+
+	while (count < max && taken == TFD_VERBS_BATCH && domain->send_room != domain->sends) {
+		taken = sends_take(domain);
+		count += sends_report(domain, wc + count, max - count);
+	}
 	return count;
 }
 
@@ -192,21 +203,20 @@ static int imms_take(struct tfd_domain *domain)
 static int imms_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 {
 	struct ibv_wc found[TFD_VERBS_BATCH];
-	int count = 0, taken = 1;
+	int count = 0, most, taken;
 
 	for (; count < max && domain->stash_head != domain->stash_tail; domain->stash_head++)
 		wc[count++] = imm_of(&domain->stash[domain->stash_head & (domain->receives - 1)]);
-	while (count < max && taken > 0) {
-		int most = max - count < TFD_VERBS_BATCH ? max - count : TFD_VERBS_BATCH;
-
-		taken = cq_poll(domain->recv_cq, found, most);
+	do {
+		most = max - count < TFD_VERBS_BATCH ? max - count : TFD_VERBS_BATCH;
+		taken = most ? cq_poll(domain->recv_cq, found, most) : 0;
 		for (int i = 0; i < taken; i++) {
 			struct tfd_verbs_stashed one;
 
 			if (arrived(domain, &found[i], &one))
 				wc[count++] = imm_of(&one);
 		}
-	}
+	} while (most && taken == most);
 	receives_renew(domain);
 	return count;
 }
@@ -234,11 +244,13 @@ int tfd_verbs_poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 		count = tfd_verbs_alarms_take(domain, wc, max);
 	if (tfd_load_relaxed(&domain->quiet))
 		return count;
-	domain->imms_first = !domain->imms_first; /* neither can keep the other waiting */
+	/* Each is first in turn; the other is looked at if there was nothing: what has come is told the sooner. */
+	domain->imms_first = !domain->imms_first;
 	if (domain->imms_first)
 		count += imms_poll(domain, wc + count, max - count);
-	count += sends_poll(domain, wc + count, max - count);
-	if (!domain->imms_first)
+	if (!count || !domain->imms_first)
+		count += sends_poll(domain, wc + count, max - count);
+	if (!count && !domain->imms_first)
 		count += imms_poll(domain, wc + count, max - count);
 	return count;
 }

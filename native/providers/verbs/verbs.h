@@ -157,7 +157,8 @@ struct tfd_domain {
 	struct tfd_list chains; /* queues with a chain that waits */
 	struct tfd_list reports; /* queues with posts to report */
 	uint32_t chained; /* of `requests` and `pieces`, in use */
-	uint32_t send_room; /* entries of send_cq that no work request in flight may need */
+	uint32_t sends; /* entries of send_cq */
+	uint32_t send_room; /* those that no work request in flight may need */
 	struct ibv_send_wr requests[TFD_VERBS_CHAIN];
 	struct ibv_sge pieces[TFD_VERBS_CHAIN];
 
