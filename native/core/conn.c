@@ -76,12 +76,17 @@ static uint64_t landed_of(const struct tfd_wr *wr, const struct tfd_landed *far)
 static void reconcile(struct tfd_conn *conn, const struct tfd_landed *far)
 {
 	struct tfd_wc acked = { .type = TFD_WC_SENT };
+	struct tfd_wc refused = { .type = TFD_WC_ERROR, .error = EACCES, .remote_access = 1 };
 
 	while (conn->outstanding) {
 		struct tfd_wr *oldest = conn->outstanding;
 
 		while (oldest->next)
 			oldest = oldest->next;
+		if (oldest->job && oldest->back && oldest->refused) {
+			tfd_wr_abandon(oldest, &refused);
+			continue;
+		}
 		/* What a read asked for may not have come back, whatever landed there after it. */
 		if (!oldest->job ||
 		    (oldest->imm_number <= landed_of(oldest, far) && oldest->job->op != TFD_OP_READ))

@@ -125,10 +125,13 @@ static void wr_settle(struct tfd_worker *worker, struct tfd_wr *wr, const struct
 	tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 }
 
-/* Whether the far side may yet tell what became of it: then it waits for its connection's close. */
+/*
+ * Whether the far side may yet tell what became of it: then it waits for its connection's close. Also of one that a device refused: of a daemon
+ * that is killed the kernel takes registrations away before queue pairs, and then nobody answers.
+ */
 static bool may_be_reconciled(const struct tfd_wr *wr, const struct tfd_wc *wc)
 {
-	return wc->type == TFD_WC_ERROR && !wc->remote_access && wr->conn->half &&
+	return wc->type == TFD_WC_ERROR && (!wc->remote_access || wc->unsure) && wr->conn->half &&
 	       wr->conn->rail->info.ordered && !(wr->job->region && tfd_region_probe(wr->job->region));
 }
 
@@ -142,6 +145,7 @@ void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_
 		tfd_channel_wr_done(wr, wc);
 	} else if (wr->conn && may_be_reconciled(wr, wc)) {
 		wr->back = 1;
+		wr->refused = wc->remote_access;
 		tfd_conn_break(wr->conn, TFD_DETAIL_CONNECTION);
 		return;
 	} else if (wr->conn) { /* else abandoned before */

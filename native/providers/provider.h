@@ -32,6 +32,7 @@ struct tfd_wr {
 	struct tfd_shard *shard; /* of the job, or NULL with it */
 	uint32_t message; /* of a connection's own: its immediate */
 	uint32_t back; /* the provider has done with it; its fate is not known yet */
+	uint32_t refused; /* with it: the far side refused it, unless it was dying */
 	uint32_t units; /* eighths of a write that its immediate counts */
 	uint32_t credit; /* of a message: its immediate has taken one; others do if they count */
 	uint64_t extent; /* of its shard: bytes, or pages */
@@ -102,6 +103,8 @@ struct tfd_wc {
 	struct tfd_wr *wr;
 	int32_t error; /* positive errno */
 	uint32_t remote_access; /* error: the far side refused the key or the range */
+	uint32_t
+		unsure; /* remote_access: it was a device that refused; the kernel may be clearing away after its daemon */
 	uint32_t
 		order; /* TFD_WC_IMM: enum tfd_traffic of the channel that it came by, where info.channels is 3; else 0 */
 	void *owner; /* TFD_WC_IMM, TFD_WC_ERROR: of the half that it came by, or is about; NULL where the provider cannot tell */

@@ -54,7 +54,8 @@ static void world_close(void)
 	tfd_core_close(host_b.core);
 }
 
-static uint64_t grant_open(void)
+/* `key_off`: of its keys, which then are none. */
+static uint64_t grant_open_spoilt(uint64_t key_off)
 {
 	struct tfd_open_options options = {
 		.path_count = PATHS, .rights = TFD_RIGHT_WRITE, .length = REGION_BYTES, .imm_count = 16
@@ -72,10 +73,15 @@ static uint64_t grant_open(void)
 	CHECK_OK(tfd_session_name_space(host_b.core, to.session, &options.name_space));
 	for (uint32_t i = 0; i < PATHS; i++)
 		options.paths[i] = (struct tfd_open_path){ .conn = out[i],
-		                                           .key = keys[i].key,
+		                                           .key = keys[i].key + key_off,
 		                                           .address = keys[i].address };
 	CHECK_OK(tfd_open_add(host_a.core, from.session, &options, &open));
 	return open;
+}
+
+static uint64_t grant_open(void)
+{
+	return grant_open_spoilt(0);
 }
 
 /* As two daemons do it: the receiver closes first and tells what has landed. */
@@ -198,11 +204,40 @@ static void test_few_receives(void)
 		path_end(i);
 }
 
+/*
+ * A write that the far device refuses, as it does with a wrong key, and for a moment when its daemon is killed. If that daemon answers it was
+ * refused; if not, it died. Neither ends before the connection is closed.
+ */
+static void test_refused_by_a_device(bool answers)
+{
+	struct tfd_entry entry = { .op = TFD_OP_WRITE, .src_region = from.region, .imm = 1, .length = 64 };
+	struct tfd_record *record;
+
+	entry.dst_grant = grant_open_spoilt(1000);
+	losses_take(&host_a, out); /* of connections before these */
+	losses_take(&host_b, in);
+	record = user_submit(&from, entry);
+	(void)wait_event(&host_a, TFD_EVENT_CONN_LOST, 0); /* a part of it goes by each path */
+	for (uint32_t i = 0; i < PATHS; i++) {
+		CHECK(tfd_load_acquire(&record->done_id) != from.next_job);
+		if (answers) {
+			path_end(i);
+			continue;
+		}
+		CHECK_OK(tfd_conn_close(host_a.core, out[i], TFD_DETAIL_CONNECTION, NULL, NULL));
+		CHECK_OK(tfd_conn_close(host_b.core, in[i], TFD_DETAIL_CONNECTION, NULL, NULL));
+	}
+	wait_done(record, from.next_job);
+	CHECK(record->status == (answers ? TFD_JOB_REMOTE_ACCESS : TFD_JOB_PEER_LOST));
+}
+
 int main(void)
 {
 	world_open("mode=threaded hurry=1000");
 	for (uint32_t i = 0; i < ROUNDS * KINDS; i++)
 		test_broken_path((enum kind)(i % KINDS));
+	test_refused_by_a_device(true);
+	test_refused_by_a_device(false);
 	world_close();
 	world_open("mode=threaded max_srq_wr=128 max_cqe=256");
 	test_few_receives();

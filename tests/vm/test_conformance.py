@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.providers import NATIVE, PROVIDERS
+from vm import inner
 
 if TYPE_CHECKING:
     from vm.guest import Guest
@@ -50,3 +51,20 @@ def test_rxm_over_verbs(guest: Guest) -> None:
     told = [line.groups() for line in map(LINE.match, ended.stdout.splitlines()) if line]
     assert ended.status == 0, ended.stdout + ended.stderr
     assert len([word for word, _ in told if word == "ok"]) > len(cases) // 2
+
+
+@pytest.mark.timeout(ALL_S + 240)
+def test_operations_over_verbs(guest: Guest) -> None:
+    """What clients do by two daemons of one host, both on its device."""
+    tests = inner.run_pytest(
+        guest,
+        "tests/conformance/test_operations.py",
+        "-k",
+        "[verbs]",
+        "--require-provider",
+        "verbs",
+        "--timeout",
+        str(CASE_S),
+        timeout_s=ALL_S,
+    )
+    assert {test.outcome for test in tests} == {"passed"}

@@ -114,7 +114,7 @@ static int queue_report(struct tfd_verbs_queue *queue, struct tfd_wc *wc, int ma
 			continue;
 		wc[count].type = TFD_WC_ERROR;
 		wc[count].error = after ? ECANCELED : queue->error;
-		wc[count].remote_access = !after && queue->remote_access;
+		wc[count].remote_access = wc[count].unsure = !after && queue->remote_access;
 	}
 	if (queue->head == queue->done)
 		tfd_list_remove(&queue->report_link);
