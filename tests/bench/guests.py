@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -97,6 +97,14 @@ class GuestDaemon:
         return self._process.stdout + self._process.stderr
 
 
+class Served(Protocol):
+    """What a client has to know of a daemon in a guest."""
+
+    guest: Guest
+    name: str
+    socket: str
+
+
 class GuestEndpoint:
     """A client process in a guest: :mod:`bench.endpoint`, or another that speaks as it does.
 
@@ -107,7 +115,7 @@ class GuestEndpoint:
 
     def __init__(
         self,
-        daemon: GuestDaemon,
+        daemon: Served,
         length: int,
         module: str = "bench.endpoint",
         *,

@@ -104,7 +104,9 @@ def metric(guest: Guest, name: str, rail: str) -> float:
     def look() -> re.Match[str] | None:  # a daemon without a processor for a while says so instead
         return pattern.search(guest.run(METRICS).stdout)
 
-    return float(eventually(look, f"{guest.name} tells of {name}", WAIT_S)[1])
+    found = eventually(look, f"{guest.name} tells of {name}", WAIT_S)
+    assert found is not None
+    return float(found[1])
 
 
 def is_up(guest: Guest, rail: str) -> bool:
