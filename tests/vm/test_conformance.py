@@ -58,8 +58,8 @@ def test_rxm_over_verbs(guest: Guest) -> None:
 def test_operations_over_verbs(guest: Guest) -> None:
     """What clients do by two daemons of one host, both on its device.
 
-    Beside other work one run of five fails, by a counter's fault after a kill. The cause is not
-    known, so it is not a part of what every change has to pass.
+    One run of four failed beside other work, for a reason that is not known yet: until it is, this
+    is not a part of what every change has to pass.
     """
     tests = inner.run_pytest(
         guest,
