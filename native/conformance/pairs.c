@@ -42,6 +42,8 @@ void half_end(struct rig *rig, struct half_end *end)
 	if (!end->half)
 		return;
 	rig->ops->half_close(end->half);
+	if (rig->ops->half_settle)
+		rig->ops->half_settle(end->half);
 	while ((count = rig->ops->half_drain(end->half, wc, DRAIN_MAX)) > 0) {
 		CHECK(count <= DRAIN_MAX);
 		for (int i = 0; i < count; i++)

@@ -124,6 +124,15 @@ static bool is_known(const struct tfd_conn *conn, const struct tfd_landed *far)
 	return true;
 }
 
+/* By our own hand: no CONN_LOST. */
+static void conn_halt(struct tfd_conn *conn)
+{
+	conn->broken = true;
+	if (!conn->halted)
+		conn->rail->ops->half_close(conn->half);
+	conn->halted = true;
+}
+
 static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t detail,
                       const struct tfd_landed *far)
 {
@@ -134,12 +143,12 @@ static void conn_shut(struct tfd_worker *worker, struct tfd_conn *conn, uint32_t
 
 	if (!conn->half)
 		return;
-	conn->broken = true; /* by our own hand: no CONN_LOST */
+	conn->broken = true;
 	for (wr = conn->outstanding; wr && !known; wr = wr->next) {
 		if (wr->job)
 			tfd_shard_fail(wr->shard, TFD_JOB_PEER_LOST, detail);
 	}
-	conn->rail->ops->half_close(conn->half);
+	conn_halt(conn);
 	drained = drain_closed(worker, conn); /* what was flushed, and what had landed before */
 	if (!drained)
 		conn->uncounted = true;
@@ -223,6 +232,16 @@ static struct tfd_landed landed_by(const struct tfd_conn *conn)
 	for (uint32_t i = 0; i < landed.channels; i++)
 		landed.imms[i] = conn->orders[i].landed;
 	return landed;
+}
+
+/* The far side is not heard any more; what has come by it is taken as ever, while control waits for the device. */
+static int halt_command(struct tfd_worker *worker, void *argument)
+{
+	struct conn_call *call = argument;
+
+	(void)worker;
+	conn_halt(call->conn);
+	return 0;
 }
 
 static int close_command(struct tfd_worker *worker, void *argument)
@@ -340,11 +359,17 @@ int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail,
                    const struct tfd_landed *far_landed, struct tfd_landed *landed)
 {
 	struct conn_call call = { .detail = detail, .far_landed = far_landed };
+	const struct tfd_provider_ops *ops;
 	int rc;
 
 	call.conn = conn_remove(core, handle);
 	if (!call.conn)
 		return -ENOENT;
+	ops = call.conn->rail->ops;
+	if (ops->half_settle && call.conn->half) { /* here, so that the worker need not wait for the device */
+		(void)tfd_command_run(call.conn->group->worker, halt_command, &call);
+		ops->half_settle(call.conn->half);
+	}
 	rc = tfd_command_run(call.conn->group->worker, close_command, &call);
 	if (!rc && landed)
 		*landed = call.landed;

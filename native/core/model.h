@@ -135,6 +135,7 @@ struct tfd_conn {
 	bool outgoing;
 	bool started;
 	bool broken; /* no more posts; CONN_LOST was told */
+	bool halted; /* its half is closed, and not drained yet */
 	uint64_t peer; /* control's number of whom it leads to */
 	struct tfd_order orders[TFD_CHANNELS_MAX]; /* of which its rail has so many */
 	uint64_t imms_landed; /* of all orders */

@@ -149,6 +149,11 @@ struct tfd_provider_ops {
 	 * referenced by the provider and none of its memory is read. May block for a moment.
 	 */
 	void (*half_close)(struct tfd_half *half);
+	/*
+	 * control; may block for a second or so. Of a half that was closed: until its device has done with it, or will not say so, so that
+	 * half_drain need not wait for that. NULL: there is nothing to wait for.
+	 */
+	void (*half_settle)(struct tfd_half *half);
 	/* worker. Polls the queue that a closed half's completions are in, others' perhaps among them; 0: it is empty. */
 	int (*half_drain)(struct tfd_half *half, struct tfd_wc *wc, int max);
 	/* worker. Frees a closed half. */

@@ -4,6 +4,8 @@
  * writes. What landed by it stays counted, the rest goes by the other one: every job ends well and every count is exact. And a device with
  * few receives: credits see to it that there is one for each immediate.
  */
+#include <infiniband/verbs.h>
+#include <pthread.h>
 #include <stdbool.h>
 
 #include "core_fixture.h"
@@ -54,29 +56,40 @@ static void world_close(void)
 	tfd_core_close(host_b.core);
 }
 
-/* `key_off`: of its keys, which then are none. */
-static uint64_t grant_open_spoilt(uint64_t key_off)
+static void paths_connect(void)
 {
-	struct tfd_open_options options = {
-		.path_count = PATHS, .rights = TFD_RIGHT_WRITE, .length = REGION_BYTES, .imm_count = 16
-	};
-	struct tfd_region_key keys[PATHS];
-	uint32_t slots[16];
-	uint64_t open;
-
 	for (uint32_t i = 0; i < PATHS; i++) {
 		connect_rails(&host_a, i, &host_b, i, &out[i], &in[i]);
 		ended[i] = false;
 	}
+}
+
+/* By the paths from `first` on. `key_off`: of its keys, which then are none. */
+static uint64_t grant_add(uint32_t first, uint64_t key_off)
+{
+	struct tfd_open_options options = { .path_count = PATHS - first,
+	                                    .rights = TFD_RIGHT_WRITE,
+	                                    .length = REGION_BYTES,
+	                                    .imm_count = 16 };
+	struct tfd_region_key keys[PATHS];
+	uint32_t slots[16];
+	uint64_t open;
+
 	CHECK_OK(tfd_counters_add(host_b.core, to.session, 0, 16, slots));
 	CHECK_OK(tfd_region_keys(host_b.core, to.session, to.region, keys, PATHS));
 	CHECK_OK(tfd_session_name_space(host_b.core, to.session, &options.name_space));
-	for (uint32_t i = 0; i < PATHS; i++)
-		options.paths[i] = (struct tfd_open_path){ .conn = out[i],
-		                                           .key = keys[i].key + key_off,
-		                                           .address = keys[i].address };
+	for (uint32_t i = first; i < PATHS; i++)
+		options.paths[i - first] = (struct tfd_open_path){ .conn = out[i],
+		                                                   .key = keys[i].key + key_off,
+		                                                   .address = keys[i].address };
 	CHECK_OK(tfd_open_add(host_a.core, from.session, &options, &open));
 	return open;
+}
+
+static uint64_t grant_open_spoilt(uint64_t key_off)
+{
+	paths_connect();
+	return grant_add(0, key_off);
 }
 
 static uint64_t grant_open(void)
@@ -231,6 +244,63 @@ static void test_refused_by_a_device(bool answers)
 	CHECK(record->status == (answers ? TFD_JOB_REMOTE_ACCESS : TFD_JOB_PEER_LOST));
 }
 
+/* ---- a device that takes its time with what it has taken of the receives: its worker goes on meanwhile ---- */
+
+static uint32_t closed;
+
+static void *near_close(void *unused)
+{
+	CHECK_OK(tfd_conn_close(host_a.core, out[0], TFD_DETAIL_CONNECTION, NULL, NULL));
+	tfd_store_release(&closed, 1u); /* pairs with works_while_closing */
+	return unused;
+}
+
+static bool any_broken(const char *device)
+{
+	uint32_t numbers[64], count = softverbs_qps(device, numbers, 64);
+
+	for (uint32_t i = 0; i < count && i < 64; i++) {
+		if (softverbs_qp_state(numbers[i]) == IBV_QPS_ERR)
+			return true;
+	}
+	return false;
+}
+
+/* Whether a job goes out and comes back by the one connection before the other is closed: the device is waited for, for a bounded while. */
+static bool works_while_closing(void)
+{
+	struct tfd_entry entry = { .op = TFD_OP_IMM, .imm = 3 };
+	struct tfd_record *record;
+	pthread_t thread;
+	bool worked;
+
+	paths_connect();
+	entry.dst_grant = grant_add(1, 0);
+	closed = 0;
+	softverbs_last_hold("soft0", 1);
+	CHECK(pthread_create(&thread, NULL, near_close, NULL) == 0);
+	for (int i = 0; i < 50000 && !any_broken("soft0"); i++)
+		(void)usleep(100);
+	record = user_submit(&from, entry);
+	wait_done(record, from.next_job);
+	worked = !tfd_load_acquire(&closed); /* pairs with near_close */
+	softverbs_last_hold("soft0", 0);
+	CHECK(pthread_join(thread, NULL) == 0);
+	CHECK_OK(tfd_conn_close(host_b.core, in[0], TFD_DETAIL_CONNECTION, NULL, NULL));
+	CHECK_OK(tfd_conn_close(host_a.core, out[1], TFD_DETAIL_CONNECTION, NULL, NULL));
+	CHECK_OK(tfd_conn_close(host_b.core, in[1], TFD_DETAIL_CONNECTION, NULL, NULL));
+	return worked;
+}
+
+/* On a host that is busy the bound may pass first. */
+static void test_worker_goes_on(void)
+{
+	int tries = 5;
+
+	while (!works_while_closing())
+		CHECK(--tries);
+}
+
 int main(void)
 {
 	world_open("mode=threaded hurry=1000");
@@ -241,6 +311,9 @@ int main(void)
 	world_close();
 	world_open("mode=threaded max_srq_wr=128 max_cqe=256");
 	test_few_receives();
+	world_close();
+	world_open("mode=threaded");
+	test_worker_goes_on();
 	world_close();
 	return 0;
 }

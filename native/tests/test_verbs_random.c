@@ -208,14 +208,18 @@ static void hurt(void)
 	const struct joined *pair = &pairs[any(PAIRS)].joined;
 	const struct tfd_half *half = any(2) ? pair->in : pair->out;
 
-	switch (any(4)) {
+	switch (any(5)) {
 	case 0:
-		SOFT(softverbs_wc_fail)(DEVICE, any(40), statuses[any(4)]);
+		SOFT(softverbs_late)("soft1", 1);
+		(void)SOFT(softverbs_qp_fatal)(pair->in->queues[any(CHANNELS)].number);
 		break;
 	case 1:
-		SOFT(softverbs_lose_ack)(DEVICE, any(40));
+		SOFT(softverbs_wc_fail)(DEVICE, any(40), statuses[any(4)]);
 		break;
 	case 2:
+		SOFT(softverbs_lose_ack)(DEVICE, any(40));
+		break;
+	case 3:
 		(void)SOFT(softverbs_qp_fatal)(half->queues[any(CHANNELS)].number);
 		break;
 	default:
@@ -273,7 +277,8 @@ static void run(const char *configuration, uint32_t plain, uint32_t steps)
 		end(&pairs[i]);
 	CHECK(!under_way && a.domain->send_room == room);
 	SOFT(softverbs_counts)("soft1", &counted);
-	CHECK(!counted.rnr);
+	CHECK(!counted.rnr && !counted.receives_lost);
+	CHECK(counted.srq_entries + b.domain->receives_used == b.domain->receives);
 	side_close(&a);
 	side_close(&b);
 	nothing_is_left();

@@ -277,6 +277,7 @@ const struct tfd_provider_ops tfd_verbs_ops = {
 	.half_open = tfd_verbs_half_open,
 	.half_start = tfd_verbs_half_start,
 	.half_close = tfd_verbs_half_close,
+	.half_settle = tfd_verbs_half_settle,
 	.half_drain = tfd_verbs_half_drain,
 	.half_free = tfd_verbs_half_free,
 	.post = tfd_verbs_post,

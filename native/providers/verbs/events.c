@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "../../core/barrier.h"
+#include "../../core/futex.h"
 #include "../../core/parts.h"
 #include "verbs.h"
 
@@ -67,6 +68,17 @@ static void queue_broke(struct tfd_domain *domain, const struct ibv_qp *qp)
 	alarm_raise(domain, TFD_VERBS_HALF_BROKE);
 }
 
+/* A queue pair in error has completed all receives that it had taken. */
+static void queue_last(struct tfd_domain *domain, const struct ibv_qp *qp)
+{
+	struct tfd_verbs_queue *queue = qp->qp_context;
+
+	tfd_store_release(&queue->last_wqe,
+	                  1u); /* pairs with last_awaited: its completions are in the queue */
+	(void)tfd_add_seq(&domain->lasts, 1u); /* pairs with tfd_verbs_half_settle */
+	tfd_futex_wake_all(&domain->lasts);
+}
+
 static void take_event(struct tfd_domain *domain, const struct ibv_async_event *event)
 {
 	switch (event->event_type) {
@@ -92,7 +104,10 @@ static void take_event(struct tfd_domain *domain, const struct ibv_async_event *
 	case IBV_EVENT_QP_ACCESS_ERR:
 		queue_broke(domain, event->element.qp);
 		break;
-	default: /* a connection that is established, the last receive of one that closes */
+	case IBV_EVENT_QP_LAST_WQE_REACHED:
+		queue_last(domain, event->element.qp);
+		break;
+	default: /* a connection that is established */
 		break;
 	}
 }

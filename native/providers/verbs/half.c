@@ -10,6 +10,7 @@
 #include <sys/random.h>
 
 #include "../../core/barrier.h"
+#include "../../core/futex.h"
 #include "../../core/parts.h"
 #include "address.h"
 
@@ -22,6 +23,8 @@
 #define HOPS 64
 #define RXE_VENDOR 0xffffffu
 #define FLUSH_BOUND_NS 200000000u
+#define LAST_BOUND_NS 1000000000u
+#define SETTLE_LOOK_NS 20000000 /* whether the device is gone, of which nothing wakes */
 
 static int fail(const char *what, int rc, struct tfd_error *error)
 {
@@ -302,6 +305,7 @@ int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t addr
 		return rc;
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
 		rc = pair_receive(&half->queues[i], &far);
+		half->queues[i].receives = !rc;
 		if (rc)
 			return fail("ibv_modify_qp to RTR (is the peer's address reachable from this rail?)",
 			            rc, error);
@@ -361,6 +365,64 @@ void tfd_verbs_half_close(struct tfd_half *half)
 	half->closed = true;
 	/* Of a queue that is in error nothing comes. */
 	half->deadline_ns = domain->dead || domain->overrun ? 0 : tfd_now_ns() + FLUSH_BOUND_NS;
+	half->last_deadline_ns = half->deadline_ns ? half->deadline_ns - FLUSH_BOUND_NS + LAST_BOUND_NS : 0;
+}
+
+/*
+ * Whether the device is still to tell "last WQE reached" of a queue: that it is done with all receives which it has taken of the SRQ for it.
+ * A queue pair in the error state completes each of those, flushed or as an immediate that had landed, and only then tells (o11-5.2.5);
+ * one that is reset before leaks them (10.3.1). Some devices never tell: they are waited for once. rdma_rxe does not tell (Linux 6.1), or
+ * does; it need not be waited for, because it takes a receive only with the packet that it then completes it for.
+ */
+static bool last_awaited(const struct tfd_half *half)
+{
+	const struct tfd_domain *domain = half->domain;
+
+	if (domain->attributes.vendor_id == RXE_VENDOR ||
+	    (tfd_load_relaxed(&domain->lasts_missed) && !tfd_load_relaxed(&domain->lasts)))
+		return false;
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		const struct tfd_verbs_queue *queue = &half->queues[i];
+
+		if (queue->receives && !tfd_load_acquire(&queue->last_wqe)) /* pairs with queue_last */
+			return true;
+	}
+	return false;
+}
+
+void tfd_verbs_half_settle(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+
+	for (;;) {
+		uint32_t heard = tfd_load_seq(
+			&domain->lasts); /* pairs with queue_last: before `last_wqe` is looked at */
+		uint64_t now_ns = tfd_now_ns();
+		int64_t left_ns = (int64_t)(half->last_deadline_ns - now_ns);
+
+		if (half->stopped || now_ns >= half->last_deadline_ns || !last_awaited(half) ||
+		    tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE)
+			return;
+		tfd_futex_wait(&domain->lasts, heard, left_ns < SETTLE_LOOK_NS ? left_ns : SETTLE_LOOK_NS);
+	}
+}
+
+/* Whether the device may yet complete receives of it. */
+static bool last_waits(const struct tfd_half *half)
+{
+	return !half->domain->dead && !half->domain->overrun && tfd_now_ns() < half->last_deadline_ns &&
+	       last_awaited(half);
+}
+
+/* Of a device that otherwise tells, nobody knows what it had taken. */
+static void last_miss(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+
+	if (domain->dead || domain->overrun || !last_awaited(half))
+		return;
+	tfd_store_relaxed(&domain->lasts_missed, domain->lasts_missed + 1);
+	half->uncounted = half->uncounted || tfd_load_relaxed(&domain->lasts);
 }
 
 /* Whether the device has told of all that it took; `all`: and nothing else is left to be told. */
@@ -386,31 +448,39 @@ static void unflushed_tell(struct tfd_half *half)
 }
 
 /*
- * Waits until what was posted is flushed, tells all that has come, and only then stops the queue pairs: a soft device may be in the
- * midst of an immediate until then, which is told in a last round.
+ * Waits until what was posted is flushed and the device has done with the receives, tells all that has come, and only then stops the queue
+ * pairs: a soft device may be in the midst of an immediate until then, which is told in a last round.
+ *
+ * Both are looked at before the queues are polled. "Last WQE reached" is generated when the last completion is (o11-5.2.5): that is in the
+ * queue by then, because the device writes both by the same bus, in order, and the thread of events hands on what it has seen.
  */
 int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
 {
 	struct tfd_domain *domain = half->domain;
 	int count;
 
-	if (half->uncounted && max) {
-		half->uncounted = false;
-		*wc = (struct tfd_wc){ .type = TFD_WC_ERROR, .error = EOVERFLOW, .owner = half->owner };
-		return 1;
-	}
 	for (;;) {
-		bool waits = !half->stopped && !is_told(half, false) && tfd_now_ns() < half->deadline_ns;
+		bool waits = !half->stopped && ((!is_told(half, false) && tfd_now_ns() < half->deadline_ns) ||
+		                                last_waits(half));
 
+		if (half->uncounted && max) {
+			half->uncounted = false;
+			*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
+			                       .error = EOVERFLOW,
+			                       .owner = half->owner };
+			return 1;
+		}
 		count = tfd_verbs_poll(domain, wc, max);
 		if (count || (half->stopped && is_told(half, true)))
 			return count;
-		if (waits)
+		if (waits) {
 			(void)sched_yield();
-		else if (!half->stopped)
+		} else if (!half->stopped) {
+			last_miss(half);
 			pairs_stop(half);
-		else
+		} else {
 			unflushed_tell(half);
+		}
 	}
 }
 
@@ -422,6 +492,8 @@ void tfd_verbs_half_free(struct tfd_half *half)
 	 * A device may drop a queue pair's completions as it stops, and receives would be lost with those. Numbers of queue pairs are used
 	 * again: none of theirs is left in the queues.
 	 */
+	while (!half->stopped && last_waits(half)) /* the queue was never empty while it was drained */
+		(void)sched_yield();
 	(void)tfd_verbs_take(domain);
 	if (!half->stopped)
 		pairs_stop(half);

@@ -65,6 +65,7 @@ struct tfd_verbs_queue {
 	uint32_t number; /* of the queue pair */
 	uint32_t generation; /* numbers are used again, this is not */
 	uint32_t psn; /* of the first packet that it sends; random */
+	bool receives; /* it was joined: the device may take receives of the SRQ for it */
 	uint32_t traffic; /* enum tfd_traffic */
 	uint32_t inline_bytes;
 	uint32_t head, done, tail;
@@ -82,6 +83,8 @@ struct tfd_verbs_queue {
 	uint32_t refused_at; /* the first post that the device did not take, as none after it */
 	uint32_t
 		broke; /* shared: by itself, as the thread of events has heard; or it has refused something */
+	uint32_t
+		last_wqe; /* shared: broken, and done with all receives that it took, as the thread has heard */
 };
 
 struct tfd_half {
@@ -96,6 +99,7 @@ struct tfd_half {
 	bool told; /* that it broke by itself */
 	bool uncounted; /* closed: immediates of it may be lost, which was not told yet */
 	uint64_t deadline_ns; /* closed: until when its posts have to be flushed */
+	uint64_t last_deadline_ns; /* closed: until when its queues have to be done with their receives */
 };
 
 /* An immediate that was taken out of the device's queue while there was nobody to take it. */
@@ -139,6 +143,8 @@ struct tfd_domain {
 	struct tfd_verbs_reaper reaper;
 	uint32_t state; /* shared: enum tfd_rail_state */
 	uint32_t alarms; /* shared: enum tfd_verbs_alarm */
+	uint32_t lasts; /* shared, a futex: how often tfd_verbs_queue.last_wqe was heard */
+	uint32_t lasts_missed; /* shared, the worker's: it was waited for in vain */
 	uint32_t quiet; /* shared: the worker touches no object of the device any more, which is gone */
 	pthread_rwlock_t
 		device_lock; /* the objects of the device: who uses them in a control thread reads, who lets go of them writes */
@@ -223,6 +229,7 @@ int tfd_verbs_reach(struct tfd_domain *domain, const void *address, size_t addre
 int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
                          struct tfd_error *error);
 void tfd_verbs_half_close(struct tfd_half *half);
+void tfd_verbs_half_settle(struct tfd_half *half); /* control */
 int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
 void tfd_verbs_half_free(struct tfd_half *half);
 

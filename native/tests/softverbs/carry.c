@@ -139,6 +139,8 @@ static int give_immediate(struct soft_qp *qp, struct soft_qp *far, const struct 
 		.wc_flags = IBV_WC_WITH_IMM,
 	};
 	(void)tfd_add_relaxed(&far->context->device->counts.immediates, 1);
+	if (soft_last_keep(far, &cqe))
+		return IBV_WC_SUCCESS;
 	if (soft_cq_push((struct soft_cq *)far->ex.qp_base.recv_cq, &cqe,
 	                 (wqe->flags & IBV_SEND_SOLICITED) != 0)) {
 		soft_qp_break(far, IBV_EVENT_QP_FATAL);
@@ -256,12 +258,16 @@ int soft_carry(struct soft_qp *qp)
 	tail = qp->tail;
 	(void)pthread_mutex_unlock(&qp->lock);
 	unpark(qp);
-	if (qp->head == tail || qp->context->gone)
+	if (qp->context->gone)
 		return 0;
-	if (qp->state == IBV_QPS_ERR) {
+	if (qp->state == IBV_QPS_ERR && qp->head != tail) {
 		complete(qp, wqe, IBV_WC_WR_FLUSH_ERR);
 		return 1;
 	}
+	if (qp->state == IBV_QPS_ERR)
+		return soft_last_tell(qp);
+	if (qp->head == tail)
+		return 0;
 	if (qp->context->device->held) {
 		qp->due_ns = SOFT_NEVER;
 		return 0;

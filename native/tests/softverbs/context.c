@@ -145,7 +145,7 @@ SOFT_EXPORT int ibv_query_device(struct ibv_context *context, struct ibv_device_
 		.node_guid = ibv_get_device_guid(context->device),
 		.max_mr_size = UINT64_MAX,
 		.page_size_cap = 0xfffff000u,
-		.vendor_id = 0x50f7,
+		.vendor_id = config->vendor,
 		.max_qp = (int)config->max_qp,
 		.max_qp_wr = (int)config->max_qp_wr,
 		.max_sge = (int)config->max_sge,

@@ -90,6 +90,7 @@ SOFT_EXPORT void softverbs_counts(const char *name, struct softverbs_counts *out
 	memcpy(out, words, sizeof(words));
 	out->srq_low = tfd_load_relaxed(&counts->srq_low);
 	out->cq_high = tfd_load_relaxed(&counts->cq_high);
+	out->srq_entries = tfd_load_relaxed(&counts->srq_entries);
 	out->contexts = counts->contexts;
 	out->pds = counts->pds;
 	out->mrs = counts->mrs;
@@ -279,6 +280,21 @@ SOFT_EXPORT void softverbs_lose_ack(const char *name, uint32_t skip)
 {
 	soft_lock();
 	soft_device_find(name)->unacked_after = skip + 1;
+	soft_unlock();
+}
+
+SOFT_EXPORT void softverbs_late(const char *name, uint32_t count)
+{
+	soft_lock();
+	soft_device_find(name)->late = count;
+	soft_unlock();
+}
+
+SOFT_EXPORT void softverbs_last_hold(const char *name, int on)
+{
+	soft_lock();
+	soft_device_find(name)->last_held = on != 0;
+	kick_all();
 	soft_unlock();
 }
 

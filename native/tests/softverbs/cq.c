@@ -124,10 +124,12 @@ void soft_cq_clean(struct soft_cq *cq, const struct soft_qp *qp)
 	for (kept = at = cq->head; at != cq->tail; at++) {
 		const struct soft_cqe *cqe = &cq->ring[at % cq->size];
 
-		if (cqe->qp != qp)
+		if (cqe->qp != qp) {
 			cq->ring[kept++ % cq->size] = *cqe;
-		else if (cqe->receive && qp->ex.qp_base.srq)
+		} else if (cqe->receive) {
 			soft_srq_polled((struct soft_srq *)qp->ex.qp_base.srq);
+			(void)tfd_add_relaxed(&cq->context->device->counts.receives_lost, 1);
+		}
 	}
 	cq->tail = kept;
 	(void)pthread_mutex_unlock(&cq->lock);

@@ -83,6 +83,9 @@ static int word_number(const char *name, const char *value)
 		{ "max_rd_atomic", &config->max_rd_atomic, 0, 255 },
 		{ "mtu", &config->mtu, IBV_MTU_256, IBV_MTU_4096 },
 		{ "hurry", &config->hurry, 1, 1000000 },
+		{ "last", &config->last, 0, 1 },
+		{ "last_us", &config->last_us, 0, 10000000 },
+		{ "vendor", &config->vendor, 0, 0xffffff },
 	};
 	char *end;
 	unsigned long number = strtoul(value, &end, 10);
@@ -212,6 +215,9 @@ static int configure(const char *text)
 		.max_rd_atomic = 16,
 		.mtu = IBV_MTU_4096,
 		.hurry = 1,
+		.last = 1,
+		.last_us = 100,
+		.vendor = 0x50f7,
 		.gids = "v1:ll,v2:ll,v1:v4,v2:v4",
 	};
 	fabric.configured = 1;

@@ -129,6 +129,7 @@ static void state_set(struct soft_qp *qp, enum ibv_qp_state state)
 static void reset(struct soft_qp *qp)
 {
 	soft_unqueue(qp);
+	soft_last_forget(qp);
 	soft_cq_clean((struct soft_cq *)qp->ex.qp_base.send_cq, qp);
 	soft_cq_clean((struct soft_cq *)qp->ex.qp_base.recv_cq, qp);
 	memset(&qp->attr, 0, sizeof(qp->attr));
@@ -140,12 +141,14 @@ void soft_qp_break(struct soft_qp *qp, int event)
 
 	if (before == IBV_QPS_ERR)
 		return;
+	if (before != IBV_QPS_RESET)
+		soft_last_begin(qp);
 	state_set(qp, IBV_QPS_ERR);
 	if (event >= 0)
 		soft_raise(qp->context, (enum ibv_event_type)event, qp, 0);
-	if (before != IBV_QPS_RESET)
-		soft_raise(qp->context, IBV_EVENT_QP_LAST_WQE_REACHED, qp, 0);
 	soft_kick_locked(qp);
+	if (fabric.config.mode == SOFT_NULL)
+		(void)soft_last_tell(qp);
 }
 
 SOFT_EXPORT int ibv_modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask)

@@ -214,6 +214,7 @@ SOFT_EXPORT int ibv_destroy_qp(struct ibv_qp *qp)
 	if (soft_qp_find(soft->number) != soft)
 		soft_abort("ibv_destroy_qp: %p is none", (void *)qp);
 	soft_unqueue(soft);
+	soft_last_forget(soft);
 	fabric.qps[soft->number & 0xffff] = NULL;
 	soft_cq_clean((struct soft_cq *)qp->send_cq, soft);
 	soft_cq_clean((struct soft_cq *)qp->recv_cq, soft);

@@ -30,6 +30,7 @@
 #define SOFT_INLINE 256u
 #define SOFT_QPS 8192u
 #define SOFT_MRS 8192u
+#define SOFT_UNWRITTEN 16u
 #define SOFT_NEVER UINT64_MAX
 
 enum soft_mode {
@@ -60,6 +61,9 @@ struct soft_config {
 	uint32_t max_rd_atomic;
 	uint32_t mtu; /* enum ibv_mtu */
 	uint32_t hurry; /* timeouts are so many times shorter */
+	uint32_t last; /* whether "last WQE reached" is told */
+	uint32_t last_us; /* how long after a queue pair broke */
+	uint32_t vendor;
 	char gids[128];
 	uint64_t memlock;
 };
@@ -83,6 +87,8 @@ struct soft_device {
 	uint32_t fail_after; /* 0: nothing is to fail; else the so manieth */
 	int fail_status;
 	uint32_t unacked_after; /* as fail_after */
+	uint32_t late; /* immediates whose completions wait until their queue pair breaks */
+	uint32_t last_held; /* "last WQE reached" waits */
 	struct softverbs_counts counts;
 };
 
@@ -208,6 +214,11 @@ struct soft_qp {
 	uint32_t timeouts; /* of the work request at head */
 	uint32_t rnr;
 	uint32_t parked; /* inline: waits for a receive */
+	/* Completions of receives that it has taken, which are not in the queue yet; last.c. */
+	struct soft_cqe unwritten[SOFT_UNWRITTEN];
+	uint32_t unwritten_count;
+	uint32_t last_told; /* in ERR */
+	uint64_t last_ns; /* not before */
 	/* engine.lock */
 	uint32_t queued;
 	struct soft_qp *next_queued;
@@ -273,7 +284,7 @@ uint8_t *soft_bytes(const struct ibv_pd *pd, uint32_t key, uint64_t address, uin
 
 /* cq.c: fabric.lock, or the null mode. 0, or -1: it overran. */
 int soft_cq_push(struct soft_cq *cq, const struct soft_cqe *cqe, int solicited);
-void soft_cq_clean(struct soft_cq *cq, const struct soft_qp *qp);
+void soft_cq_clean(struct soft_cq *cq, const struct soft_qp *qp); /* receives in it are lost */
 int soft_cq_poll(struct ibv_cq *cq, int count, struct ibv_wc *wc);
 int soft_cq_arm(struct ibv_cq *cq, int solicited_only);
 
@@ -281,6 +292,14 @@ int soft_cq_arm(struct ibv_cq *cq, int solicited_only);
 int soft_srq_take(struct soft_srq *srq, uint64_t *wr_id); /* -1: it is empty */
 void soft_srq_polled(struct soft_srq *srq);
 int soft_srq_post(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
+
+/* last.c: fabric.lock, all. It goes into ERR; soft_last_tell is called until it has done it all. Whether anything was done. */
+void soft_last_begin(struct soft_qp *qp);
+int soft_last_tell(struct soft_qp *qp);
+/* Whether this completion waits with the others. */
+int soft_last_keep(struct soft_qp *qp, const struct soft_cqe *cqe);
+/* It ends: what is not in the queue will never be. */
+void soft_last_forget(struct soft_qp *qp);
 
 /* path.c: fabric.lock. An errno. */
 int soft_path_check(const struct soft_device *device, const struct ibv_ah_attr *path);

@@ -25,9 +25,11 @@ struct softverbs_counts {
 	uint64_t relaxed_mrs; /* registered with relaxed ordering */
 	uint64_t dmabuf_mrs;
 	uint64_t wr_posted; /* work requests posted by the ibv_wr_ functions */
+	uint64_t receives_lost; /* taken by queue pairs that ended before anybody had polled that */
 	uint32_t
 		srq_low; /* fewest entries that any shared queue had left after it gave one; UINT32_MAX: none gave any */
 	uint32_t cq_high; /* most completions that any completion queue held */
+	uint32_t srq_entries; /* in all shared queues now */
 	/* What there is of it now, of all contexts. */
 	uint32_t contexts;
 	uint32_t pds;
@@ -72,6 +74,14 @@ void softverbs_overrun(const char *device, int receive);
 void softverbs_wc_fail(const char *device, uint32_t skip, int status);
 /* After `skip` more, one lands as if nothing were wrong, but its acknowledgement is lost for good. */
 void softverbs_lose_ack(const char *device, uint32_t skip);
+
+/*
+ * The completions of the next `count` immediates that land are not in the queue before their queue pair breaks, and those behind them
+ * neither, or before 16 more have landed: their senders have been told, though.
+ */
+void softverbs_late(const char *device, uint32_t count);
+/* What queue pairs that break have taken of their shared queue, and "last WQE reached", waits until it is let go. */
+void softverbs_last_hold(const char *device, int on);
 
 /*
  * After `skip` more calls a verb fails with `error`: the one of that name ("ibv_create_qp"), or with NULL whichever it is of those that

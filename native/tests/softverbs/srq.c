@@ -84,6 +84,7 @@ SOFT_EXPORT int ibv_destroy_srq(struct ibv_srq *srq)
 	}
 	soft->context->objects--;
 	soft->context->device->counts.srqs--;
+	(void)tfd_add_relaxed(&soft->context->device->counts.srq_entries, soft->head - soft->tail);
 	((struct soft_pd *)srq->pd)->users--;
 	soft_inbox_forget(&soft->context->events, srq);
 	soft_unlock();
@@ -98,15 +99,21 @@ SOFT_EXPORT int ibv_destroy_srq(struct ibv_srq *srq)
 
 static int srq_add(struct soft_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
 {
+	uint32_t before = srq->tail;
+	int error = 0;
+
 	for (; wr; wr = wr->next) {
 		*bad = wr;
 		if (wr->num_sge > 1)
-			return EINVAL;
-		if (srq->tail - srq->head + srq->unpolled == srq->size)
-			return ENOMEM;
+			error = EINVAL;
+		else if (srq->tail - srq->head + srq->unpolled == srq->size)
+			error = ENOMEM;
+		if (error)
+			break;
 		srq->ring[srq->tail++ % srq->size].wr_id = wr->wr_id;
 	}
-	return 0;
+	(void)tfd_add_relaxed(&srq->context->device->counts.srq_entries, srq->tail - before);
+	return error;
 }
 
 int soft_srq_post(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
@@ -149,6 +156,7 @@ int soft_srq_take(struct soft_srq *srq, uint64_t *wr_id)
 		limit = 1;
 	}
 	(void)pthread_mutex_unlock(&srq->lock);
+	(void)tfd_add_relaxed(&counts->srq_entries, UINT32_MAX);
 	if (left < tfd_load_relaxed(&counts->srq_low))
 		tfd_store_relaxed(&counts->srq_low, left);
 	if (limit)
