@@ -208,6 +208,22 @@ static void test_too_small(void)
 	CHECK(strstr(error.text, "shared receive queue"));
 }
 
+/* Of children nothing is taken from under the device; where the library sees to that, huge pages need a setting. */
+static void test_children(void)
+{
+	struct tfd_region_key key;
+	struct tfd_mr *mr = NULL;
+
+	configure("");
+	side_open_at(&a, DEVICE);
+	CHECK(SOFT(ibv_is_fork_initialized)() == IBV_FORK_ENABLED);
+	SOFT(softverbs_fail)("ibv_reg_mr_iova2", 0, EINVAL);
+	CHECK(ops->mr_open(a.domain, a.memory, BYTES, 1, &mr, &key, &error) == -EINVAL && !mr);
+	CHECK(strstr(error.text, "RDMAV_HUGEPAGES_SAFE"));
+	side_close(&a);
+	nothing_is_left();
+}
+
 int main(void)
 {
 	(void)unsetenv("TFD_TEST_LIBRARY");
@@ -220,5 +236,6 @@ int main(void)
 	test_mtu();
 	test_twin_gids();
 	test_too_small();
+	test_children();
 	return 0;
 }

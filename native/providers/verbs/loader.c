@@ -66,7 +66,7 @@ static int load_locked(const char *path, struct tfd_error *error)
 	}
 	/*
 	 * Before anything is registered: a child of ours must not take pages from under the device. Kernels that copy pinned pages
-	 * at fork need nothing, and then it does nothing.
+	 * at fork need nothing, and then it does nothing (README.md, Children).
 	 */
 	(void)fresh.fork_init();
 	library = fresh;

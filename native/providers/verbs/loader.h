@@ -43,10 +43,11 @@
 	X(wc_status_str, ibv_wc_status_str)
 
 /* What newer libraries have; NULL where it is missing. */
-#define TFD_VERBS_OPTIONAL(X)               \
-	X(qp_to_qp_ex, ibv_qp_to_qp_ex)     \
-	X(reg_dmabuf_mr, ibv_reg_dmabuf_mr) \
-	X(create_ah, ibv_create_ah)         \
+#define TFD_VERBS_OPTIONAL(X)                           \
+	X(qp_to_qp_ex, ibv_qp_to_qp_ex)                 \
+	X(reg_dmabuf_mr, ibv_reg_dmabuf_mr)             \
+	X(create_ah, ibv_create_ah)                     \
+	X(is_fork_initialized, ibv_is_fork_initialized) \
 	X(destroy_ah, ibv_destroy_ah)
 
 #define TFD_VERBS_FIELD(field, symbol) __typeof__(&symbol) field;

@@ -16,10 +16,22 @@ static int explain_dmabuf(int rc, size_t length, struct tfd_error *error)
 	                rc == EOPNOTSUPP ? ": its driver, or libibverbs (rdma-core 34), is too old" : "");
 }
 
+/* The library keeps what is registered from children, page by page. */
+static bool fork_is_guarded(const struct tfd_verbs_library *library)
+{
+	return library->is_fork_initialized && library->is_fork_initialized() == IBV_FORK_ENABLED;
+}
+
 static int explain(const struct tfd_domain *domain, int rc, size_t length, struct tfd_error *error)
 {
 	struct rlimit limit = { 0 };
 
+	if (rc == EINVAL && fork_is_guarded(domain->library))
+		return tfd_fail(error, -rc,
+		                "registering %zu bytes failed: %s: on this kernel, which copies no pinned "
+		                "pages at fork, memory "
+		                "of huge pages needs RDMAV_HUGEPAGES_SAFE=1 in the environment of the daemon",
+		                length, strerror(rc));
 	if (rc != ENOMEM && rc != EPERM && rc != EAGAIN)
 		return tfd_fail(error, -rc, "verbs: registering %zu bytes failed: %s", length, strerror(rc));
 	if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)

@@ -46,9 +46,31 @@ SOFT_EXPORT __be64 ibv_get_device_guid(struct ibv_device *device)
 	return htobe64(0x0200000000000000ull + (uint64_t)((struct soft_device *)device - fabric.devices));
 }
 
+static uint32_t fork_guarded; /* fabric.lock; as in the library, for the life of the process */
+
 SOFT_EXPORT int ibv_fork_init(void)
 {
-	return soft_fails(NULL, "ibv_fork_init");
+	int error = soft_fails(NULL, "ibv_fork_init");
+
+	soft_lock();
+	for (uint32_t i = 0; i < SOFT_DEVICES && !fork_guarded && !error; i++) {
+		if (fabric.devices[i].counts.mrs)
+			error = soft_refuse(EINVAL, "ibv_fork_init: memory is registered already");
+	}
+	fork_guarded |= !error;
+	soft_unlock();
+	return error;
+}
+
+/* A kernel that copies no pinned pages. */
+SOFT_EXPORT enum ibv_fork_status ibv_is_fork_initialized(void)
+{
+	enum ibv_fork_status status;
+
+	soft_lock();
+	status = fork_guarded ? IBV_FORK_ENABLED : IBV_FORK_DISABLED;
+	soft_unlock();
+	return status;
 }
 
 static int query_device_ex(struct ibv_context *context, const struct ibv_query_device_ex_input *input,
