@@ -136,6 +136,60 @@ static void test_infiniband_late(void)
 	side_close(&b);
 }
 
+/* A subnet manager changes the prefix that is a part of the GID whose index was told, and LIDs with it. */
+static void test_infiniband_prefix(void)
+{
+	static const struct tfd_verbs_options by_gid = { .gid_given = 1, .gid_index = 0 };
+	uint8_t address[TFD_ADDRESS_MAX];
+	size_t bytes = sizeof(address);
+	struct tfd_half *none;
+	struct joined pair;
+	struct tfd_post post;
+	struct tfd_wr wr = { 0 };
+	struct tfd_wc wc;
+
+	configure("link=ib; gids=ib:ll; hurry=100");
+	side_open_with(&a, DEVICE, by_gid);
+	side_open_with(&b, "soft1", by_gid);
+	CHECK(ops->rail_state(a.domain) == TFD_RAIL_UP);
+	pair_open(&pair);
+	write_passes(&pair, 1);
+	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 0, "-") == 0);
+	await_state(&a, TFD_RAIL_DOWN);
+	CHECK(ops->half_open(a.domain, 1, NULL, &none, address, &bytes, &error) == -ENOENT);
+	CHECK(strstr(error.text, "subnet manager"));
+	CHECK(SOFT(softverbs_gid)(DEVICE, 1, 0, "ib:ula") == 0);
+	await_state(&a, TFD_RAIL_UP);
+	post = piece_of(&a, &b, 8);
+	CHECK_OK(ops->post(pair.out, &post, &wr)); /* by the GID that was */
+	wc = next_of(&a);
+	CHECK(wc.type == TFD_WC_ERROR && wc.wr == &wr && wc.error == ETIMEDOUT);
+	pair_close(&pair);
+	passes();
+	SOFT(softverbs_given)(DEVICE, 1, 90, IBV_MTU_4096);
+	SOFT(softverbs_port_event)(DEVICE, 1, IBV_EVENT_LID_CHANGE);
+	passes();
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+}
+
+/* What tells of it is one event of several. */
+static void test_infiniband_events(void)
+{
+	static const int events[] = { IBV_EVENT_GID_CHANGE, IBV_EVENT_LID_CHANGE, IBV_EVENT_SM_CHANGE,
+	                              IBV_EVENT_CLIENT_REREGISTER, IBV_EVENT_PKEY_CHANGE };
+
+	configure("link=ib; gids=ib:ll");
+	side_open_at(&a, DEVICE);
+	for (size_t i = 0; i < sizeof(events) / sizeof(events[0]); i++) {
+		tfd_store_relaxed(&a.domain->state, (uint32_t)TFD_RAIL_DOWN);
+		SOFT(softverbs_port_event)(DEVICE, 1, events[i]);
+		await_state(&a, TFD_RAIL_UP);
+	}
+	side_close(&a);
+}
+
 static enum ibv_mtu path_mtu(const struct tfd_half *half)
 {
 	struct ibv_qp_init_attr init;
@@ -233,6 +287,8 @@ int main(void)
 	test_pkeys();
 	test_infiniband();
 	test_infiniband_late();
+	test_infiniband_prefix();
+	test_infiniband_events();
 	test_mtu();
 	test_twin_gids();
 	test_too_small();

@@ -96,6 +96,39 @@ void tfd_verbs_port_take(struct tfd_domain *domain, const struct ibv_port_attr *
 	domain->port.mtu = most && most < now->active_mtu ? most : now->active_mtu;
 }
 
+/* On InfiniBand a GID is the port's for its index: its first half is the subnet's, which a subnet manager may change. */
+static bool is_own(const struct tfd_verbs_port *port, const struct ibv_gid_entry *entry)
+{
+	if (entry->port_num != port->number)
+		return false;
+	if (port->link_layer == IBV_LINK_LAYER_INFINIBAND)
+		return entry->gid_index == port->gid.index;
+	return entry->gid_type == port->gid.type &&
+	       memcmp(entry->gid.raw, port->gid.raw, sizeof(entry->gid.raw)) == 0;
+}
+
+int tfd_verbs_gid_take(struct tfd_domain *domain)
+{
+	struct table *table;
+	int rc = -ENOENT;
+
+	if (domain->port.link_layer != IBV_LINK_LAYER_INFINIBAND || !domain->port.global)
+		return 0;
+	table = calloc(1, sizeof(*table));
+	if (!table)
+		return -ENOMEM;
+	if (table_read(domain, table) != 0)
+		table->entry_count = 0;
+	for (size_t i = 0; i < table->entry_count; i++) {
+		if (!is_own(&domain->port, &table->entries[i]))
+			continue;
+		memcpy(domain->port.gid.raw, table->entries[i].gid.raw, sizeof(domain->port.gid.raw));
+		rc = 0;
+	}
+	free(table);
+	return rc;
+}
+
 /* Of several entries alike (one of each VLAN) the one that it was. */
 int tfd_verbs_gid_find(const struct tfd_domain *domain)
 {
@@ -107,8 +140,7 @@ int tfd_verbs_gid_find(const struct tfd_domain *domain)
 	for (size_t i = 0; !rc && i < table->entry_count && found != (int)was; i++) {
 		const struct ibv_gid_entry *entry = &table->entries[i];
 
-		if (entry->port_num == domain->port.number && entry->gid_type == domain->port.gid.type &&
-		    memcmp(entry->gid.raw, domain->port.gid.raw, sizeof(entry->gid.raw)) == 0)
+		if (is_own(&domain->port, entry))
 			found = (int)entry->gid_index;
 	}
 	free(table);

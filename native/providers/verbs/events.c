@@ -33,7 +33,10 @@ static void alarm_raise(struct tfd_domain *domain, uint32_t alarm)
 	(void)!write(domain->wake_fd, &one, sizeof(one));
 }
 
-/* Up: its port is active, and has its GID. An address that comes back may be at another place of the table. */
+/*
+ * Up: its port is active, and has its GID. An address that comes back may be at another place of the table. What a subnet manager has changed
+ * (LID, GID) is asked for again as halves are made: those that there are break, as their packets go nowhere.
+ */
 static void state_renew(struct tfd_domain *domain)
 {
 	struct tfd_verbs_port *port = &domain->port;
@@ -90,6 +93,8 @@ static void take_event(struct tfd_domain *domain, const struct ibv_async_event *
 	case IBV_EVENT_GID_CHANGE:
 	case IBV_EVENT_LID_CHANGE:
 	case IBV_EVENT_PKEY_CHANGE:
+	case IBV_EVENT_SM_CHANGE:
+	case IBV_EVENT_CLIENT_REREGISTER:
 		state_renew(domain);
 		break;
 	case IBV_EVENT_CQ_ERR:

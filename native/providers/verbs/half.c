@@ -167,6 +167,11 @@ int tfd_verbs_half_open(struct tfd_domain *domain, int outgoing, void *owner, st
 	if (rc)
 		return fail("ibv_query_port", -rc, error);
 	tfd_verbs_port_take(domain, &now);
+	rc = tfd_verbs_gid_take(domain);
+	if (rc)
+		return tfd_fail(error, rc,
+		                "port %u has no GID with index %u at present: is a subnet manager up?",
+		                domain->port.number, domain->port.gid.index);
 	half = calloc(1, sizeof(*half));
 	if (!half)
 		return tfd_fail(error, -ENOMEM, "no memory for a connection");

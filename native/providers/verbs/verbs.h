@@ -39,7 +39,7 @@ struct tfd_verbs_port {
 	uint16_t lid; /* InfiniBand; the worker's, as the next: when a half was made last */
 	enum ibv_mtu mtu;
 	bool global; /* packets carry a GRH: always on Ethernet */
-	struct tfd_gid gid;
+	struct tfd_gid gid; /* on InfiniBand its address is the worker's, as `lid` */
 	uint32_t gid_index; /* shared: where it is now; the thread of events stores it */
 	uint32_t max_message_bytes;
 };
@@ -203,6 +203,9 @@ int tfd_verbs_port_query(const struct tfd_domain *domain, uint8_t number, struct
  * at any time, of which no event tells.
  */
 void tfd_verbs_port_take(struct tfd_domain *domain, const struct ibv_port_attr *now);
+
+/* worker. What a subnet manager has made of the GID with the index that was told. -ENOENT: there is none at present. */
+int tfd_verbs_gid_take(struct tfd_domain *domain);
 
 /* Where the port's GID is in its table, or -ENOENT; any thread. */
 int tfd_verbs_gid_find(const struct tfd_domain *domain);

@@ -162,6 +162,13 @@ SOFT_EXPORT void softverbs_given(const char *name, uint32_t port, uint32_t lid, 
 	soft_unlock();
 }
 
+SOFT_EXPORT void softverbs_port_event(const char *name, uint32_t port, int type)
+{
+	soft_lock();
+	raise_all(soft_device_find(name), (enum ibv_event_type)type, port);
+	soft_unlock();
+}
+
 SOFT_EXPORT void softverbs_pkey(const char *name, uint32_t port, uint32_t index, uint32_t pkey)
 {
 	soft_lock();

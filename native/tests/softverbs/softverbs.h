@@ -50,6 +50,8 @@ void softverbs_counts_clear(const char *device);
 void softverbs_port(const char *device, uint32_t port, int up);
 /* What a subnet manager, or the settings of its interface, give the port: a LID (0: none yet), an enum ibv_mtu. No event tells. */
 void softverbs_given(const char *device, uint32_t port, uint32_t lid, uint32_t mtu);
+/* An event of the port (enum ibv_event_type), as of a subnet manager that has changed something. */
+void softverbs_port_event(const char *device, uint32_t port, int type);
 /* An entry of the port's table of partition keys; 0: none. */
 void softverbs_pkey(const char *device, uint32_t port, uint32_t index, uint32_t pkey);
 /* Its cable is cut: nothing passes either way, and nobody is told. */
