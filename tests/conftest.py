@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import shutil
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key  # captured output has another
 
 from support.daemon import DaemonProcess, shared_memory_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 TESTS = Path(__file__).parent
 # A layer whose tests all vanished or were skipped has proved nothing.
@@ -70,6 +72,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     """Prints the seed, so that a failure can be repeated."""
     return f"transferd: --seed={config.option.seed}"
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Has the stacks of a hanging test printed when its own time is nearly over.
+
+    The plugin, whose wrapper is around this one, knows one time for all tests. One with more of it
+    (a guest's boot alone may take minutes on a busy machine) is slow then, and does not hang.
+    """
+    after_s, limit_s = (float(item.config.getini(f"{k}timeout")) for k in ("faulthandler_", ""))
+    mark = item.get_closest_marker("timeout")
+    if after_s and limit_s and mark is not None:
+        stderr = item.config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(mark.args[0] * after_s / limit_s, file=stderr)
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
