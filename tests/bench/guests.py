@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Daemons and client processes in guests, told what to do by this host.
+"""Client processes in guests, told what to do by this host.
 
 Python takes seconds to start in an emulated machine, so that they live for all turns.
 """
@@ -13,16 +13,14 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from vm.guest import SHARE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from vm.guest import Guest
+    from vm.daemons import GuestDaemon
 
 TESTS = Path(__file__).resolve().parents[1]
 START_S = 240.0  # of a process; alone it takes 10
@@ -30,79 +28,6 @@ ANSWER_S = 300.0
 # Longer than any line, so that nothing is folded.
 TERMINAL = (24, 1000)
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(TESTS)}
-
-
-class GuestDaemon:
-    """A daemon in a guest.
-
-    Attributes:
-        socket: Address of its gRPC socket, as the SDK takes it in that guest.
-    """
-
-    def __init__(
-        self,
-        guest: Guest,
-        name: str,
-        port: int,
-        overrides: Mapping[str, Any],
-        *,
-        prefix: Sequence[str] = (),
-    ) -> None:
-        """Starts it; :meth:`wait_ready` waits until it serves.
-
-        Args:
-            guest: Where.
-            name: Of its own in that guest.
-            port: For other daemons, and the next one for metrics.
-            overrides: Keys of its configuration.
-            prefix: What its command line begins with.
-        """
-        self.guest = guest
-        self.name = name
-        self.socket = f"unix:///run/{name}/transferd.sock"
-        config = {
-            "listen": self.socket,
-            "peer_listen": f"127.0.0.1:{port}",
-            "http_listen": f"127.0.0.1:{port + 1}",
-            "provider": "verbs",
-            "log_level": "warning",
-            **overrides,
-        }
-        (guest.share / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        command = [*prefix, sys.executable, "-m", "transferd.daemon.main", "serve"]
-        line = f"mkdir -p /run/{name}; exec {shlex.join(command)} --config {SHARE}/{name}.yaml"
-        self._process = guest.spawn(line, env=_ENVIRONMENT, cwd="/")
-
-    def wait_ready(self) -> None:
-        """Waits for its sockets.
-
-        Raises:
-            RuntimeError: It ended; the text is its log.
-        """
-        path = self.socket.removeprefix("unix://")
-        there = f"[ -S {path} ] && [ -S {path}.fd ]"
-        look = f"for i in $(seq 40); do {there} && exit; sleep 0.1; done; false"
-        deadline = time.monotonic() + START_S
-        while self.guest.run(look, check=False).status != 0:
-            if not self._process.running or time.monotonic() > deadline:
-                raise RuntimeError(f"daemon {self.name} does not serve\n{self.log()}")
-
-    def kill(self) -> None:
-        """Kills it, and its clients are told."""
-        if self._process.running:
-            self._process.kill()
-
-    def log(self) -> str:
-        """What it has logged so far; also after the guest's death."""
-        return self._process.stdout + self._process.stderr
-
-
-class Served(Protocol):
-    """What a client has to know of a daemon in a guest."""
-
-    guest: Guest
-    name: str
-    socket: str
 
 
 class GuestEndpoint:
@@ -115,7 +40,7 @@ class GuestEndpoint:
 
     def __init__(
         self,
-        daemon: Served,
+        daemon: GuestDaemon,
         length: int,
         module: str = "bench.endpoint",
         *,

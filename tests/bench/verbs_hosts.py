@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import verbs_death, verbs_loss, verbs_rails
-from bench.guests import GuestDaemon, GuestEndpoint, telling
+from bench.guests import GuestEndpoint, telling
 from bench.topic import guarded
-from transferd.daemon import certs
 
-from vm.guest import SHARE
+from vm.daemons import GuestDaemon
 from vm.image import ensure
-from vm.pair import ROLES, Pair, address
+from vm.pair import ROLES, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,23 +57,12 @@ class Hosts:
     def __init__(self, pair: Pair, keys: Path) -> None:
         self.pair = pair
         self.sides: dict[int, Side] = {}
-        self._keys = {role: certs.make(keys, f"host{role}", [address(role)]) for role in ROLES}
+        self._keys = keys
 
     def _daemon(self, role: int, name: str, rails: int) -> GuestDaemon:
+        keys = {"rails": [f"rxe{rail}" for rail in range(rails)], "log_level": "warning"}
         guest, port = self.pair[role], PORTS[name]
-        for file in self._keys[role]:
-            shutil.copy(file, guest.share)  # what is made on the host later, a guest may not see
-        cert, key, ca = (f"{SHARE}/{file.name}" for file in self._keys[role])
-        return GuestDaemon(
-            guest,
-            name,
-            port,
-            {
-                "peer_listen": f"{address(role)}:{port}",
-                "tls": {"cert": cert, "key": key, "ca": ca},
-                "rails": [f"rxe{rail}" for rail in range(rails)],
-            },
-        )
+        return GuestDaemon(guest, keys, tls=self._keys, name=name, port=port).start()
 
     def start(self) -> None:
         """Starts a daemon with one rail and one with two in each guest, and their clients."""

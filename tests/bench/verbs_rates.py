@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import build, perftest, writes
-from bench.guests import GuestDaemon, GuestEndpoint, join, telling
+from bench.guests import GuestEndpoint, join, telling
 from bench.report import Row
 from bench.stats import median, spread
 from bench.turns import in_turn, ratios
 
+from vm.daemons import GuestDaemon
 from vm.guest import Guest, Machine
 from vm.image import ensure
 
@@ -84,10 +85,15 @@ def clients(
         length: Bytes of a client's memory.
         spin_s: How long daemons and clients poll before they sleep; None: as by default.
     """
-    keys = {"rails": [DEVICE], **({} if spin_s is None else {"spin": spin_s})}
+    keys = {"rails": [DEVICE], "spin": spin_s, "log_level": "warning"}
     arguments = () if spin_s is None else (str(spin_s * 1e6),)
     kind = "default" if spin_s is None else "polling"
-    daemons = [GuestDaemon(one, f"{kind}{number}", port, keys) for number, port in enumerate(PORTS)]
+    daemons = [
+        GuestDaemon(
+            one, {**keys, "peer_listen": f"127.0.0.1:{port}"}, name=f"{kind}{number}", port=port
+        ).start()
+        for number, port in enumerate(PORTS)
+    ]
     with telling(*daemons), contextlib.ExitStack() as stack:
         for daemon in daemons:
             stack.callback(daemon.kill)

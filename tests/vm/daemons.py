@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Daemons in guests, as on two hosts: each with its certificate, on its own RDMA devices."""
+"""Daemons in guests: as on two hosts, each with its certificate and on its own RDMA devices."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from vm.guest import SHARE
 from vm.pair import ROLES, address
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from vm.guest import Guest, Process
     from vm.pair import Pair
 
 PEER_PORT = 7471
+HTTP_PORTS = 2000  # above those for peers
 # Bounds; alone a daemon starts in 20 s, because imports are slow in an emulated machine.
-READY_S = 180.0
+READY_S = 240.0
 STOP_S = 60.0
-SOCKET = "unix:///run/transferd/transferd.sock"
 # Asks every half second, and starts no program for it: that would take the daemon's time.
 READY = """
 ready() {
-    exec 3<>/dev/tcp/127.0.0.1/9471 || return
+    exec 3<>/dev/tcp/127.0.0.1/$PORT || return
     printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3
     read -r _ status _ <&3 && [[ $status == 200 ]]
 }
@@ -40,34 +41,45 @@ until (ready) 2>/dev/null; do read -rt 0.5 -u 4; done
 
 
 class GuestDaemon:
-    """A daemon of a guest, which clients there find where they look by default.
+    """A daemon of a guest.
 
     Attributes:
         guest: Where it runs.
-        name: What files of its clients are named after.
+        name: What its files and those of its clients are named after.
         socket: Address of its gRPC socket, as the SDK takes it in that guest.
         config: Its configuration; what is changed counts from the next start.
     """
 
-    def __init__(self, guest: Guest, tls: Path, overrides: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        tls: Path | None = None,
+        name: str = "transferd",
+        port: int = PEER_PORT,
+    ) -> None:
         """Prepares a daemon; :meth:`start` starts it.
 
         Args:
-            guest: One of a pair.
-            tls: A folder of the host for the certificates of all daemons of a pair.
+            guest: Where; on the cards of a pair's guest it listens and opens rails by default.
             overrides: Keys of the configuration file that replace ours; None removes one.
+            tls: A folder of the host for the certificates of all daemons of a pair; None: no TLS.
+            name: Of its own in that guest. The default is where clients look by default.
+            port: For other daemons; of its own in that guest.
         """
         role = guest.machine.role
         self.guest = guest
-        self.name = "transferd"
-        self.socket = SOCKET
+        self.name = name
+        self.socket = f"unix:///run/{name}/transferd.sock"
+        self._http_port = port + HTTP_PORTS
         config: dict[str, Any] = {
-            "listen": SOCKET,
-            "peer_listen": f"{address(role)}:{PEER_PORT}",
-            "http_listen": "127.0.0.1:9471",
+            "listen": self.socket,
+            "peer_listen": f"{address(role)}:{port}",
+            "http_listen": f"127.0.0.1:{self._http_port}",
             "provider": "verbs",
             "rails": [f"rxe{number}" for number in range(len(guest.machine.nics))],
-            "tls": self._certificates(tls),
+            "tls": None if tls is None else self._certificates(tls),
             **(overrides or {}),
         }
         self.config = {key: value for key, value in config.items() if value is not None}
@@ -105,10 +117,11 @@ class GuestDaemon:
 
     def start(self) -> GuestDaemon:
         """Starts it, and does not wait until it is ready."""
-        (self.guest.share / "transferd.yaml").write_text(yaml.safe_dump(self.config))
+        file = f"{self.name}.yaml"
+        (self.guest.share / file).write_text(yaml.safe_dump(self.config))
         command = [sys.executable, "-m", "transferd.daemon.main", "serve"]
         self._process = self.guest.spawn(
-            [*command, "--config", f"{SHARE}/transferd.yaml"], env={"PYTHONSAFEPATH": "1"}
+            [*command, "--config", f"{SHARE}/{file}"], env={"PYTHONSAFEPATH": "1"}
         )
         return self
 
@@ -119,7 +132,7 @@ class GuestDaemon:
             VmError: It ended or was not ready in time; the text has its log.
             GuestDied: The guest ended.
         """
-        probe = self.guest.spawn(READY)
+        probe = self.guest.spawn(READY, env={"PORT": str(self._http_port)})
         decided = self.guest.pump(
             lambda: probe.status is not None or self.process.status is not None, timeout_s
         )
@@ -127,7 +140,11 @@ class GuestDaemon:
             return self
         probe.kill()
         why = "ended" if decided else f"was not ready within {timeout_s:g} s"
-        raise VmError(f"the daemon of {self.guest.name} {why}\n{self.log()[-8000:]}")
+        raise VmError(f"{self._who} {why}\n{self.log()[-8000:]}")
+
+    @property
+    def _who(self) -> str:
+        return f"daemon {self.name} of {self.guest.name}"
 
     def stop(self) -> None:
         """Stops it with SIGTERM; see :meth:`wait_stopped`."""
@@ -143,13 +160,12 @@ class GuestDaemon:
         """
         status = self.process.wait(STOP_S).status
         if status != 0:
-            raise VmError(
-                f"the daemon of {self.guest.name} ended with {status}\n{self.log()[-8000:]}"
-            )
+            raise VmError(f"{self._who} ended with {status}\n{self.log()[-8000:]}")
 
     def kill(self) -> None:
-        """Kills it with SIGKILL, as a crash would."""
-        self.process.kill()
+        """Kills it with SIGKILL, as a crash would, if it runs."""
+        if self.running:
+            self.process.kill()
 
 
 class Daemons:
@@ -178,7 +194,7 @@ class Daemons:
         for role in ROLES:
             old = self._made.get(role)
             if old is None or old.guest is not self.pair[role]:
-                self._made[role] = GuestDaemon(self.pair[role], self._tls, self._overrides)
+                self._made[role] = GuestDaemon(self.pair[role], self._overrides, tls=self._tls)
         return self
 
     def boot(self) -> Daemons:
