@@ -16,6 +16,7 @@ import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key  # captured output has another
 
 from support.daemon import DaemonProcess, shared_memory_names
+from support.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -46,8 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-provider",
         action="append",
         default=[],
-        metavar="NAME",
-        help="fail tests/conformance where this host cannot run that provider, instead of skipping",
+        choices=[provider.name for provider in PROVIDERS],
+        help="fail tests/conformance where this host cannot run that provider, "
+        "instead of leaving it out",
     )
     parser.addoption(
         "--without-vm",

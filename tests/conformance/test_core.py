@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C programs that test the core, each on every provider between hosts."""
+"""The C programs that test the core, each on every provider that does not leave it out."""
 
 from __future__ import annotations
 
@@ -9,26 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.native_programs import make
+from support.providers import PROGRAMS
 
 if TYPE_CHECKING:
     from support.providers import Provider
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = (
-    "core_write",
-    "core_operations",
-    "core_count",
-    "core_cycles",
-    "core_mailbox",
-    "armed_wake",
-    "canary",
-)
-# With other programs of the core's own.
-NOT_BETWEEN_HOSTS = {
-    "local": "both ends are one domain group: native/tests/test_local*.c",
-    "sim": "what is lost on it is a test's choice: native/tests/test_property.c",
-}
 SECONDS = 300
 
 
@@ -37,10 +24,6 @@ SECONDS = 300
 def test_core(request: pytest.FixtureRequest, program: str, provider: Provider) -> None:
     if program in provider.known:
         request.applymarker(pytest.mark.xfail(reason=provider.known[program], strict=False))
-    if provider.provider in NOT_BETWEEN_HOSTS and program != "canary":
-        pytest.skip(f"{provider.name}: {NOT_BETWEEN_HOSTS[provider.provider]}")
-    if provider.name == "sim":
-        pytest.skip("sim: nothing is under way on it, which a fence could catch")
     built = make("all", *provider.goals, f"TESTS={program}") / "tests" / f"test_{program}"
     environment = provider.variables() | {
         "TFD_TEST_PROVIDER": provider.provider,

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.native_programs import make
-from support.tree import ROOT
+from support.providers import CASES
 
 if TYPE_CHECKING:
     from support.providers import Provider
 
 pytestmark = pytest.mark.slow
 
-CASES = re.findall(
-    r"X\((\w+),", (ROOT / "native" / "conformance" / "cases.h").read_text().split("AS_PROTOTYPE")[0]
-)
 LINE = re.compile(r"(?P<word>ok|skipped|FAILED) +(?P<name>\w+) +[\d.]+ s(?:  )?(?P<text>.*)")
 JOBS = 3
 SECONDS = 60  # that one case may take
@@ -35,8 +32,8 @@ class Outcome:
 
 
 def wanted_of(request: pytest.FixtureRequest, provider: Provider) -> list[str]:
-    """Names the cases that this run of pytest has chosen."""
-    chosen = []
+    """Names the cases that this run of pytest has chosen, and those that are left out."""
+    chosen = [case for case in CASES if case in provider.left_out]
     for item in request.session.items:
         parameters = getattr(item, "callspec", None)
         if parameters is None or "case" not in parameters.params:
@@ -48,7 +45,10 @@ def wanted_of(request: pytest.FixtureRequest, provider: Provider) -> list[str]:
 
 @pytest.fixture(scope="session")
 def outcomes(request: pytest.FixtureRequest, provider: Provider) -> dict[str, Outcome]:
-    """Runs all that is wanted of a provider, some at once: most of them wait most of the time."""
+    """Runs all that is wanted of a provider, some at once: most of them wait most of the time.
+
+    What is left out is run, too: the provider itself has to say that it has not what that is about.
+    """
     program = make("-j2", "conformance", *provider.goals) / "conformance" / "conformance"
     cases = wanted_of(request, provider)
     options = ["--jobs", str(JOBS), "--seconds", str(SECONDS)]
@@ -74,9 +74,13 @@ def test_case(
     outcome = outcomes[case]
     if case in provider.known:
         request.applymarker(pytest.mark.xfail(reason=provider.known[case], strict=False))
-    if outcome.word == "skipped":
-        pytest.skip(f"{provider.name}: {outcome.text}")
-    assert outcome.word == "ok", outcome.text
+    assert outcome.word == "ok", f"{outcome.word}: {outcome.text}"
+
+
+@pytest.mark.timeout(600)
+def test_left_out(provider: Provider, outcomes: dict[str, Outcome]) -> None:
+    words = {case: outcomes[case].word for case in CASES if case in provider.left_out}
+    assert words == dict.fromkeys(words, "skipped")
 
 
 def test_cases_are_found() -> None:
