@@ -158,19 +158,28 @@ def test_messages(sender: Client, receiver: Client, seeded: random.Random) -> No
         assert {job.wait(WAIT_S) for job in jobs} == {OK}
 
 
-def test_cancel(sender: Client, receiver: Client) -> None:
+def test_cancel_and_deadline(sender: Client, receiver: Client) -> None:
     source = sender.alloc(LONG)
     _, grant = granted(receiver, LONG)
-    sender.warm(grant.descriptor)
-    jobs = [sender.write(source, grant.descriptor, imm=1) for _ in range(8)]
-    for job in reversed(jobs):
+    dst = grant.descriptor
+    sender.warm(dst)
+    cancelled = [sender.write(source, dst, imm=1) for _ in range(8)]
+    for job in reversed(cancelled):
         job.cancel()
-    for job in jobs:
+    late = [sender.write(source, dst, imm=1, deadline_s=0.005) for _ in range(8)]
+    for job in (*cancelled, *late):
         with contextlib.suppress(transferd.JobFailed):
             job.wait(WAIT_S)
-    assert {job.status for job in jobs} <= {OK, JobStatus.CANCELLED}
-    assert sender.imm(grant.descriptor, 2).wait(WAIT_S) is OK
-    exactly(receiver, 2, 1)
+    assert {job.status for job in cancelled} <= {OK, JobStatus.CANCELLED}
+    assert {job.status for job in late} <= {OK, JobStatus.DEADLINE}
+    # All losses are told in the end; then the same immediate is as good as any.
+    counter = receiver.counter(1)
+    lost = sum(job.status is not OK for job in (*cancelled, *late))
+    eventually(lambda: counter.lost == lost, f"{lost} are told to be lost", WAIT_S)
+    counter.acknowledge()
+    landed = counter.value
+    assert sender.write(source[:1], dst, imm=1).wait(WAIT_S) is OK
+    counter.wait(landed + 1, WAIT_S)
 
 
 @pytest.mark.parametrize("kind", KINDS)

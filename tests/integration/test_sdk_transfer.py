@@ -7,10 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,33 +17,19 @@ import transferd
 import transferd.aio
 from transferd.native.names import JobStatus
 
-from support.daemon import DaemonProcess
+from support.daemon import provider_of_tests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transferd import Client, Grant, Region
+
+    from support.daemon import DaemonProcess
+
+    Pair = tuple[DaemonProcess, DaemonProcess]
 
 pytestmark = pytest.mark.slow
 
-TENANTS = [{"name": "tests", "uids": [os.getuid()], "lease_sessions": True, "shm_paths": True}]
 WAIT_S = 20.0
 SIZES = (0, 1, 4095, 4096, 65_537, (3 << 20) + 1)
-
-
-@pytest.fixture(scope="module", params=["tcp", "libfabric"])
-def daemons(request: pytest.FixtureRequest) -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
-    """Gives two daemons for all tests of this module; none of these hurts them."""
-    base = Path(tempfile.mkdtemp(prefix="tfd-"))
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, base, ignore_errors=True)
-        made = []
-        for name in "ab":
-            (base / name).mkdir()
-            overrides = {"tenants": TENANTS, "provider": request.param}
-            made.append(DaemonProcess(base / name, overrides))
-            stack.enter_context(made[-1].start())
-        yield made[0], made[1]
 
 
 @pytest.fixture(params=["ring", "grpc"])
@@ -54,37 +37,14 @@ def shared_memory(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "ring")
 
 
-@pytest.fixture
-def sender(daemons: tuple[DaemonProcess, DaemonProcess], shared_memory: bool) -> Iterator[Client]:
-    with transferd.Client(daemons[0].socket, shared_memory=shared_memory) as client:
-        assert client.shared_memory is shared_memory
-        yield client
-
-
-@pytest.fixture(params=["other daemon", "same daemon"])
-def receiver(
-    request: pytest.FixtureRequest,
-    daemons: tuple[DaemonProcess, DaemonProcess],
-    shared_memory: bool,
-) -> Iterator[Client]:
-    daemon = daemons[1 if request.param == "other daemon" else 0]
-    with transferd.Client(daemon.socket, shared_memory=shared_memory) as client:
-        yield client
-
-
 def granted(client: Client, length: int, imms: range = range(16)) -> tuple[Region, Grant]:
     region = client.alloc(length)
     return region, region.grant(imms=imms)
 
 
-def test_sizes_land_whole(
-    request: pytest.FixtureRequest,
-    daemons: tuple[DaemonProcess, DaemonProcess],
-    sender: Client,
-    receiver: Client,
-) -> None:
+def test_sizes_land_whole(request: pytest.FixtureRequest, sender: Client, receiver: Client) -> None:
     same = "same daemon" in request.node.name
-    provider = "local" if same else daemons[0].config["provider"]
+    provider = "local" if same else provider_of_tests()
     total = sum(SIZES) + 64 * len(SIZES)
     source = sender.alloc(total)
     source.view[:] = os.urandom(total)
@@ -132,10 +92,8 @@ def test_counts_are_exact(sender: Client, receiver: Client) -> None:
     assert digests[0] == digests[1]
 
 
-def test_same_immediate_of_two_clients(
-    daemons: tuple[DaemonProcess, DaemonProcess], sender: Client, receiver: Client
-) -> None:
-    with transferd.Client(daemons[1].socket) as other:
+def test_same_immediate_of_two_clients(shared_pair: Pair, sender: Client, receiver: Client) -> None:
+    with transferd.Client(shared_pair[1].socket) as other:
         _, grant = granted(receiver, 4096)
         _, others = granted(other, 4096)
         sender.imm(grant.descriptor, 7).wait(WAIT_S)
@@ -258,8 +216,8 @@ def test_fault_of_a_cancelled_write_is_told_and_acknowledged(
     counter.wait(landed + 2, WAIT_S)
 
 
-def test_adopted_memory(daemons: tuple[DaemonProcess, DaemonProcess]) -> None:
-    with transferd.Client(daemons[0].socket) as a, transferd.Client(daemons[1].socket) as b:
+def test_adopted_memory(shared_pair: Pair) -> None:
+    with transferd.Client(shared_pair[0].socket) as a, transferd.Client(shared_pair[1].socket) as b:
         source = np.random.default_rng(1).random(8 << 20)
         target = np.zeros(8 << 20)
         address = target.ctypes.data
@@ -272,17 +230,17 @@ def test_adopted_memory(daemons: tuple[DaemonProcess, DaemonProcess]) -> None:
         assert (target[1:] == source[1:]).all()
 
 
-def test_regions_come_and_go(daemons: tuple[DaemonProcess, DaemonProcess]) -> None:
-    with transferd.Client(daemons[0].socket) as client:
+def test_regions_come_and_go(shared_pair: Pair) -> None:
+    with transferd.Client(shared_pair[0].socket) as client:
         for _ in range(1500):  # above the number of files that a session may share at once
             client.alloc(4096).close()
 
 
-def test_asyncio(daemons: tuple[DaemonProcess, DaemonProcess], shared_memory: bool) -> None:
+def test_asyncio(shared_pair: Pair, shared_memory: bool) -> None:
     async def main() -> None:
         async with (
-            transferd.aio.Client(daemons[0].socket, shared_memory=shared_memory) as a,
-            transferd.aio.Client(daemons[1].socket, shared_memory=shared_memory) as b,
+            transferd.aio.Client(shared_pair[0].socket, shared_memory=shared_memory) as a,
+            transferd.aio.Client(shared_pair[1].socket, shared_memory=shared_memory) as b,
         ):
             source, target = await a.alloc(1 << 20), await b.alloc(1 << 20)
             source.view[:] = os.urandom(1 << 20)

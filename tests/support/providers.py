@@ -132,6 +132,11 @@ SIMULATED = {
     **ANY_NAME,
     **NO_WAIT_FD,
 }
+# What is run on it all the same, and is no less.
+DEFAULT = {
+    **dict.fromkeys(PROGRAMS, "native/tests run on it where they are told of no other"),
+    OPERATIONS: "daemons of tests run on it where they are told of no other: tests/integration",
+}
 
 PROVIDERS = (
     Provider(
@@ -170,7 +175,7 @@ PROVIDERS = (
             **ONE_RAIL,
         },
     ),
-    Provider("tcp", "tcp", LOOPBACK, left_out=ENDLESS),
+    Provider("tcp", "tcp", LOOPBACK, left_out={**DEFAULT, **ENDLESS}),
     Provider(
         "libfabric",
         "libfabric",
