@@ -6,7 +6,6 @@
 #include <dlfcn.h>
 #include <stdbool.h>
 
-#include "core_fixture.h"
 #include "efaface/efaface.h"
 #include "providers/libfabric/domain.h"
 
@@ -16,27 +15,15 @@
 #define FAR "rdmap32s27"
 
 static const struct tfd_provider_ops *const ops = &tfd_libfabric_ops;
+typedef struct tfd_fi_address pair_address;
+
+#include "provider_pair.h"
+
 static char face_path[256];
 static struct efaface_control *knobs, plain_knobs;
 static struct efaface_stats *counts;
 static void (*knobs_set)(const struct efaface_control *to);
 static void (*counts_get)(struct efaface_stats *out);
-
-struct side {
-	struct tfd_domain *domain;
-	struct tfd_rail_info info;
-	uint8_t *memory;
-	struct tfd_mr *mr;
-	struct tfd_region_key key;
-};
-
-struct joined {
-	struct tfd_half *out, *in;
-	struct tfd_fi_address out_address, in_address;
-	size_t out_bytes, in_bytes;
-};
-
-static struct side a, b;
 
 static inline void find(void *handle, const char *name, void *slot)
 {
@@ -73,49 +60,33 @@ static inline void face_load(void)
 	plain_knobs = *knobs;
 }
 
-static inline int try_open(const char *fabric, const char *device, struct tfd_rail_info *info,
-                           struct tfd_domain **domain)
+static inline struct tfd_group_options face_options(const char *fabric)
 {
 	struct tfd_group_options options = { .provider = "libfabric" };
 
 	(void)strcpy(options.fabric, fabric);
 	(void)strcpy(options.library, face_path);
+	return options;
+}
+
+static inline int try_open(const char *fabric, const char *device, struct tfd_rail_info *info,
+                           struct tfd_domain **domain)
+{
+	struct tfd_group_options options = face_options(fabric);
+
 	memset(info, 0, sizeof(*info));
 	return ops->domain_open(&options, device, info, domain, &error);
 }
 
 static inline void side_open(struct side *side, const char *device)
 {
-	memset(side, 0, sizeof(*side));
-	CHECK_OK(try_open("", device, &side->info, &side->domain));
-	side->memory = calloc(1, BYTES);
-	CHECK(side->memory);
-	CHECK_OK(ops->mr_open(side->domain, side->memory, BYTES, 1, &side->mr, &side->key, &error));
-}
+	struct tfd_group_options options = face_options("");
 
-static inline void side_close(struct side *side)
-{
-	ops->mr_close(side->domain, side->mr);
-	ops->domain_close(side->domain);
-	free(side->memory);
-}
-
-static inline void halves_open(struct joined *pair)
-{
-	memset(pair, 0, sizeof(*pair));
-	CHECK_OK(ops->half_open(a.domain, 1, pair, &pair->out, &pair->out_address, &pair->out_bytes, &error));
-	CHECK_OK(ops->half_open(b.domain, 0, pair, &pair->in, &pair->in_address, &pair->in_bytes, &error));
-}
-
-static inline void join(struct joined *pair)
-{
-	halves_open(pair);
-	CHECK_OK(ops->half_start(pair->in, &pair->out_address, pair->out_bytes, &error));
-	CHECK_OK(ops->half_start(pair->out, &pair->in_address, pair->in_bytes, &error));
+	side_open_as(side, &options, device);
 }
 
 /* Closes a half and tells what its drain says. */
-static inline int half_end(struct tfd_half **half, struct tfd_wc *wc, int max)
+static inline int half_end_telling(struct tfd_half **half, struct tfd_wc *wc, int max)
 {
 	struct tfd_wc one;
 	int count = 0;
@@ -130,23 +101,13 @@ static inline int half_end(struct tfd_half **half, struct tfd_wc *wc, int max)
 	return count;
 }
 
-static inline void part(struct joined *pair)
+static inline struct tfd_post piece_at(uint64_t offset, uint64_t length)
 {
-	struct tfd_wc wc[64];
+	struct tfd_post post = piece(length);
 
-	if (pair->in)
-		(void)half_end(&pair->in, wc, 64);
-	if (pair->out)
-		(void)half_end(&pair->out, wc, 64);
-}
-
-static inline struct tfd_post piece(uint64_t offset, uint64_t length)
-{
-	return (struct tfd_post){ .local = a.memory + offset,
-	                          .mr = length ? a.mr : NULL,
-	                          .length = length,
-	                          .remote_address = b.key.address + offset,
-	                          .remote_key = b.key.key };
+	post.local = a.memory + offset;
+	post.remote_address += offset;
+	return post;
 }
 
 /* Polls until a completion of `a` is there; what comes to `b` meanwhile goes to `came`. */

@@ -3,7 +3,6 @@
 #ifndef TFD_TCP_PAIR_H
 #define TFD_TCP_PAIR_H
 
-#include "core_fixture.h"
 #include "providers/tcp/tcp.h"
 
 #define BYTES (4u << 20)
@@ -11,22 +10,9 @@
 #define QUIET 50      /* rounds without a word after which nothing more is expected */
 
 static const struct tfd_provider_ops *const ops = &tfd_tcp_ops;
+typedef uint8_t pair_address[TFD_ADDRESS_MAX];
 
-struct side {
-	struct tfd_domain *domain;
-	struct tfd_rail_info info;
-	uint8_t *memory;
-	struct tfd_mr *mr;
-	struct tfd_region_key key;
-};
-
-struct joined {
-	struct tfd_half *out, *in;
-	uint8_t out_address[TFD_ADDRESS_MAX], in_address[TFD_ADDRESS_MAX];
-	size_t out_bytes, in_bytes;
-	int owner;  /* its address is what the incoming half names */
-	int writer; /* what the outgoing one names */
-};
+#include "provider_pair.h"
 
 /* What a side has told, in order. */
 struct told {
@@ -34,18 +20,13 @@ struct told {
 	uint32_t count;
 };
 
-static struct side a, b;
 static struct told a_told, b_told;
 
 static inline void side_open_at(struct side *side, const char *rail)
 {
 	struct tfd_group_options options = { .provider = "tcp" };
 
-	memset(side, 0, sizeof(*side));
-	CHECK_OK(ops->domain_open(&options, rail, &side->info, &side->domain, &error));
-	side->memory = calloc(1, BYTES);
-	CHECK(side->memory);
-	CHECK_OK(ops->mr_open(side->domain, side->memory, BYTES, 1, &side->mr, &side->key, &error));
+	side_open_as(side, &options, rail);
 }
 
 static inline void sides_open(void)
@@ -54,53 +35,10 @@ static inline void sides_open(void)
 	side_open_at(&b, "127.0.0.1");
 }
 
-static inline void side_close(struct side *side)
-{
-	ops->mr_close(side->domain, side->mr);
-	ops->domain_close(side->domain);
-	free(side->memory);
-}
-
 static inline void sides_close(void)
 {
 	side_close(&a);
 	side_close(&b);
-}
-
-static inline void halves_open(struct joined *pair)
-{
-	memset(pair, 0, sizeof(*pair));
-	CHECK_OK(ops->half_open(a.domain, 1, &pair->writer, &pair->out, pair->out_address, &pair->out_bytes,
-	                        &error));
-	CHECK_OK(ops->half_open(b.domain, 0, &pair->owner, &pair->in, pair->in_address, &pair->in_bytes,
-	                        &error));
-	CHECK(pair->in_bytes <= TFD_ADDRESS_MAX && pair->out_bytes == pair->in_bytes);
-}
-
-static inline void join(struct joined *pair)
-{
-	halves_open(pair);
-	CHECK_OK(ops->half_start(pair->in, pair->out_address, pair->out_bytes, &error));
-	CHECK_OK(ops->half_start(pair->out, pair->in_address, pair->in_bytes, &error));
-}
-
-static inline void half_end(struct tfd_half **half)
-{
-	struct tfd_wc wc[8];
-
-	if (!*half)
-		return;
-	ops->half_close(*half);
-	while (ops->half_drain(*half, wc, 8) > 0)
-		continue;
-	ops->half_free(*half);
-	*half = NULL;
-}
-
-static inline void joined_close(struct joined *pair)
-{
-	half_end(&pair->in);
-	half_end(&pair->out);
 }
 
 static inline int side_poll(struct side *side, struct told *told)
@@ -154,16 +92,6 @@ static inline void post_when_up(struct tfd_half *half, const struct tfd_post *po
 		rc = ops->post(half, post, wr);
 	}
 	CHECK_OK(rc);
-}
-
-/* From a to b, from the beginning. */
-static inline struct tfd_post piece(uint64_t length)
-{
-	return (struct tfd_post){ .local = a.memory,
-	                          .mr = length ? a.mr : NULL,
-	                          .length = length,
-	                          .remote_address = b.key.address,
-	                          .remote_key = b.key.key };
 }
 
 static inline void write_imm(struct joined *pair, uint64_t length, uint32_t imm)

@@ -31,7 +31,7 @@ static void write_all(struct tfd_half *half, struct tfd_wr *wrs)
 	for (uint32_t i = 0; i < WRITES * PIECE; i++)
 		a.memory[i] = (uint8_t)(i / PIECE * 7 + i % PIECE);
 	for (uint32_t i = 0; i < WRITES; i++) {
-		struct tfd_post write = piece(i * PIECE, PIECE);
+		struct tfd_post write = piece_at(i * PIECE, PIECE);
 		int rc;
 
 		write.has_imm = 1;
@@ -133,11 +133,11 @@ static void test_devices(void)
 	CHECK(strstr(info.why, "WRITES ARE EMULATED"));
 	ops->domain_close(domain);
 	*knobs = plain_knobs;
-	join(&pair);
+	pair_open(&pair);
 	knobs->max_eps = (uint32_t)counts->eps; /* as many queue pairs as there are */
 	CHECK(try_open("", NEAR, &info, &domain) == -ENOMEM);
 	*knobs = plain_knobs;
-	part(&pair);
+	pair_close(&pair);
 }
 
 static void test_order(void)
@@ -146,7 +146,7 @@ static void test_order(void)
 	struct joined pair;
 
 	CHECK(wrs);
-	join(&pair);
+	pair_open(&pair);
 	write_all(pair.out, wrs);
 	CHECK(counts->overtaken > WRITES / 10 && counts->cut > WRITES / 10 && !counts->more);
 	knobs->tx_size = 3; /* a device that is always full, and one that often says so */
@@ -156,7 +156,7 @@ static void test_order(void)
 	knobs->eagain = 70;
 	write_all(pair.out, wrs);
 	*knobs = plain_knobs;
-	part(&pair);
+	pair_close(&pair);
 	free(wrs);
 }
 
@@ -165,9 +165,9 @@ static void test_reads(void)
 	static const uint64_t lengths[] = { 1, 4096, 65537, BYTES - 7 };
 	struct joined pair;
 
-	join(&pair);
+	pair_open(&pair);
 	for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
-		struct tfd_post read = piece(0, lengths[i]);
+		struct tfd_post read = piece(lengths[i]);
 		struct tfd_wr wr = { 0 };
 		struct tfd_wc wc;
 
@@ -181,12 +181,12 @@ static void test_reads(void)
 		CHECK(wc.type == TFD_WC_SENT && wc.wr == &wr);
 		CHECK(memcmp(a.memory, b.memory + 7, lengths[i]) == 0 && a.memory[lengths[i]] == 0);
 	}
-	part(&pair);
+	pair_close(&pair);
 }
 
 static struct tfd_wc write_one(struct joined *pair, uint64_t key, struct tfd_wr *wr)
 {
-	struct tfd_post write = piece(0, 64);
+	struct tfd_post write = piece(64);
 
 	write.has_imm = 1;
 	write.remote_key = key;
@@ -208,7 +208,7 @@ static void test_errors(void)
 	struct joined pair, bad;
 	struct tfd_wc wc;
 
-	join(&pair);
+	pair_open(&pair);
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
 		knobs->fail_count = 1;
 		knobs->fail_error = (uint32_t)all[i].error;
@@ -218,14 +218,14 @@ static void test_errors(void)
 		CHECK(!wc.remote_access == !all[i].remote_access);
 	}
 	*knobs = plain_knobs;
-	join(&bad);
+	pair_open(&bad);
 	memset(b.memory, 0xbb, 64);
 	wc = write_one(&bad, b.key.key ^ 1u << 17, &wr);
 	CHECK(wc.type == TFD_WC_ERROR && wc.wr == &wr && wc.remote_access && b.memory[0] == 0xbb);
-	part(&bad);
+	pair_close(&bad);
 	wc = write_one(&pair, b.key.key, &wr);
 	CHECK(wc.type == TFD_WC_SENT && wc.wr == &wr);
-	part(&pair);
+	pair_close(&pair);
 }
 
 /* Who is not in the far address vector may not write; a far endpoint that is gone answers with an error, too. */
@@ -241,10 +241,10 @@ static void test_peers(void)
 	CHECK(wc[0].type == TFD_WC_ERROR && wc[0].error == FI_ENOTCONN && !wc[0].remote_access);
 	CHECK_OK(ops->half_start(pair.in, &pair.out_address, pair.out_bytes, &error));
 	CHECK(write_one(&pair, b.key.key, &wr).type == TFD_WC_SENT);
-	(void)half_end(&pair.in, wc, 8);
+	half_end(&pair.in);
 	wc[0] = write_one(&pair, b.key.key, &wr);
 	CHECK(wc[0].type == TFD_WC_ERROR && wc[0].wr == &wr && !wc[0].remote_access);
-	part(&pair);
+	pair_close(&pair);
 }
 
 /* Two halves to one far address: closing the one leaves it to the other. */
@@ -253,14 +253,14 @@ static void test_address_shared(void)
 	struct tfd_wr wr = { 0 };
 	struct joined pair, second;
 
-	join(&pair);
+	pair_open(&pair);
 	halves_open(&second);
 	CHECK_OK(ops->half_start(second.in, &second.out_address, second.out_bytes, &error));
 	CHECK_OK(ops->half_start(second.out, &pair.in_address, pair.in_bytes, &error));
 	CHECK(write_one(&second, b.key.key, &wr).type == TFD_WC_SENT);
-	part(&second);
+	pair_close(&second);
 	CHECK(write_one(&pair, b.key.key, &wr).type == TFD_WC_SENT);
-	part(&pair);
+	pair_close(&pair);
 }
 
 /* A half that is closed with posts in flight gives each of them back, once; afterwards nothing of it lands. */
@@ -273,21 +273,21 @@ static void test_close(void)
 	struct joined pair;
 	int count;
 
-	join(&pair);
+	pair_open(&pair);
 	CHECK(write_one(&pair, b.key.key, &wrs[0]).type == TFD_WC_SENT);
 	for (uint32_t i = 0; i < IN_FLIGHT; i++) {
-		struct tfd_post write = piece(i * PIECE, PIECE);
+		struct tfd_post write = piece_at(i * PIECE, PIECE);
 
 		CHECK_OK(ops->post(pair.out, &write, &wrs[i]));
 		(void)ops->poll(b.domain, wc, 1);
 	}
-	count = half_end(&pair.out, wc, 2 * IN_FLIGHT);
+	count = half_end_telling(&pair.out, wc, 2 * IN_FLIGHT);
 	for (int i = 0; i < count; i++) {
 		CHECK(wc[i].wr >= wrs && wc[i].wr < wrs + IN_FLIGHT && !seen[wc[i].wr - wrs]);
 		seen[wc[i].wr - wrs] = 1;
 	}
 	CHECK(count == IN_FLIGHT);
-	(void)half_end(&pair.in, wc, 2 * IN_FLIGHT); /* what had left may land until here */
+	half_end(&pair.in); /* what had left may land until here */
 	memset(b.memory, 0xcc, BYTES);
 	for (int i = 0; i < 200; i++)
 		CHECK(!ops->poll(b.domain, wc, 1) && !ops->poll(a.domain, wc, 1));
@@ -305,9 +305,9 @@ static void test_close_counts(void)
 	struct joined pair;
 	int sent = 0, came = 0;
 
-	join(&pair);
+	pair_open(&pair);
 	for (uint32_t i = 0; i < SENT; i++) {
-		struct tfd_post write = piece(i * 64, 64);
+		struct tfd_post write = piece_at(i * 64, 64);
 
 		write.has_imm = 1;
 		write.imm = i;
@@ -321,9 +321,9 @@ static void test_close_counts(void)
 			came += ops->poll(b.domain, wc, 1);
 	}
 	CHECK(sent == SENT && came < SENT);
-	came += half_end(&pair.in, wc, SENT);
+	came += half_end_telling(&pair.in, wc, SENT);
 	CHECK(came == SENT && counts->purged == forgotten);
-	part(&pair);
+	pair_close(&pair);
 }
 
 /* A queue that is too short loses completions, and says so of all. */
@@ -339,9 +339,9 @@ static void test_overrun(void)
 	knobs->cq_size = 16;
 	side_open(&b, FAR);
 	knobs->cq_size = 0;
-	join(&pair);
+	pair_open(&pair);
 	for (uint32_t i = 0; i < SENT; i++) {
-		struct tfd_post write = piece(i * 64, 64);
+		struct tfd_post write = piece_at(i * 64, 64);
 
 		write.has_imm = 1;
 		CHECK_OK(ops->post(pair.out, &write, &wrs[i]));
@@ -354,7 +354,7 @@ static void test_overrun(void)
 		CHECK(!overrun || (wc.error == EOVERFLOW && !wc.wr && !wc.owner));
 	}
 	CHECK(overrun && counts->overruns);
-	part(&pair);
+	pair_close(&pair);
 }
 
 /* A far side that begins anew has another address; the old one is nobody's. */
@@ -362,20 +362,19 @@ static void test_restart(void)
 {
 	struct tfd_wr wr = { 0 };
 	struct joined pair, again;
-	struct tfd_wc wc[8];
 
-	join(&pair);
+	pair_open(&pair);
 	CHECK(write_one(&pair, b.key.key, &wr).type == TFD_WC_SENT);
-	(void)half_end(&pair.in, wc, 8);
+	half_end(&pair.in);
 	side_close(&b);
 	side_open(&b, FAR);
-	join(&again);
+	pair_open(&again);
 	CHECK(memcmp(&pair.in_address, &again.in_address, pair.in_bytes) != 0);
 	CHECK(write_one(&again, b.key.key, &wr).type == TFD_WC_SENT);
 	CHECK(write_one(&pair, b.key.key, &wr).type == TFD_WC_ERROR);
 	CHECK(write_one(&again, b.key.key, &wr).type == TFD_WC_SENT);
-	part(&pair);
-	part(&again);
+	pair_close(&pair);
+	pair_close(&again);
 }
 
 static void test_bad_addresses(void)
@@ -390,7 +389,7 @@ static void test_bad_addresses(void)
 	address = pair.in_address;
 	address.protocol[0] ^= 1;
 	CHECK(ops->half_start(pair.out, &address, pair.in_bytes, &error) == -EPROTO);
-	part(&pair);
+	pair_close(&pair);
 }
 
 int main(void)

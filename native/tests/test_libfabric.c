@@ -5,7 +5,6 @@
  *
  *   FI_PROVIDER_PATH=/nonexistent LD_LIBRARY_PATH=<where a libfabric.so.1 is> build/native/gcc/tests/test_libfabric
  */
-#include "core_fixture.h"
 #include "providers/libfabric/domain.h"
 
 #define BYTES (1u << 20)
@@ -13,76 +12,15 @@
 #define ROUNDS 200000 /* of polling, with a pause in each; then a test gives up */
 
 static const struct tfd_provider_ops *const ops = &tfd_libfabric_ops;
+typedef struct tfd_fi_address pair_address;
 
-struct side {
-	struct tfd_domain *domain;
-	struct tfd_rail_info info;
-	uint8_t *memory;
-	struct tfd_mr *mr;
-	struct tfd_region_key key;
-};
-
-struct joined {
-	struct tfd_half *out, *in;
-	struct tfd_fi_address out_address, in_address;
-	size_t out_bytes, in_bytes;
-	int owner; /* its address is what the incoming half names */
-	int writer; /* what the outgoing one names */
-};
-
-static struct side a, b;
+#include "provider_pair.h"
 
 static void side_open(struct side *side)
 {
 	struct tfd_group_options options = { .provider = "libfabric" };
 
-	memset(side, 0, sizeof(*side));
-	CHECK_OK(ops->domain_open(&options, "127.0.0.1", &side->info, &side->domain, &error));
-	side->memory = calloc(1, BYTES);
-	CHECK(side->memory);
-	CHECK_OK(ops->mr_open(side->domain, side->memory, BYTES, 1, &side->mr, &side->key, &error));
-}
-
-static void side_close(struct side *side)
-{
-	ops->mr_close(side->domain, side->mr);
-	ops->domain_close(side->domain);
-	free(side->memory);
-}
-
-static void halves_open(struct joined *pair)
-{
-	memset(pair, 0, sizeof(*pair));
-	CHECK_OK(ops->half_open(a.domain, 1, &pair->writer, &pair->out, &pair->out_address, &pair->out_bytes,
-	                        &error));
-	CHECK_OK(ops->half_open(b.domain, 0, &pair->owner, &pair->in, &pair->in_address, &pair->in_bytes,
-	                        &error));
-	CHECK(pair->in_bytes <= TFD_ADDRESS_MAX);
-}
-
-static void join(struct joined *pair)
-{
-	CHECK_OK(ops->half_start(pair->in, &pair->out_address, pair->out_bytes, &error));
-	CHECK_OK(ops->half_start(pair->out, &pair->in_address, pair->in_bytes, &error));
-}
-
-static void half_end(struct tfd_half **half)
-{
-	struct tfd_wc wc[8];
-
-	if (!*half)
-		return;
-	ops->half_close(*half);
-	while (ops->half_drain(*half, wc, 8) > 0)
-		continue;
-	ops->half_free(*half);
-	*half = NULL;
-}
-
-static void joined_close(struct joined *pair)
-{
-	half_end(&pair->in);
-	half_end(&pair->out);
+	side_open_as(side, &options, "127.0.0.1");
 }
 
 struct seen {
@@ -132,15 +70,6 @@ static void post(struct tfd_half *half, const struct tfd_post *post, struct tfd_
 		}
 	}
 	CHECK_OK(rc);
-}
-
-static struct tfd_post piece(uint64_t length)
-{
-	return (struct tfd_post){ .local = a.memory,
-	                          .mr = length ? a.mr : NULL,
-	                          .length = length,
-	                          .remote_address = b.key.address,
-	                          .remote_key = b.key.key };
 }
 
 static void write_imm(struct joined *pair, uint64_t length, uint32_t imm, void *owner)
@@ -280,8 +209,7 @@ static void test_bad_key(struct joined *good, int read)
 	struct tfd_post bad = piece(64);
 	struct tfd_wr wr = { 0 };
 
-	halves_open(&pair);
-	join(&pair);
+	pair_open(&pair);
 	bad.remote_key ^= 1ull << 17;
 	bad.read = (uint32_t)read;
 	memset(a.memory, 0xaa, 64);
@@ -289,7 +217,7 @@ static void test_bad_key(struct joined *good, int read)
 	post(pair.out, &bad, &wr);
 	CHECK(await(&wr, false).done.type == TFD_WC_ERROR);
 	CHECK(a.memory[0] == 0xaa && b.memory[0] == 0xbb);
-	joined_close(&pair);
+	pair_close(&pair);
 	write_imm(good, 4096, 5, &good->owner);
 }
 
@@ -302,10 +230,10 @@ static void test_stale_link(void)
 	halves_open(&gone);
 	halves_open(&pair);
 	first = gone.in_address.link;
-	joined_close(&gone);
+	pair_close(&gone);
 	if (!first) { /* a queue for each half tells them apart */
 		CHECK(!pair.in_address.link);
-		joined_close(&pair);
+		pair_close(&pair);
 		return;
 	}
 	CHECK(pair.in_address.link && pair.in_address.link != first);
@@ -316,14 +244,14 @@ static void test_stale_link(void)
 		pair.in_address.link = links[i];
 		join(&pair);
 		write_imm(&pair, 100, 9, NULL);
-		joined_close(&pair);
+		pair_close(&pair);
 		halves_open(&pair);
 	}
-	joined_close(&pair);
+	pair_close(&pair);
 	for (int i = 0; i < 100; i++) { /* not again soon */
 		halves_open(&pair);
 		CHECK(pair.in_address.link && pair.in_address.link != first);
-		joined_close(&pair);
+		pair_close(&pair);
 	}
 }
 
@@ -340,7 +268,7 @@ static void test_bad_addresses(void)
 	CHECK(ops->half_start(pair.out, &address, sizeof(address) + 1, &error) == -EPROTO);
 	join(&pair);
 	write_imm(&pair, 10, 3, &pair.owner);
-	joined_close(&pair);
+	pair_close(&pair);
 }
 
 /* What had landed before the close is told by its drain, and by whom; afterwards nothing lands. */
@@ -353,8 +281,7 @@ static void test_close(struct joined *good)
 	uint32_t count;
 	int back = 0;
 
-	halves_open(&pair);
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 10, 1, &pair.owner);
 	for (uint32_t i = 0; i < WRITES; i++) {
 		struct tfd_post write = piece(BYTES / WRITES);
@@ -390,7 +317,7 @@ static void test_close(struct joined *good)
 	CHECK(back == WRITES);
 	for (uint32_t i = 0; i < BYTES; i++)
 		CHECK(b.memory[i] == 0xcc);
-	joined_close(&pair);
+	pair_close(&pair);
 	write_imm(good, 4096, 6, &good->owner);
 }
 
@@ -402,8 +329,7 @@ int main(void)
 	side_open(&b);
 	test_choice();
 	for (int i = 0; i < PAIRS; i++) {
-		halves_open(&pairs[i]);
-		join(&pairs[i]);
+		pair_open(&pairs[i]);
 	}
 	test_answers(pairs);
 	test_owners(pairs);
@@ -417,7 +343,7 @@ int main(void)
 	test_bad_addresses();
 	test_close(&pairs[0]);
 	for (int i = 0; i < PAIRS; i++)
-		joined_close(&pairs[i]);
+		pair_close(&pairs[i]);
 	side_close(&a);
 	side_close(&b);
 	return 0;

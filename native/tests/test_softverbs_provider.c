@@ -18,8 +18,7 @@ static void world_open(const char *configuration)
 	memset(told, 0, sizeof(told));
 	side_open_at(&a, "soft0");
 	side_open_at(&b, "soft1");
-	halves_open(&pair);
-	join(&pair);
+	pair_open(&pair);
 	memset(a.memory, 1, BYTES);
 }
 

@@ -47,14 +47,14 @@ static void test_six(void)
 
 	side_open_at(&a, "::1");
 	side_open_at(&b, "::1");
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 100000, 6);
-	joined_close(&pair);
+	pair_close(&pair);
 	side_close(&b);
 	b = other; /* kinds do not mix */
 	halves_open(&pair);
 	CHECK(ops->half_start(pair.out, pair.in_address, pair.in_bytes, &error) == -EPROTO);
-	joined_close(&pair);
+	pair_close(&pair);
 	side_close(&a);
 	a = four;
 }
@@ -176,7 +176,7 @@ static void test_parts_refused(struct joined *good)
 	write.read = 1;
 	CHECK(ops->post(good->out, &write, &wr) == -EINVAL);
 	/* The last of many is a byte too long: none of them lands. */
-	join(&pair);
+	pair_open(&pair);
 	write.read = 0;
 	write.part_count = 300;
 	parts[299] = (struct tfd_post_part){ a.memory, b.key.address + BYTES - 7, 8 };
@@ -189,7 +189,7 @@ static void test_parts_refused(struct joined *good)
 	for (uint32_t i = 0; i < 64; i++)
 		CHECK(b.memory[i] == 0x22);
 	CHECK(ops->post(pair.out, &write, &wr) == -ENOTCONN);
-	joined_close(&pair);
+	pair_close(&pair);
 	write_imm(good, 4096, 7);
 }
 
@@ -354,7 +354,7 @@ static void test_read_only(struct joined *good)
 	post_when_up(good->out, &post, &wr);
 	await_told(1, 0);
 	CHECK(a_told.wc[0].type == TFD_WC_SENT && a.memory[0] == 0x77 && a.memory[63] == 0x77);
-	join(&pair);
+	pair_open(&pair);
 	post.read = 0;
 	memset(a.memory, 1, 64);
 	told_clear();
@@ -362,7 +362,7 @@ static void test_read_only(struct joined *good)
 	await_told(1, 0);
 	CHECK(a_told.wc[0].type == TFD_WC_ERROR && a_told.wc[0].remote_access && memory[0] == 0x77);
 	ops->mr_close(b.domain, mr);
-	joined_close(&pair);
+	pair_close(&pair);
 	CHECK_OK(ops->mr_open(a.domain, memory, 4096, 0, &mr, &key, &error));
 	post = (struct tfd_post){ .local = memory, .mr = mr, .length = 1, .read = 1 };
 	CHECK(ops->post(good->out, &post, &wr) == -EACCES);
@@ -378,7 +378,7 @@ static void refused(struct joined *good, struct tfd_post bad)
 	struct tfd_post fine = piece(64);
 	struct joined pair;
 
-	join(&pair);
+	pair_open(&pair);
 	fine.remote_address += 4096;
 	memset(a.memory, 0xaa, 64);
 	memset(b.memory, 0xbb, 64);
@@ -394,7 +394,7 @@ static void refused(struct joined *good, struct tfd_post bad)
 		CHECK((wc->type == TFD_WC_SENT) == (wc->wr == &before));
 		CHECK(wc->remote_access == (wc->wr == &wr));
 	}
-	joined_close(&pair);
+	pair_close(&pair);
 	write_imm(good, 4096, 5);
 }
 
@@ -439,7 +439,7 @@ int main(void)
 	sides_open();
 	test_rail();
 	for (int i = 0; i < PAIRS; i++)
-		join(&pairs[i]);
+		pair_open(&pairs[i]);
 	test_answers(pairs);
 	test_owners(pairs);
 	test_write_without_imm(&pairs[0]);
@@ -453,7 +453,7 @@ int main(void)
 	test_refusals(&pairs[2]);
 	test_answers(pairs);
 	for (int i = 0; i < PAIRS; i++)
-		joined_close(&pairs[i]);
+		pair_close(&pairs[i]);
 	sides_close();
 	sides_open();
 	sides_close();

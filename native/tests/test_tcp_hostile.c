@@ -512,7 +512,7 @@ static void test_answers(void)
 int main(void)
 {
 	sides_open();
-	join(&good);
+	pair_open(&good);
 	check_good();
 	test_headers();
 	test_noise();
@@ -523,7 +523,7 @@ int main(void)
 	test_too_many_reads();
 	test_stuck();
 	test_answers();
-	joined_close(&good);
+	pair_close(&good);
 	sides_close();
 	return 0;
 }

@@ -26,7 +26,7 @@ static void test_bad_addresses(void)
 	CHECK_OK(ops->half_start(pair.in, pair.out_address, pair.out_bytes, &error));
 	CHECK_OK(ops->half_start(pair.out, pair.in_address, pair.in_bytes, &error));
 	write_imm(&pair, 10, 3);
-	joined_close(&pair);
+	pair_close(&pair);
 }
 
 /* ---- coming up ---- */
@@ -46,7 +46,7 @@ static void test_start_order(void)
 	CHECK(ops->post(pair.out, &write, &wr) == -EAGAIN && ops->post(pair.in, &write, &wr) == -EAGAIN);
 	CHECK_OK(ops->half_start(pair.in, pair.out_address, pair.out_bytes, &error));
 	write_imm(&pair, 100, 1);
-	joined_close(&pair);
+	pair_close(&pair);
 }
 
 /* Nobody listens there, or not the one that was meant: a loss like any other. */
@@ -66,7 +66,7 @@ static void test_nobody(struct joined *good)
 		rc = ops->post(other.out, &write, &wr);
 	}
 	CHECK(rc == -ENOTCONN);
-	joined_close(&other);
+	pair_close(&other);
 	/* The incoming half was told another outgoing one: it greets that one, and ours does not take it for itself. */
 	halves_open(&other);
 	CHECK_OK(ops->half_start(pair.in, other.out_address, other.out_bytes, &error));
@@ -77,8 +77,8 @@ static void test_nobody(struct joined *good)
 		rc = ops->post(pair.out, &write, &wr);
 	}
 	CHECK(rc == -ENOTCONN);
-	joined_close(&other);
-	joined_close(&pair);
+	pair_close(&other);
+	pair_close(&pair);
 	write_imm(good, 100, 2);
 }
 
@@ -122,7 +122,7 @@ static void test_close(struct joined *good)
 	struct joined pair;
 	uint32_t landed;
 
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 10, 1);
 	told_clear();
 	for (uint32_t i = 0; i < WRITES; i++) {
@@ -147,7 +147,7 @@ static void test_close(struct joined *good)
 		      !a_told.wc[i].remote_access);
 	for (uint32_t i = 0; i < BYTES; i++)
 		CHECK(b.memory[i] == 0xcc);
-	joined_close(&pair);
+	pair_close(&pair);
 	write_imm(good, 4096, 6);
 }
 
@@ -159,7 +159,7 @@ static void test_close_own(struct joined *good)
 	struct joined pair;
 	int count, all = 0;
 
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 10, 1);
 	for (uint32_t i = 0; i < 40; i++) {
 		struct tfd_post post = piece(100000);
@@ -184,7 +184,7 @@ static void test_close_own(struct joined *good)
 	poll_quiet();
 	for (uint32_t i = 0; i < 100000; i++)
 		CHECK(a.memory[i] == 0xdd);
-	joined_close(&pair);
+	pair_close(&pair);
 	write_imm(good, 4096, 6);
 }
 
@@ -200,7 +200,7 @@ static void test_memory_gone(struct joined *good, uint32_t read)
 
 	CHECK(memory);
 	CHECK_OK(ops->mr_open(b.domain, memory, BYTES, 1, &mr, &key, &error));
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 10, 1);
 	post.remote_key = key.key;
 	post.read = read;
@@ -218,7 +218,7 @@ static void test_memory_gone(struct joined *good, uint32_t read)
 	CHECK(a_told.wc[0].type == TFD_WC_ERROR && a_told.wc[0].wr == &wr);
 	for (uint32_t i = 0; i < BYTES; i++)
 		CHECK(memory[i] == 0x33);
-	joined_close(&pair);
+	pair_close(&pair);
 	free(memory);
 	write_imm(good, 4096, 6);
 }
@@ -233,7 +233,7 @@ static void test_forked(struct joined *good)
 	int hold[2];
 	pid_t child;
 
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 10, 1);
 	poll_quiet();
 	CHECK(pipe(hold) == 0);
@@ -254,7 +254,7 @@ static void test_forked(struct joined *good)
 	(void)side_poll(&b, &b_told);
 	(void)close(hold[1]);
 	CHECK(waitpid(child, NULL, 0) == child);
-	joined_close(&pair);
+	pair_close(&pair);
 	write_imm(good, 4096, 6);
 }
 
@@ -296,7 +296,7 @@ static void test_pages_taken(struct joined *good)
 	region.base = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	CHECK(region.base != MAP_FAILED && tfd_guard_add(&region) == 0);
 	CHECK_OK(ops->mr_open(b.domain, region.base, 8192, 1, &mr, &key, &error));
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 10, 1);
 	CHECK(ftruncate(fd, 4096) == 0);
 	write.remote_key = key.key;
@@ -304,7 +304,7 @@ static void test_pages_taken(struct joined *good)
 	CHECK_OK(ops->post(pair.out, &write, &wr));
 	await_told(1, 0);
 	CHECK(a_told.wc[0].type == TFD_WC_ERROR && a_told.wc[0].wr == &wr && region.broken);
-	joined_close(&pair);
+	pair_close(&pair);
 	ops->mr_close(b.domain, mr);
 	tfd_guard_remove(&region);
 	(void)munmap(region.base, 8192);
@@ -317,7 +317,7 @@ int main(void)
 	struct joined good;
 
 	sides_open();
-	join(&good);
+	pair_open(&good);
 	test_bad_addresses();
 	test_start_order();
 	test_nobody(&good);
@@ -330,7 +330,7 @@ int main(void)
 	test_forked(&good);
 	test_pages_taken_elsewhere(&good);
 	test_pages_taken(&good);
-	joined_close(&good);
+	pair_close(&good);
 	sides_close();
 	return 0;
 }

@@ -80,11 +80,11 @@ static void test_flood_of_strangers(void)
 int main(void)
 {
 	sides_open();
-	join(&good);
+	pair_open(&good);
 	check_good();
 	test_strangers();
 	test_flood_of_strangers();
-	joined_close(&good);
+	pair_close(&good);
 	sides_close();
 	return 0;
 }

@@ -102,7 +102,7 @@ int main(void)
 	struct joined pair;
 
 	sides_open();
-	join(&pair);
+	pair_open(&pair);
 	write_imm(&pair, 10, 1);
 	poll_quiet();
 	sleeper_open(&there, &a, &b, pair.out);
@@ -115,7 +115,7 @@ int main(void)
 	CHECK(there.sleeps && back.sleeps);
 	(void)close(there.fd);
 	(void)close(back.fd);
-	joined_close(&pair);
+	pair_close(&pair);
 	sides_close();
 	return 0;
 }

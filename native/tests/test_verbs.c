@@ -214,8 +214,7 @@ static void test_forgotten(void)
 	struct joined pair;
 	struct tfd_wc wc;
 
-	halves_open(&pair);
-	join(&pair);
+	pair_open(&pair);
 	CHECK_OK(ops->post(pair.out, &write, &wr));
 	expect_sent(&a, &wr);
 	CHECK(ops->arm(b.domain) == -EAGAIN); /* it was looked for, and is kept */
@@ -264,8 +263,7 @@ static void test_close(void)
 	struct tfd_wc wc[8];
 	int count;
 
-	halves_open(&pair);
-	join(&pair);
+	pair_open(&pair);
 	for (uint32_t i = 0; i < 100; i++) {
 		struct tfd_post post = piece_of(&a, &b, 8);
 
@@ -361,8 +359,7 @@ static void run(uint32_t plain)
 	RUN(test_choice);
 	RUN(test_names);
 	for (uint32_t i = 0; i < PAIRS; i++) {
-		halves_open(&pairs[i]);
-		join(&pairs[i]);
+		pair_open(&pairs[i]);
 	}
 	RUN(test_owners, pairs);
 	RUN(test_answers, &pairs[0]);

@@ -7,31 +7,15 @@
 #define TFD_VERBS_PAIR_H
 
 #include "core/parts.h"
-#include "core_fixture.h"
 #include "providers/verbs/verbs.h"
 
 #define BYTES (1u << 20)
 #define PATIENCE_NS 30000000000u /* a soft device in an emulated machine may need some of it */
 
 static const struct tfd_provider_ops *const ops = &tfd_verbs_ops;
+typedef uint8_t pair_address[TFD_ADDRESS_MAX];
 
-struct side {
-	struct tfd_domain *domain;
-	struct tfd_rail_info info;
-	uint8_t *memory;
-	struct tfd_mr *mr;
-	struct tfd_region_key key;
-};
-
-struct joined {
-	struct tfd_half *out, *in;
-	uint8_t out_address[TFD_ADDRESS_MAX], in_address[TFD_ADDRESS_MAX];
-	size_t out_bytes, in_bytes;
-	int owner;  /* its address is what the incoming half names */
-	int writer; /* what the outgoing one names */
-};
-
-static struct side a, b;
+#include "provider_pair.h"
 
 static inline const char *rail_name(void)
 {
@@ -71,57 +55,12 @@ static inline void side_open_with(struct side *side, const char *rail, struct tf
 	struct tfd_group_options options = rail_options();
 
 	options.verbs = verbs;
-	memset(side, 0, sizeof(*side));
-	CHECK_OK(ops->domain_open(&options, rail, &side->info, &side->domain, &error));
-	side->memory = calloc(1, BYTES);
-	CHECK(side->memory);
-	CHECK_OK(ops->mr_open(side->domain, side->memory, BYTES, 1, &side->mr, &side->key, &error));
+	side_open_as(side, &options, rail);
 }
 
 static inline void side_open_at(struct side *side, const char *rail)
 {
 	side_open_with(side, rail, (struct tfd_verbs_options){ 0 });
-}
-
-static inline void side_close(struct side *side)
-{
-	ops->mr_close(side->domain, side->mr);
-	ops->domain_close(side->domain);
-	free(side->memory);
-}
-
-static inline void halves_open(struct joined *pair)
-{
-	memset(pair, 0, sizeof(*pair));
-	CHECK_OK(ops->half_open(a.domain, 1, &pair->writer, &pair->out, pair->out_address, &pair->out_bytes,
-	                        &error));
-	CHECK_OK(ops->half_open(b.domain, 0, &pair->owner, &pair->in, pair->in_address, &pair->in_bytes,
-	                        &error));
-}
-
-static inline void join(struct joined *pair)
-{
-	CHECK_OK(ops->half_start(pair->in, pair->out_address, pair->out_bytes, &error));
-	CHECK_OK(ops->half_start(pair->out, pair->in_address, pair->in_bytes, &error));
-}
-
-static inline void half_end(struct tfd_half **half)
-{
-	struct tfd_wc wc[8];
-
-	if (!*half)
-		return;
-	ops->half_close(*half);
-	while (ops->half_drain(*half, wc, 8) > 0)
-		continue;
-	ops->half_free(*half);
-	*half = NULL;
-}
-
-static inline void pair_close(struct joined *pair)
-{
-	half_end(&pair->in);
-	half_end(&pair->out);
 }
 
 /* One completion of that side. */
@@ -135,15 +74,6 @@ static inline struct tfd_wc next_of(struct side *side)
 		(void)usleep(20);
 	}
 	return wc;
-}
-
-static inline struct tfd_post piece_of(const struct side *from, const struct side *to, uint64_t length)
-{
-	return (struct tfd_post){ .local = from->memory,
-	                          .mr = length ? from->mr : NULL,
-	                          .length = length,
-	                          .remote_address = to->key.address,
-	                          .remote_key = to->key.key };
 }
 
 #endif

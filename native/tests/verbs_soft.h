@@ -57,12 +57,6 @@ static inline void await_state(const struct side *side, uint32_t state)
 	}
 }
 
-static inline void pair_open(struct joined *pair)
-{
-	halves_open(pair);
-	join(pair);
-}
-
 static inline void write_passes(struct joined *pair, uint32_t imm)
 {
 	struct tfd_post post = piece_of(&a, &b, 100);
