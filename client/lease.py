@@ -391,7 +391,8 @@ def _result(end: transfer_pb2.JobEnd) -> JobResult | None:
     status = _STATUS.get(end.status, JobStatus.INVALID)
     if status is JobStatus.PENDING:
         return None
-    path = JobPath(end.path.provider, end.path.rails, end.path.staged, end.path.packed)
+    used = end.path
+    path = JobPath(used.provider, used.rails, used.staged, used.packed, used.emulated)
     return JobResult(end.job_id, status, end.detail, end.bytes, path, end.duration_ns)
 
 

@@ -70,7 +70,9 @@ def decode_path(word: int) -> JobPath:
     number = word & int(lib.TFD_PATH_PROVIDER_MASK)
     rails = (word >> int(lib.TFD_PATH_RAILS_SHIFT)) & 0xFF
     packed = bool(word & int(lib.TFD_PATH_PACKED))
-    return JobPath(_PROVIDERS.get(number, f"provider {number}"), rails, packed=packed)
+    emulated = bool(word & int(lib.TFD_PATH_EMULATED))
+    provider = _PROVIDERS.get(number, f"provider {number}")
+    return JobPath(provider, rails, packed=packed, emulated=emulated)
 
 
 def _free(doorbell_fd: int, client: Any) -> None:

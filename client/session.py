@@ -73,17 +73,20 @@ class JobPath:
         rails: NICs of this host that carried it.
         staged: Whether it was staged through host memory of the daemon.
         packed: Whether small pages travelled packed.
+        emulated: Whether a rail that it wrote by has no RDMA write (old EFA devices): processors
+            copied at both ends.
     """
 
     provider: str
     rails: int
     staged: bool = False
     packed: bool = False
+    emulated: bool = False
 
     def __str__(self) -> str:
         """Says it in a line."""
         words = [self.provider or "none", f"{self.rails} rail{'' if self.rails == 1 else 's'}"]
-        words += [word for word in ("staged", "packed") if getattr(self, word)]
+        words += [word for word in ("staged", "packed", "emulated") if getattr(self, word)]
         return ", ".join(words)
 
 

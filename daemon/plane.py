@@ -114,6 +114,7 @@ class Priority(enum.IntEnum):
 
 PROVIDERS = {1: "libfabric", 2: "local", 3: "sim", 4: "tcp", 5: "verbs"}  # TFD_PATH_*
 PATH_PACKED = 1 << 16  # TFD_PATH_PACKED
+PATH_EMULATED = 1 << 17  # TFD_PATH_EMULATED
 STATUS_PENDING = 0
 STATUS_OK = 1
 

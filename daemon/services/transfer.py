@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest, TransferdError
-from transferd.daemon.plane import IMM_COUNT, PATH_PACKED, PROVIDERS
+from transferd.daemon.plane import IMM_COUNT, PATH_EMULATED, PATH_PACKED, PROVIDERS
 from transferd.daemon.services.jobs import (
     Entries,
     check_counts,
@@ -151,6 +151,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             provider=PROVIDERS.get(end.path & 0xFF, ""),
             rails=end.path >> 8 & 0xFF,
             packed=bool(end.path & PATH_PACKED),
+            emulated=bool(end.path & PATH_EMULATED),
         )
         return pb.JobEnd(
             job_id=job_id,

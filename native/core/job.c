@@ -191,12 +191,24 @@ void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint
 	tfd_wake_record(session, source, record);
 }
 
+/* Whether a rail that it wrote by does not write by its device. */
+static bool job_emulated(const struct tfd_job *job)
+{
+	const struct tfd_group *group = job->session->group;
+
+	for (uint64_t rails = job->op == TFD_OP_READ ? 0 : job->rails; rails; rails &= rails - 1) {
+		if (group->rails[__builtin_ctzll(rails)].info.emulated)
+			return true;
+	}
+	return false;
+}
+
 static uint32_t job_path(const struct tfd_job *job)
 {
 	if (!job->ops)
 		return 0;
 	return job->ops->path_id | (uint32_t)__builtin_popcountll(job->rails) << TFD_PATH_RAILS_SHIFT |
-	       (job->packed ? TFD_PATH_PACKED : 0);
+	       (job->packed ? TFD_PATH_PACKED : 0) | (job_emulated(job) ? TFD_PATH_EMULATED : 0);
 }
 
 static void job_unlink(struct tfd_job *job)

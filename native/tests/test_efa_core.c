@@ -97,6 +97,49 @@ static void test_credits(void)
 	world_close(&w);
 }
 
+static uint64_t open_to_read(struct world *w)
+{
+	struct tfd_open_options options = { .path_count = 1,
+	                                    .rights = TFD_RIGHT_READ,
+	                                    .length = REGION_BYTES };
+	struct tfd_region_key key;
+	uint64_t open;
+
+	CHECK_OK(tfd_region_keys(w->b.core, w->to.session, w->to.region, &key, 1));
+	CHECK_OK(tfd_session_name_space(w->b.core, w->to.session, &options.name_space));
+	options.paths[0] = (struct tfd_open_path){ .conn = w->out, .key = key.key, .address = key.address };
+	CHECK_OK(tfd_open_add(w->a.core, w->from.session, &options, &open));
+	return open;
+}
+
+/* A job says in its path that a device without RDMA write was written by; one that reads says nothing. */
+static void test_emulated(uint32_t emulated)
+{
+	struct efaface_control set = plain_knobs;
+	struct tfd_record *record;
+	struct tfd_entry entry;
+	struct world w;
+
+	set.unsolicited = !emulated;
+	set.emulated = emulated;
+	knobs_set(&set);
+	world_open(&w);
+	entry = entry_of(&w, TFD_OP_WRITE, 3, 100);
+	record = user_run(&w.from, entry);
+	CHECK(record->status == TFD_JOB_OK);
+	CHECK((record->path & TFD_PATH_PROVIDER_MASK) == TFD_PATH_LIBFABRIC);
+	CHECK(!(record->path & TFD_PATH_EMULATED) == !emulated);
+	entry = (struct tfd_entry){ .op = TFD_OP_IMM, .dst_grant = w.grant, .imm = 3 };
+	record = user_run(&w.from, entry);
+	CHECK(record->status == TFD_JOB_OK);
+	CHECK(!(record->path & TFD_PATH_EMULATED) == !emulated);
+	w.grant = open_to_read(&w);
+	record = user_run(&w.from, entry_of(&w, TFD_OP_READ, 0, 100));
+	CHECK(record->status == TFD_JOB_OK && !(record->path & TFD_PATH_EMULATED));
+	world_close(&w);
+	knobs_set(&plain_knobs);
+}
+
 /* A queue shorter than it says: completions are lost, the rail's connections break, and nobody knows what has landed. */
 static void test_overrun(void)
 {
@@ -210,6 +253,8 @@ int main(void)
 	(void)setenv("TFD_TEST_LIBRARY", face_path, 1);
 	(void)setenv("TFD_TEST_RAIL", NEAR, 1);
 	test_credits();
+	test_emulated(0);
+	test_emulated(1);
 	test_overrun();
 	test_failure(0);
 	test_failure(1);

@@ -69,7 +69,8 @@ static void test_choice(void)
 	(void)printf("%s, %s, %s\n", a.info.provider, a.info.protocol, a.info.why);
 	CHECK(strcmp(a.info.provider, "libfabric efa 2.4") == 0);
 	CHECK(path && strncmp(path, " efa-direct; writes by the device", 33) == 0);
-	CHECK(!a.info.ordered && a.info.imm_depth == TFD_FI_CQ_IMMS && a.info.max_message_bytes == 1u << 30);
+	CHECK(!a.info.emulated && !a.info.ordered && a.info.imm_depth == TFD_FI_CQ_IMMS &&
+	      a.info.max_message_bytes == 1u << 30);
 	CHECK(ops->wait_fd(a.domain) >= 0);
 	CHECK(a.key.key <= UINT32_MAX && a.key.address == (uint64_t)(uintptr_t)a.memory);
 }
@@ -130,7 +131,7 @@ static void test_devices(void)
 	ops->domain_close(domain);
 	knobs->emulated = 1;
 	CHECK_OK(try_open("", NEAR, &info, &domain));
-	CHECK(strstr(info.why, "WRITES ARE EMULATED"));
+	CHECK(strstr(info.why, "WRITES ARE EMULATED") && info.emulated);
 	ops->domain_close(domain);
 	*knobs = plain_knobs;
 	pair_open(&pair);
@@ -326,6 +327,57 @@ static void test_close_counts(void)
 	pair_close(&pair);
 }
 
+/* A library that tells of posts after their half was closed, and they with it: each is told once, and nothing of other posts is. */
+static void test_late(uint32_t late)
+{
+	enum { IN_FLIGHT = 20 };
+	struct tfd_wr wrs[2][IN_FLIGHT] = { 0 };
+	uint32_t flushed = 0, strange = 0, sent = 0;
+	struct tfd_wc wc[4 * IN_FLIGHT];
+	struct joined pair, next;
+	int count;
+
+	pair_open(&pair);
+	pair_open(&next);
+	knobs->late = late;
+	for (uint32_t i = 0; i < IN_FLIGHT; i++) {
+		struct tfd_post write = piece_at(i * PIECE, PIECE);
+
+		CHECK_OK(ops->post(pair.out, &write, &wrs[0][i]));
+	}
+	ops->half_close(pair.out);
+	knobs->late = 0;
+	for (uint32_t i = 0; i < IN_FLIGHT;
+	     i++) { /* contexts are in use again before what is late is looked at */
+		struct tfd_post write = piece_at(i * PIECE, PIECE);
+
+		CHECK_OK(ops->post(next.out, &write, &wrs[1][i]));
+	}
+	for (int round = 0; round < ROUNDS && (flushed < IN_FLIGHT || sent < IN_FLIGHT || !strange);
+	     round++) {
+		count = ops->poll(a.domain, wc, 4);
+		for (int i = 0; i < count; i++) {
+			if (!wc[i].wr) {
+				CHECK(wc[i].type == TFD_WC_ERROR && wc[i].error == ESTALE && !wc[i].owner);
+				strange++;
+			} else if (wc[i].wr >= wrs[1] && wc[i].wr < wrs[1] + IN_FLIGHT) {
+				CHECK(wc[i].type == TFD_WC_SENT);
+				sent++;
+			} else {
+				CHECK(wc[i].wr == &wrs[0][flushed++]);
+				CHECK(wc[i].type == TFD_WC_ERROR && wc[i].error == ECANCELED);
+			}
+		}
+		(void)ops->poll(b.domain, &wc[0], 1);
+		(void)usleep(20);
+	}
+	CHECK(flushed == IN_FLIGHT && sent == IN_FLIGHT && strange && strange <= IN_FLIGHT);
+	ops->half_free(pair.out);
+	pair.out = NULL;
+	pair_close(&pair);
+	pair_close(&next);
+}
+
 /* A queue that is too short loses completions, and says so of all. */
 static void test_overrun(void)
 {
@@ -407,6 +459,8 @@ int main(void)
 	test_address_shared();
 	test_close();
 	test_close_counts();
+	test_late(1);
+	test_late(2);
 	test_overrun();
 	test_restart();
 	test_bad_addresses();

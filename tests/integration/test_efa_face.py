@@ -67,3 +67,19 @@ def test_writes_on_a_device_that_is_often_full(
     with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
         check_writes(sender, receiver, seeded)
     assert "libfabric efa" in far.log()
+
+
+@pytest.mark.parametrize("emulated", [0, 1])
+def test_a_job_tells_that_writes_were_emulated(
+    make_daemon: MakeDaemon, monkeypatch: pytest.MonkeyPatch, emulated: int
+) -> None:
+    monkeypatch.setenv("EFAFACE_EMULATED", str(emulated))
+    monkeypatch.setenv("EFAFACE_UNSOLICITED", str(1 - emulated))  # of a device that is as old
+    near, far = (make_daemon(**face_config()) for _ in range(2))
+    with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
+        _, grant = granted(receiver)
+        job = sender.write(sender.alloc(4096), grant.descriptor, imm=1)
+        assert job.wait(WAIT_S) is JobStatus.OK
+        assert job.path is not None
+        assert job.path.emulated is bool(emulated)
+        assert str(job.path).endswith("emulated") is bool(emulated)

@@ -222,12 +222,17 @@ def test_paths_name_every_provider() -> None:
     numbers = {
         getattr(lib, name): name.removeprefix("TFD_PATH_").lower()
         for name in dir(lib)
-        if name.startswith("TFD_PATH_") and not name.endswith(("_MASK", "_SHIFT", "_PACKED"))
+        if name.startswith("TFD_PATH_")
+        and not name.endswith(("_MASK", "_SHIFT", "_PACKED", "_EMULATED"))
     }
     assert numbers == plane.PROVIDERS
     for number, name in numbers.items():
         word = number | 3 << lib.TFD_PATH_RAILS_SHIFT
         assert ring.decode_path(word) == session.JobPath(name, 3)
         assert ring.decode_path(word | lib.TFD_PATH_PACKED) == session.JobPath(name, 3, packed=True)
+        emulated = session.JobPath(name, 3, emulated=True)
+        assert ring.decode_path(word | lib.TFD_PATH_EMULATED) == emulated
+        assert str(emulated) == f"{name}, 3 rails, emulated"
     assert lib.TFD_PATH_PACKED == plane.PATH_PACKED
+    assert lib.TFD_PATH_EMULATED == plane.PATH_EMULATED
     assert ring.decode_path(0) == session.JobPath("", 0)

@@ -489,6 +489,10 @@ def test_paths_that_nobody_expected_are_said() -> None:
     staged = Path(provider="libfabric", rails=2, staged=True, packed=False)
     mixed = path_notes([row(1, 1.0), row(2, 1.0, paths=[staged])], here, there, meant=False)
     assert any("staged" in note for note in mixed)
+    emulated = staged.model_copy(update={"staged": False, "emulated": True})
+    assert str(emulated) == "libfabric, 2 rails, emulated"
+    told = path_notes([row(1, 1.0, paths=[emulated])], here, there, meant=False)
+    assert any("no RDMA write" in note for note in told)
     assert not any("several ways" in note for note in mixed)  # each size its own: as it is meant
     notes = path_notes([row(1, 1.0, paths=[local, staged])], here, there, meant=True)
     assert "jobs of one size went several ways: local, 1 rail; libfabric, 2 rails, staged" in notes

@@ -52,6 +52,9 @@ def jain(rates: Sequence[float]) -> float:
     return sum(rates) ** 2 / (len(rates) * squares) if squares else 1.0
 
 
+FLAGS = ("staged", "packed", "emulated")
+
+
 class Path(Plain):
     """What jobs really used."""
 
@@ -59,11 +62,12 @@ class Path(Plain):
     rails: int
     staged: bool
     packed: bool
+    emulated: bool = False
 
     def __str__(self) -> str:
         """Says it in a line."""
         words = [self.provider or "none", f"{self.rails} rail{'' if self.rails == 1 else 's'}"]
-        return ", ".join(words + [word for word in ("staged", "packed") if getattr(self, word)])
+        return ", ".join(words + [word for word in FLAGS if getattr(self, word)])
 
 
 class Row(Plain):
@@ -177,6 +181,8 @@ def path_notes(
             "both ends are on one daemon, which copies in memory: no NIC was measured; run "
             "`transferctl bench --serve` on another host"
         )
+    if any(path.emulated for path in paths.values()):
+        notes.append("writes were emulated: a device has no RDMA write, and processors copied")
     if any(path.staged for path in paths.values()):
         notes.append("jobs were staged through memory of the daemon: the NIC cannot reach theirs")
     meant_provider = daemon.provider.split()[0] if daemon is not None and daemon.provider else ""

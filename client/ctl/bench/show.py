@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from transferd.client.ctl import render
-from transferd.client.ctl.bench.report import P999_SAMPLES
+from transferd.client.ctl.bench.report import FLAGS, P999_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +91,7 @@ def all_text(row: dict[str, Any]) -> str:
 def path_text(path: dict[str, Any]) -> str:
     """Says what jobs used."""
     words = [path["provider"], f"{path['rails']} rail{'' if path['rails'] == 1 else 's'}"]
-    return ", ".join(words + [word for word in ("staged", "packed") if path[word]])
+    return ", ".join(words + [word for word in FLAGS if path.get(word)])
 
 
 def machine_text(machine: Machine) -> str:

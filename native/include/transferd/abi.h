@@ -76,6 +76,8 @@
 #define TFD_PATH_RAILS_SHIFT 8u
 #define TFD_PATH_FLAGS_SHIFT 16u
 #define TFD_PATH_PACKED 0x10000u /* several pages went as one post */
+#define TFD_PATH_EMULATED                                                                       \
+	0x20000u /* a rail that it went by has no RDMA write: processors copied at both ends */
 
 /*
  * How a job ends (DESIGN: a job ends exactly once). One table makes the enum, the strings and the

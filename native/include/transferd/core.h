@@ -110,6 +110,8 @@ struct tfd_rail_info {
 		channels; /* of a connection, each ordered by itself: 3: one for each enum tfd_traffic; 0 or 1: all is in one order */
 	uint32_t
 		queue_depth; /* work requests that a connection's queue takes, if they are more than 64; else 0 */
+	uint32_t
+		emulated; /* not 0: writes are packets that the far processor copies, for lack of RDMA write */
 	char why[TFD_WHY_MAX]; /* what the provider chose on it and why: port, GID, …; "" if there was no choice */
 	uint64_t credit_stalls; /* times that a connection began to wait for a credit of the far side */
 	uint64_t credit_floods; /* connections whose far side posted more immediates than it was granted */

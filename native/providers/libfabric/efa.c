@@ -33,7 +33,8 @@ struct op {
 };
 
 struct tfd_fi_efa {
-	struct op *free;
+	struct op *free; /* the one that was given back longest ago first */
+	struct op *last; /* of the free ones, if there are any */
 	struct op ops[OPS];
 	uint32_t kept_first, kept_count;
 	bool kept_lost; /* more came than there is room for */
@@ -125,6 +126,7 @@ int tfd_fi_efa_describe(struct tfd_domain *domain, struct tfd_rail_info *info, s
 	if (rc)
 		return rc;
 	info->ordered = 0;
+	info->emulated = emulated;
 	(void)snprintf(info->why, sizeof(info->why), "fabric %s%s; %s%s", fabric,
 	               strcmp(fabric, "efa") == 0 ?
 	                       " (efa-direct is for libfabric 2.2 and devices with RDMA write)" :
@@ -149,10 +151,10 @@ int tfd_fi_efa_open(struct tfd_domain *domain, struct tfd_error *error)
 
 	if (!efa)
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
-	for (struct op *op = efa->ops; op < efa->ops + OPS; op++) {
-		op->next = efa->free;
-		efa->free = op;
-	}
+	for (struct op *op = efa->ops; op < efa->ops + OPS - 1; op++)
+		op->next = op + 1;
+	efa->free = efa->ops;
+	efa->last = efa->ops + OPS - 1;
 	domain->efa = efa;
 	return 0;
 }
@@ -179,9 +181,15 @@ struct tfd_wr *tfd_fi_efa_op_done(struct tfd_fi_efa *efa, void *context)
 {
 	struct op *op = context;
 
+	if (!op->half)
+		return NULL;
 	op->half = NULL;
-	op->next = efa->free;
-	efa->free = op;
+	op->next = NULL;
+	if (efa->free)
+		efa->last->next = op;
+	else
+		efa->free = op;
+	efa->last = op;
 	return op->wr;
 }
 

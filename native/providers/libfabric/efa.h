@@ -21,7 +21,10 @@ bool tfd_fi_efa_refused(int prov_errno);
 
 /* A context for a post of this wr; NULL: none is free. */
 void *tfd_fi_efa_op(struct tfd_half *half, struct tfd_wr *wr);
-/* The context is back; of which wr it was. */
+/*
+ * The context is back; of which wr it was. NULL: of none, because it was told as flushed when its half was closed, and comes back late after
+ * all; which no version is known to do. It is then the last to be used again, so that what is late finds nothing of another post.
+ */
 struct tfd_wr *tfd_fi_efa_op_done(struct tfd_fi_efa *efa, void *context);
 
 /*

@@ -116,6 +116,7 @@ static int cq_poll_error(const struct tfd_domain *domain, const struct tfd_half 
                          struct tfd_wc *wc)
 {
 	struct fi_cq_err_entry entry = { 0 };
+	struct tfd_wr *wr;
 
 	if (fi_cq_readerr(cq, &entry, 0) != 1)
 		return 0;
@@ -125,10 +126,12 @@ static int cq_poll_error(const struct tfd_domain *domain, const struct tfd_half 
 		                       .owner = queue_of ? queue_of->owner : NULL };
 		return 1;
 	}
+	wr = entry.op_context ? wr_of(domain, entry.op_context) : NULL;
 	/* But of EFA prov_errno is not looked at, nor fi_cq_strerror called: stale and, in rxm 1.17, fatal after a close. */
 	*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
-	                       .wr = entry.op_context ? wr_of(domain, entry.op_context) : NULL,
-	                       .error = entry.err,
+	                       .wr = wr,
+	                       .error =
+	                               wr || !domain->efa ? entry.err : ESTALE, /* no errno that means more */
 	                       .remote_access = is_access_error(entry.err) ||
 		                                (domain->efa && tfd_fi_efa_refused(entry.prov_errno)),
 	                       .owner = queue_of ? queue_of->owner : NULL };
@@ -149,6 +152,15 @@ static void *owner_of(const struct tfd_domain *domain, const struct tfd_half *qu
 	return half ? half->owner : NULL;
 }
 
+/* One that comes of a half which is closed, though its post was told as flushed, is counted as an error of the domain. */
+static struct tfd_wc sent_of(const struct tfd_domain *domain, void *context)
+{
+	struct tfd_wr *wr = wr_of(domain, context);
+
+	return wr ? (struct tfd_wc){ .type = TFD_WC_SENT, .wr = wr } :
+	            (struct tfd_wc){ .type = TFD_WC_ERROR, .error = ESTALE };
+}
+
 int tfd_fi_queue_poll(const struct tfd_domain *domain, const struct tfd_half *queue_of, struct tfd_wc *wc,
                       int max)
 {
@@ -166,8 +178,7 @@ int tfd_fi_queue_poll(const struct tfd_domain *domain, const struct tfd_half *qu
 			                         .imm = (uint32_t)entries[i].data,
 			                         .owner = owner_of(domain, queue_of, entries[i].data) };
 		else
-			wc[i] = (struct tfd_wc){ .type = TFD_WC_SENT,
-			                         .wr = wr_of(domain, entries[i].op_context) };
+			wc[i] = sent_of(domain, entries[i].op_context);
 	}
 	return (int)count;
 }

@@ -26,6 +26,8 @@ struct efaface_control {
 	uint32_t fail_error; /* FI_E… */
 	uint32_t fail_prov_errno;
 	uint32_t fail_lands; /* not 0: it lands all the same */
+	uint32_t
+		late; /* not 0: what is in flight as an endpoint is closed ends in the queue, which the real library does not do; 2: with an error */
 };
 
 struct efaface_stats {

@@ -468,6 +468,15 @@ static void ep_disable(struct face_ep *ep)
 	face_cq_purge(ep->cq, ep);
 }
 
+static void tell_late(struct face_cq *cq, const struct face_op *op)
+{
+	struct face_entry entry = { .entry = { .op_context = op->context, .flags = FI_RMA | FI_WRITE },
+	                            .err = face_control.late > 1 ? FI_ECONNABORTED : 0,
+	                            .prov_errno = FACE_ABORT };
+
+	face_cq_push(cq, &entry);
+}
+
 /* What is in flight ends untold, as of a queue pair that is destroyed. */
 static int ep_close(struct fid *fid)
 {
@@ -483,6 +492,8 @@ static int ep_close(struct fid *fid)
 		struct face_op *op = ep->ops;
 
 		ep->ops = op->next;
+		if (face_control.late)
+			tell_late(ep->cq, op);
 		op_gone(ep, op);
 		op->ep = NULL;
 		op->next = ep->cq->ended;

@@ -104,6 +104,7 @@ static void knobs_read(void)
 		.fail_error = number("FAIL_ERROR", FI_ECONNABORTED),
 		.fail_prov_errno = number("FAIL_PROV_ERRNO", FACE_ABORT),
 		.fail_lands = number("FAIL_LANDS", 0),
+		.late = number("LATE", 0),
 	};
 }
 
