@@ -484,7 +484,8 @@ class Owner:
             _spend(peer, i)  # also one that is still being made
         while peer.closing:
             await asyncio.wait(set(peer.closing))
-        return [peer.landed.pop(i, None) for i in connection_ids]
+        # Kept: the answer may be lost, and the peer asks again.
+        return [peer.landed.get(i) for i in connection_ids]
 
     def conn_lost(self, conn: int, detail: int) -> Peer | None:
         """The provider reported a connection broken; tells whose it was.

@@ -35,6 +35,7 @@ PAUSE_FIRST_S = 0.1  # before a path is made anew; doubled by each failure
 PAUSE_MAX_S = 5.0
 PROVE_S = 2.0  # a handshake, with one packet of it lost
 TELL_AGAIN_S = 0.2
+TELL_S = 6.0  # for an answer that says what has landed; without it jobs fail
 
 
 class Paths:
@@ -147,13 +148,20 @@ class Paths:
             log.error("closing a connection failed", peer=peer.address, error=str(error))
 
     async def _tell(self, peer: Peer, conns: list[int]) -> list[Landed | None]:
-        """Has a living peer close its halves; tells what has landed by each, if it is known."""
-        if conns and not peer.is_lost:
+        """Has a living peer close its halves; tells what has landed by each, if it is known.
+
+        Asks again for a while: a peer that is only slow remembers what it has answered.
+        """
+        until = asyncio.get_running_loop().time() + TELL_S
+        while conns and not peer.is_lost:
             try:
                 return await peer.link.disconnect(conns)
             except TransferdError as error:
                 log.info("disconnect not delivered", peer=peer.address, error=error.message)
+            if asyncio.get_running_loop().time() >= until:
                 self._tell_later(peer, conns)
+                break
+            await asyncio.sleep(TELL_AGAIN_S)
         return [None] * len(conns)
 
     def _tell_later(self, peer: Peer, conns: list[int]) -> None:

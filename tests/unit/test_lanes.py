@@ -37,6 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "PAUSE_MAX_S", 0.01)
     monkeypatch.setattr(paths, "PROVE_S", 0.05)
     monkeypatch.setattr(paths, "TELL_AGAIN_S", 0.005)
+    monkeypatch.setattr(paths, "TELL_S", 0.0)
 
 
 @pytest.fixture
@@ -219,6 +220,26 @@ async def test_far_daemon_does_not_answer(network: Network, near: Host, far: Hos
     network.held.clear()
     await eventually(lambda: conn not in far.peer(near).incoming)
     await eventually(lambda: conn not in peer.untold)
+
+
+@pytest.mark.parametrize("answer", [False, True])
+async def test_far_daemon_is_slow(
+    network: Network, near: Host, far: Host, monkeypatch: pytest.MonkeyPatch, answer: bool
+) -> None:
+    """It is asked again, and says what it would have said; also if only its answer was lost."""
+    monkeypatch.setattr(paths, "TELL_S", 60.0)
+    one = await opened(near, far)
+    far.plane.landed = (4,)
+    near.plane.mute.add(1)
+    gate = network.hold("disconnect", answer=answer)
+    conn = lose(near, one.lane.paths[1])
+    await eventually(lambda: network.calls["disconnect"] >= 2)
+    assert conn not in near.plane.closed
+    (network.held_answers if answer else network.held).clear()
+    gate.set()
+    await eventually(lambda: conn in near.plane.closed)
+    assert near.plane.far_landed[conn] == (4,)
+    assert not near.peer(far).untold
 
 
 async def unheard(network: Network, near: Host, far: Host) -> tuple[Any, Any]:
