@@ -445,8 +445,9 @@ class Session(abc.ABC):
     ) -> None:
         """Forgets the handle of a destination that a job found lost.
 
-        Of several nobody tells which it was: all are asked for anew, and the daemon answers with
-        the same handles for those that are still good.
+        It is asked for anew, and the daemon answers with the same handle if it is still good: then
+        the job was lost with one path of several. Of several destinations nobody tells which it
+        was.
         """
         if result.status is not JobStatus.PEER_LOST and result.detail not in _HANDLE_LOST:
             return
@@ -457,8 +458,7 @@ class Session(abc.ABC):
                         self._suspects[one] = self.handles.pop(one)
                 return
             if self.handles.get(descriptor) == handle:
-                del self.handles[descriptor]
-                self._dropped.append(handle)
+                self._suspects[descriptor] = self.handles.pop(descriptor)
 
     def _close_dropped(self) -> None:
         """Gives lost handles back to the daemon; after an open, so that no job waits for it."""

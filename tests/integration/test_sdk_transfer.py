@@ -15,6 +15,7 @@ import pytest
 
 import transferd
 import transferd.aio
+from transferd.client.session import JobPath, JobResult
 from transferd.native.names import JobStatus
 
 from support.daemon import provider_of_tests
@@ -158,6 +159,22 @@ def test_revoked_and_expired(sender: Client, receiver: Client) -> None:
     with pytest.raises(transferd.TransferdError) as caught:
         sender.write(source, short.descriptor, imm=2).wait(WAIT_S)
     assert "EXPIRED" in caught.value.reason
+
+
+def test_grant_that_is_good_after_a_job_was_lost(sender: Client, receiver: Client) -> None:
+    """One path of several broke: its job is lost, and the daemon answers with the same handle."""
+    source = sender.alloc(4096)
+    _, grant = granted(receiver, 4096)
+    job = sender.write(source, grant.descriptor, imm=1)
+    assert job.wait(WAIT_S) is JobStatus.OK
+    session = sender._session
+    handle = session.open(grant.descriptor)
+    lost = JobResult(job.id, JobStatus.PEER_LOST, "CONNECTION", 0, JobPath("tcp", 1), 0)
+    session.note_end(lost, grant.descriptor, handle)
+    for _ in range(2):  # the second one goes by what the first has opened
+        assert sender.write(source, grant.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
+    assert session.open(grant.descriptor) == handle
+    receiver.counter(1).wait(3, WAIT_S)
 
 
 def test_closed_regions(sender: Client, receiver: Client) -> None:
