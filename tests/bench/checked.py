@@ -6,6 +6,7 @@ As :mod:`bench.endpoint`, with more commands; run as ``python -m bench.checked S
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -169,8 +170,14 @@ class Checked(Endpoint):
             return {"ended": type(error).__name__}
         return {"ended": ""}
 
-    def counter(self, imm: int) -> dict[str, Any]:
-        """Reads a counter."""
+    def counter(self, imm: int, awaited: int = 0) -> dict[str, Any]:
+        """Reads a counter, once it has the value or does not reach it.
+
+        A write has succeeded when the far device has acknowledged it; the daemon there counts it
+        when it next looks.
+        """
+        with contextlib.suppress(transferd.TransferdError):
+            self._client.counter(imm).wait(awaited, ROUND_S)
         view = self._client.counter(imm).read()
         return {"value": view.value, "faults": view.faults, "lost": view.lost}
 
@@ -180,7 +187,7 @@ def failure(job: Job) -> str | None:
     try:
         job.wait(WAIT_S)
     except transferd.JobFailed as error:
-        return JobStatus(error.status).name
+        return f"{JobStatus(error.status).name} {error.detail}"
     return None
 
 

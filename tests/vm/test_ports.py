@@ -73,7 +73,7 @@ class Hosts:
             sent = by.answer(WAIT_S)
             assert sent["failed"] == []
             assert sent["jobs"] > LOAD["window"]
-            now = to.ask("counter", imm=IMM)
+            now = to.ask("counter", imm=IMM, awaited=then + sent["jobs"])
             assert (now["value"] - then, now["faults"], now["lost"]) == (sent["jobs"], 0, 0)
         self.check()
 
@@ -94,6 +94,8 @@ def hosts(vm_pair_of_two_links: Pair, vm_folder: Path) -> Iterator[Hosts]:
     yield made
     for role in ROLES:
         print(f"--- daemon of host{role}\n{made.daemons[role].log()[-20_000:]}")
+        print(made.pair[role].console_tail())
+        print(made.pair[role].run("cat /proc/net/dev /proc/net/softnet_stat", check=False).stdout)
     made.daemons.close()
 
 
