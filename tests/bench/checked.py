@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import select
 import sys
 import time
 from dataclasses import dataclass
@@ -143,12 +144,18 @@ class Checked(Endpoint):
             self._faults[imm] = counter.faults
         return {}
 
-    def load(self, size: int, window: int, seconds: float, imm: int) -> dict[str, Any]:
-        """Writes for a time, or until a job fails."""
+    def load(self, size: int, window: int, imm: int, seconds: float = 0.0) -> dict[str, Any]:
+        """Writes for a time (0: until the next command has come), or until a job fails."""
         flying: list[Job] = []
         jobs, ended = 0, None
         end = time.monotonic() + seconds
-        while ended is None and time.monotonic() < end:
+
+        def goes_on() -> bool:
+            if seconds:
+                return time.monotonic() < end
+            return not select.select([sys.stdin], [], [], 0)[0]
+
+        while ended is None and goes_on():
             slot = jobs % window
             if len(flying) == window:
                 ended = failure(flying.pop(0))
@@ -205,6 +212,7 @@ def main() -> None:
                 "counts_wrong": checked.counts_wrong,
                 "acknowledge": checked.acknowledge,
                 "load": checked.load,
+                "stop": dict,  # what ends a load
                 "await_fault": checked.await_fault,
                 "counter": checked.counter,
             },

@@ -97,6 +97,11 @@ class GuestEndpoint:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    @property
+    def answered(self) -> bool:
+        """Whether an answer has come that was not read."""
+        return bool(self._lines)
+
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Sends it a command and reads the answer."""
         self.tell(do, **arguments)

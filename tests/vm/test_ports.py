@@ -24,7 +24,6 @@ IMM = 3
 KIB = 1 << 10
 LENGTH = 2 << 20
 LOAD = {"size": 64 * KIB, "window": 8, "imm": IMM}
-LOAD_S = 40.0
 ROUND = {"writes": 4, "size": 64 * KIB, "pages": 64, "page": 4 * KIB}
 WAIT_S = 300.0
 METRICS = (
@@ -61,16 +60,31 @@ class Hosts:
         return [(self.clients[1][0], self.clients[2][0]), (self.clients[2][1], self.clients[1][1])]
 
     def begin(self) -> list[int]:
-        """Has both write for a while; what their counters show before."""
+        """Has both write until :meth:`end`; what their counters show before."""
         before = [int(to.ask("counter", imm=IMM)["value"]) for _, to in self.ways()]
         for by, _ in self.ways():
-            by.tell("load", seconds=LOAD_S, **LOAD)
+            by.tell("load", **LOAD)
         return before
 
+    def carries(self, guest: Guest, rail: str) -> bool:
+        """Whether bytes go out by a rail at this moment.
+
+        Raises:
+            AssertionError: Nobody writes any more: a job has failed.
+        """
+        name = "transferd_rail_sent_bytes_total"
+        before = metric(guest, name, rail)
+        for by, _ in self.ways():
+            assert not by.answered, by.answer()
+        return metric(guest, name, rail) > before
+
     def end(self, before: list[int]) -> None:
-        """Waits for the load: every job has succeeded, counts are exact, bytes are right."""
+        """Ends the load: every job has succeeded, counts are exact, bytes are right."""
+        for by, _ in self.ways():
+            by.tell("stop")
         for (by, to), then in zip(self.ways(), before, strict=True):
             sent = by.answer(WAIT_S)
+            assert by.answer(WAIT_S) == {}
             assert sent["failed"] == []
             assert sent["jobs"] > LOAD["window"]
             now = to.ask("counter", imm=IMM, awaited=then + sent["jobs"])
@@ -116,35 +130,33 @@ def is_up(guest: Guest, rail: str) -> bool:
     return metric(guest, "transferd_rail_up", rail) == 1
 
 
-def is_used(guest: Guest, rail: str) -> bool:
-    """Whether bytes go out by a rail at this moment."""
-    before = metric(guest, "transferd_rail_sent_bytes_total", rail)
-    return metric(guest, "transferd_rail_sent_bytes_total", rail) > before
-
-
 def test_a_port_goes_down_and_comes_back(hosts: Hosts) -> None:
     near, far = hosts.pair.guests
     before = hosts.begin()
-    eventually(lambda: is_used(near, "rxe0"), "rxe0 carries the load", WAIT_S)
+    eventually(lambda: hosts.carries(near, "rxe0"), "rxe0 carries the load", WAIT_S)
     far.run("ip link set eth0 down")
     eventually(lambda: not is_up(far, "rxe0"), "the daemon sees it", WAIT_S)
     assert is_up(near, "rxe0"), "it is the other end's port"
-    eventually(lambda: is_used(near, "rxe1"), "rxe1 carries the load", WAIT_S)
+    eventually(lambda: hosts.carries(near, "rxe1"), "rxe1 carries the load", WAIT_S)
     far.run("ip link set eth0 up")
     eventually(lambda: is_up(far, "rxe0"), "the daemon sees it", WAIT_S)
     hosts.end(before)
     before = hosts.begin()
-    eventually(lambda: is_used(near, "rxe0") and is_used(far, "rxe0"), "it is used again", WAIT_S)
+    eventually(
+        lambda: hosts.carries(near, "rxe0") and hosts.carries(far, "rxe0"),
+        "it is used again",
+        WAIT_S,
+    )
     hosts.end(before)
 
 
 def test_a_device_is_removed(hosts: Hosts) -> None:
     near, far = hosts.pair.guests
     before = hosts.begin()
-    eventually(lambda: is_used(far, "rxe0"), "rxe0 carries the load", WAIT_S)
+    eventually(lambda: hosts.carries(far, "rxe0"), "rxe0 carries the load", WAIT_S)
     far.run("rdma link delete rxe0")
     eventually(lambda: not is_up(far, "rxe0"), "the daemon sees it", WAIT_S)
-    eventually(lambda: is_used(near, "rxe1"), "rxe1 carries the load", WAIT_S)
+    eventually(lambda: hosts.carries(near, "rxe1"), "rxe1 carries the load", WAIT_S)
     hosts.end(before)
     assert hosts.daemons[2].running
     far.run("rdma link add rxe0 type rxe netdev eth0")
