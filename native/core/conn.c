@@ -84,8 +84,11 @@ static void reconcile(struct tfd_conn *conn, const struct tfd_landed *far)
 		while (oldest->next)
 			oldest = oldest->next;
 		if (oldest->job && oldest->back && oldest->refused) {
-			tfd_wr_abandon(oldest, &refused);
-			continue;
+			if (oldest->shard->refused) { /* by another path as well */
+				tfd_wr_abandon(oldest, &refused);
+				continue;
+			}
+			oldest->shard->refused = true;
 		}
 		/* What a read asked for may not have come back, whatever landed there after it. */
 		if (!oldest->job ||

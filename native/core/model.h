@@ -261,6 +261,7 @@ struct tfd_shard {
 	bool failed; /* of a scatter: this target alone */
 	bool data_done; /* all of it acknowledged, and compared */
 	bool checked; /* all of it compared by the receiver */
+	bool refused; /* a device has refused a piece of it, once */
 	uint8_t state; /* enum tfd_shard_state */
 	uint8_t path;
 	uint64_t first; /* where it begins in the job: bytes, or pages; targets of a scatter: 0 */

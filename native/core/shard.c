@@ -143,7 +143,7 @@ void tfd_shard_move(struct tfd_shard *shard, uint32_t detail)
 		return;
 	tfd_batch_drop(shard);
 	if (!tfd_shard_path_next(shard)) {
-		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, detail);
+		tfd_shard_fail(shard, shard->refused ? TFD_JOB_REMOTE_ACCESS : TFD_JOB_PEER_LOST, detail);
 		return;
 	}
 	/* An unordered rail might bring a count before the data of the rest. */

@@ -16,7 +16,7 @@
 #define BREAKS_AT 40u
 #define ROUNDS 5u /* of each kind */
 
-enum kind { QUEUE_PAIR_NEAR, QUEUE_PAIR_FAR, LOST_ACK, REFUSED, KINDS };
+enum kind { QUEUE_PAIR_NEAR, QUEUE_PAIR_FAR, LOST_ACK, REFUSED, DENIED, KINDS };
 
 static struct host host_a, host_b;
 static struct user from, to;
@@ -131,6 +131,8 @@ static void break_something(enum kind kind)
 		softverbs_lose_ack("soft0", random_below(8));
 	else if (kind == REFUSED)
 		softverbs_fail("ibv_wr_complete", random_below(4), ENOMEM);
+	else if (kind == DENIED)
+		softverbs_wc_fail("soft0", random_below(8), IBV_WC_REM_ACCESS_ERR);
 	else
 		CHECK(softverbs_qp_fatal(numbers[random_below(count)]) == 0);
 }
