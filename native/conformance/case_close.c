@@ -3,13 +3,16 @@
 #include "cases.h"
 #include "conformance.h"
 
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define LOAD_WRITES 64u
 #define LOAD_BYTES (64u << 10)
 #define ROUNDS 12
+#define MAX_STRANGERS 16u
 #define ENDLESS_NS 3000000000ull /* after that a post that has no end is the core's to give up on */
 
 /* Writes, or reads, under way on all channels; how many there was room for. */
@@ -277,6 +280,124 @@ void case_close_far_rail(void)
 		post_into_nothing(rig, &pairs[i]);
 	for (uint32_t i = 0; i < 3; i++)
 		half_end(rig, &pairs[i].out);
+	rig_close(rig);
+}
+
+/* What was freed is not any more what it was, also where it is kept for the next who asks for as much. */
+static void scribble(void)
+{
+	uint8_t *taken[16];
+
+	for (size_t bytes = 16; bytes <= 1024; bytes += 16) {
+		for (uint32_t i = 0; i < 16; i++) {
+			taken[i] = malloc(bytes);
+			CHECK(taken[i]);
+			pattern_fill(taken[i], bytes, bytes + i);
+		}
+		for (uint32_t i = 0; i < 16; i++)
+			free(taken[i]);
+	}
+}
+
+/* A first post by a connection that both sides have done something for, by turns nothing. */
+static void join_and_close(struct rig *rig, uint32_t round)
+{
+	struct pair pair;
+	struct tfd_post post;
+	int rc;
+
+	pair_open(rig, &pair, 0);
+	post = post_write(&pair, 0, 0, 1000);
+	if (!rig_try(rig, pair.out.half, &post, &rc))
+		CHECK(rc == -EAGAIN);
+	for (uint32_t i = 0; i < round / 3; i++)
+		(void)rig_poll(rig, 2);
+	for (uint32_t i = 0; i < round % 3; i++)
+		(void)rig_poll(rig, 1);
+	half_end(rig, &pair.in);
+	scribble();
+	memset(rig->sides[1].memory, GUARD, 4096);
+	rig_settle(rig);
+	CHECK(all_are(rig->sides[1].memory, 4096, GUARD));
+	half_end(rig, &pair.out);
+}
+
+void case_close_joining(void)
+{
+	const uint32_t imm = 1;
+	struct rig *rig = rig_open();
+	struct pair good;
+
+	pair_open(rig, &good, 0);
+	for (uint32_t round = 0; round < 9; round++) {
+		rig->faults = true;
+		join_and_close(rig, round);
+		rig->faults = false;
+		rig_write(rig, &good, 1000, &imm);
+	}
+	pair_close(rig, &good);
+	rig_close(rig);
+}
+
+/* To all that listens in this process, which is rails and halves. How many: `sockets`, of room for MAX_STRANGERS. */
+static uint32_t strangers_connect(int *sockets)
+{
+	uint32_t count = 0;
+
+	for (int fd = 0; fd < 1024 && count < MAX_STRANGERS; fd++) {
+		struct sockaddr_in address = { 0 };
+		socklen_t bytes = sizeof(address), number = sizeof(int);
+		int listens = 0;
+
+		if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &number) != 0 || !listens ||
+		    getsockname(fd, (struct sockaddr *)&address, &bytes) != 0 ||
+		    address.sin_family != AF_INET)
+			continue;
+		sockets[count] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		CHECK(sockets[count] >= 0);
+		CHECK(connect(sockets[count++], (struct sockaddr *)&address, bytes) == 0);
+	}
+	return count;
+}
+
+static void strangers_end(const int *sockets, uint32_t count, bool speak)
+{
+	static const char nonsense[] = "GET / HTTP/1.0\r\n\r\n";
+
+	for (uint32_t i = 0; i < count; i++) {
+		if (speak)
+			(void)send(sockets[i], nonsense, sizeof(nonsense) - 1, MSG_NOSIGNAL);
+		(void)close(sockets[i]);
+	}
+}
+
+void case_close_strangers(void)
+{
+	const uint32_t imm = 1;
+	struct rig *rig = rig_open();
+	int strangers[MAX_STRANGERS];
+	uint32_t count = 0;
+	struct pair good;
+
+	pair_open(rig, &good, 0);
+	rig_write(rig, &good, 1000, &imm);
+	for (uint32_t round = 0; round < 4; round++) {
+		struct pair pair;
+
+		pair_open(rig, &pair, 0);
+		rig->faults = true;
+		count = strangers_connect(strangers);
+		rig_settle(rig);
+		half_end(rig, round & 2 ? &pair.in : &pair.out);
+		scribble();
+		strangers_end(strangers, count, round & 1);
+		rig_settle(rig);
+		pair_close(rig, &pair);
+		rig->faults = false;
+		rig_write(rig, &good, 1000, &imm);
+	}
+	outcome_remark("%u of them", count);
+	pair_close(rig, &good);
 	rig_close(rig);
 }
 

@@ -35,6 +35,8 @@
 	X(close_counts, "what was acknowledged before an incoming half closed has been told there")   \
 	X(close_far_half, "posts to a far half that is closed end, or go nowhere")                    \
 	X(close_far_rail, "so do posts to a rail that is closed")                                     \
+	X(close_joining, "a half is closed while a far one is about to connect to it")                \
+	X(close_strangers, "so it is while strangers are connected to whatever listens")              \
 	X(close_orders, "halves, memory and rails may be closed in any order that provider.h allows") \
 	X(far_never_started, "a far half that is never started hangs nobody")                         \
 	X(sleep_idle, "the wait fd is quiet while nothing happens")                                   \

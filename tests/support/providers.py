@@ -193,10 +193,6 @@ PROVIDERS = (
         missing=without_libfabric_2,
         environment={"FI_PROVIDER_PATH": "/nonexistent"},  # what it has built in is enough
         left_out={**ONE_PART, **ENDLESS},
-        known=dict.fromkeys(
-            ("core_mailbox", "core_operations"),
-            "libfabric 2.5: fi_cq_read crashes after an endpoint with messages under way is closed",
-        ),
     ),
     Provider(
         "efa-face",

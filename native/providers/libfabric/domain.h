@@ -81,6 +81,8 @@ int tfd_fi_half_make(struct tfd_domain *domain, struct tfd_half **out, struct tf
 void tfd_fi_half_free(struct tfd_half *half);
 /* Closes the endpoint and forgets the far address. */
 void tfd_fi_half_close(struct tfd_half *half);
+/* Native tcp: ends the connections to its endpoint, which is to be closed next. */
+void tfd_fi_hang_up(const struct tfd_half *half);
 /* Names a half to those who write by it. -ENOSPC. Worker. */
 int tfd_fi_link_take(struct tfd_half *half);
 /* Polls the queue of a half, or (NULL) the domain's. */

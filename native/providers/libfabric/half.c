@@ -153,6 +153,8 @@ void tfd_fi_half_close(struct tfd_half *half)
 {
 	if (half->ep && half->domain->efa)
 		tfd_fi_efa_keep(half->domain);
+	if (half->ep && half->domain->links && strcmp(half->domain->info->fabric_attr->prov_name, "tcp") == 0)
+		tfd_fi_hang_up(half);
 	if (half->ep)
 		(void)fi_close(&half->ep->fid);
 	half->ep = NULL;
