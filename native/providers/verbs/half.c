@@ -4,10 +4,13 @@
  * InfiniBand Architecture Specification 10.3.1 (states of a queue pair).
  */
 #include <errno.h>
+#include <linux/membarrier.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "../../core/barrier.h"
 #include "../../core/futex.h"
@@ -395,10 +398,23 @@ static bool last_awaited(const struct tfd_half *half)
 	return false;
 }
 
+/*
+ * rdma_rxe changes the state and leaves whichever processor is at a packet of the queue pair to end it, in an interrupt or in a system call of
+ * the sender's. A reset beside that takes the packet away from it (rxe_qp_reset runs the tasks without their guard), and both give the same
+ * reference back: the device is unusable some time later. What runs so ends within a grace period of RCU, which this waits for; where
+ * the kernel has none of it (nohz_full) nothing is lost but that.
+ */
+static void packets_end(void)
+{
+	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0);
+}
+
 void tfd_verbs_half_settle(struct tfd_half *half)
 {
 	struct tfd_domain *domain = half->domain;
 
+	if (domain->attributes.vendor_id == RXE_VENDOR && !half->stopped)
+		packets_end();
 	for (;;) {
 		uint32_t heard = tfd_load_seq(
 			&domain->lasts); /* pairs with queue_last: before `last_wqe` is looked at */
