@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from transferd.client.session import Session
 
-RIGHTS = frozenset({"write", "read"})
+RIGHTS = frozenset({"write", "read", "map"})
 EXPIRES_MAX_S = 10 * 366 * 86_400.0
 
 
@@ -26,7 +26,7 @@ def to_rights(rights: Iterable[str]) -> frozenset[str]:
     given = frozenset(rights)
     if not given or given - RIGHTS:
         raise errors.InvalidRequest(
-            f'rights is {{"write"}}, {{"read"}} or both, not {set(given) or "empty"!r}'
+            f'rights is a set of "write", "read" and "map", not {set(given) or "empty"!r}'
         )
     return given
 

@@ -61,6 +61,7 @@ _PROVIDERS = {
     int(lib.TFD_PATH_SIM): "sim",
     int(lib.TFD_PATH_TCP): "tcp",
     int(lib.TFD_PATH_VERBS): "verbs",
+    int(lib.TFD_PATH_CUDA): "cuda",
 }
 _STATUS = {int(status): status for status in JobStatus}
 

@@ -57,7 +57,11 @@ MESSAGE_BYTES_MAX = 8192
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 DESCRIPTORS_MAX = 4096  # of one OpenDescriptors
 
-_RIGHTS = {"write": types_pb2.RIGHT_WRITE, "read": types_pb2.RIGHT_READ}
+_RIGHTS = {
+    "write": types_pb2.RIGHT_WRITE,
+    "read": types_pb2.RIGHT_READ,
+    "map": types_pb2.RIGHT_MAP,
+}
 
 # Ends after which the handle of the destination is of no use any more; the next call opens the
 # descriptor again.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from transferd.daemon.errors import Conflict, InvalidRequest
 from transferd.daemon.plane import IMM_COUNT
+from transferd.daemon.region import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 RIGHT_WRITE = 1
 RIGHT_READ = 2
 RIGHT_SEND = 4
+RIGHT_MAP = 8
 IMM_RANGES_MAX = 4096  # of one fence
 FENCES_MAX = 8  # of one grant at a time: each job of it that ends is looked up in all of them
 EXPIRED_KEPT = 65_536  # numbers of expired grants, to tell them from revoked ones
@@ -176,6 +178,10 @@ def check_grant(
     if rights & RIGHT_WRITE and not region.memory.writable:
         raise InvalidRequest(
             "region", f"{region.handle} was handed over read-only; others cannot write to it"
+        )
+    if rights & RIGHT_MAP and region.memory.kind is not Kind.CUDA:
+        raise InvalidRequest(
+            "rights", f"RIGHT_MAP is for GPU memory; region {region.handle} is {region.memory.kind}"
         )
     if offset > region.length:
         raise InvalidRequest(

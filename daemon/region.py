@@ -27,6 +27,7 @@ class Kind(enum.StrEnum):
     MEMFD = "memfd"
     SHM = "shm"
     HUGETLB = "hugetlb"
+    CUDA = "cuda"
 
 
 class RegionState(enum.StrEnum):

@@ -57,6 +57,8 @@ class Detail(enum.IntEnum):
     CHECKSUM = 26
     BAD_WATCHER = 27
     BAD_PLAN = 28
+    DEVICE_MEMORY = 29
+    NOT_COPIED = 30
 
 
 def _text(pointer: object) -> str:

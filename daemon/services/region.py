@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.daemon.errors import InvalidRequest
 from transferd.daemon.grant import (
+    RIGHT_MAP,
     RIGHT_READ,
     RIGHT_SEND,
     RIGHT_WRITE,
@@ -31,7 +32,11 @@ DESCRIPTORS_MAX = 4096
 EXPIRES_MAX_MS = (
     10 * 365 * 24 * 3600 * 1000
 )  # ten years: what asyncio's timers and the clock can carry
-_RIGHTS = {types_pb2.RIGHT_WRITE: RIGHT_WRITE, types_pb2.RIGHT_READ: RIGHT_READ}
+_RIGHTS = {
+    types_pb2.RIGHT_WRITE: RIGHT_WRITE,
+    types_pb2.RIGHT_READ: RIGHT_READ,
+    types_pb2.RIGHT_MAP: RIGHT_MAP,
+}
 _OPENED_RIGHTS = {**_RIGHTS, types_pb2.RIGHT_SEND: RIGHT_SEND}  # that only mailboxes give
 
 
@@ -143,7 +148,7 @@ def _rights(rights: Any) -> int:
     for i, right in enumerate(rights):
         if right not in _RIGHTS:
             raise InvalidRequest(
-                f"rights[{i}]", f"{right} is no right; give RIGHT_WRITE or RIGHT_READ"
+                f"rights[{i}]", f"{right} is no right; give RIGHT_WRITE, RIGHT_READ or RIGHT_MAP"
             )
         bits |= _RIGHTS[right]
     if not bits:

@@ -91,7 +91,7 @@ def test_near(client: transferd.Client) -> None:
     [
         {"rights": "write"},
         {"rights": set()},
-        {"rights": {"read", "map"}},
+        {"rights": {"read", "send"}},
         {"imms": [1, 3]},
         {"imms": range(0, 10, 2)},
         {"imms": [-1]},

@@ -61,6 +61,11 @@
 	32u /* write, imm, pages, scatter, barrier, read: checked, and kept as `plan` instead of run */
 #define TFD_FLAG_TABLE \
 	64u /* plan of a write, of pages (always), of a scatter: each launch reads the table at `argument` */
+/*
+ * Write, pages, scatter; armed and polled: the client's own stream moves the bytes, all of them before the word reaches fire_at. The
+ * worker checks and counts. GPU memory of this host at both ends, every grant with the right to map.
+ */
+#define TFD_FLAG_COPIED 128u
 
 /* struct tfd_entry.priority */
 #define TFD_PRIORITY_BULK 0u
@@ -73,6 +78,7 @@
 #define TFD_PATH_SIM 3u
 #define TFD_PATH_TCP 4u
 #define TFD_PATH_VERBS 5u
+#define TFD_PATH_CUDA 6u /* the client's own stream copied */
 #define TFD_PATH_RAILS_SHIFT 8u
 #define TFD_PATH_FLAGS_SHIFT 16u
 #define TFD_PATH_PACKED 0x10000u /* several pages went as one post */
@@ -125,7 +131,9 @@
 	X(25, NO_MEMORY, "the far daemon has no memory left")                          \
 	X(26, CHECKSUM, "the bytes at the destination are not those of the source")    \
 	X(27, BAD_WATCHER, "no such watcher in this session")                          \
-	X(28, BAD_PLAN, "no such plan in this session, or its number is taken")
+	X(28, BAD_PLAN, "no such plan in this session, or its number is taken")        \
+	X(29, DEVICE_MEMORY, "no path to GPU memory: grant map, or share a dmabuf")    \
+	X(30, NOT_COPIED, "its client copies GPU memory of this host alone")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };

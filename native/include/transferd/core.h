@@ -320,6 +320,7 @@ struct tfd_open_options {
 
 #define TFD_RIGHT_WRITE 1u
 #define TFD_RIGHT_READ 2u
+#define TFD_RIGHT_MAP 8u /* of memory of a device */
 #define TFD_RIGHT_SEND 4u /* each path's key is the number of the mailbox; `length` its slot_bytes */
 
 int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_options *options,
