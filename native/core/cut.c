@@ -5,19 +5,49 @@
  */
 #include "parts.h"
 
-static uint32_t paths_alive(const struct tfd_open *open)
+/* Memory of a device is reached by a rail that has registered it, and by no other: at neither end. */
+static bool reaches(const struct tfd_open *open, const struct tfd_path *path, const struct tfd_region *region)
+{
+	return (!open->device || path->key) && (!region->device || region->mrs[path->conn->rail->index]);
+}
+
+bool tfd_open_reaches(const struct tfd_open *open, const struct tfd_region *region)
+{
+	for (uint32_t i = 0; i < open->path_count; i++) {
+		if (reaches(open, &open->paths[i], region))
+			return true;
+	}
+	return false;
+}
+
+static bool moves_bytes(const struct tfd_shard *shard)
+{
+	const struct tfd_job *job = shard->job;
+
+	return job->region && shard->length && !(job->flags & TFD_FLAG_COPIED) &&
+	       (job->op != TFD_OP_WRITE_PAGES || job->length);
+}
+
+bool tfd_shard_goes_by(const struct tfd_shard *shard, uint8_t path)
+{
+	return !moves_bytes(shard) || reaches(shard->open, &shard->open->paths[path], shard->job->region);
+}
+
+static uint32_t paths_alive(const struct tfd_open *open, const struct tfd_region *region)
 {
 	uint32_t alive = 0;
 
 	for (uint32_t i = 0; i < open->path_count; i++)
-		alive += open->paths[i].conn->half && !open->paths[i].conn->broken;
+		alive += open->paths[i].conn->half && !open->paths[i].conn->broken &&
+		         (!region || reaches(open, &open->paths[i], region));
 	return alive;
 }
 
 /* How many shards: at most the living paths, each at least `least` long; with `eighths` a power of two. At least 1. */
-uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighths, uint64_t least)
+uint32_t tfd_cut_count(const struct tfd_open *open, const struct tfd_region *region, uint64_t length,
+                       bool eighths, uint64_t least)
 {
-	uint32_t count = paths_alive(open);
+	uint32_t count = paths_alive(open, region);
 
 	if (count > TFD_MAX_PATHS)
 		count = TFD_MAX_PATHS;
@@ -67,7 +97,7 @@ static void choose_path(struct tfd_shard *shard)
 	for (uint32_t i = 0; i < open->path_count; i++) {
 		const struct tfd_conn *conn = open->paths[shard->path].conn;
 
-		if (conn->half && !conn->broken)
+		if (conn->half && !conn->broken && tfd_shard_goes_by(shard, shard->path))
 			break;
 		shard->path = (uint8_t)((shard->path + 1u) % open->path_count);
 	}

@@ -207,7 +207,8 @@ static uint32_t job_path(const struct tfd_job *job)
 {
 	if (!job->ops)
 		return 0;
-	return job->ops->path_id | (uint32_t)__builtin_popcountll(job->rails) << TFD_PATH_RAILS_SHIFT |
+	return (job->flags & TFD_FLAG_COPIED ? TFD_PATH_CUDA : job->ops->path_id) |
+	       (uint32_t)__builtin_popcountll(job->rails) << TFD_PATH_RAILS_SHIFT |
 	       (job->packed ? TFD_PATH_PACKED : 0) | (job_emulated(job) ? TFD_PATH_EMULATED : 0);
 }
 

@@ -258,9 +258,10 @@ static int place(struct mailbox_call *call)
 	if (!region)
 		return tfd_fail(call->error, -ENOENT, "region %llu is not registered in this session",
 		                (unsigned long long)options->region);
-	if (!region->writable || options->offset % TFD_LINE)
+	if (!region->writable || region->device || options->offset % TFD_LINE)
 		return tfd_fail(call->error, -EINVAL,
-		                "a mailbox takes a writable region, at an offset that is a multiple of %u",
+		                "a mailbox takes a writable region of host memory, at an offset that is a "
+		                "multiple of %u",
 		                TFD_LINE);
 	if (options->offset > region->length || bytes > region->length - options->offset)
 		return tfd_fail(call->error, -EINVAL,

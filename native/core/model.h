@@ -35,16 +35,17 @@ struct tfd_list {
 struct tfd_region {
 	uint64_t handle;
 	struct tfd_session *session;
-	uint8_t *base;
+	uint8_t *base; /* of a device: what it is called in posts, never to be read here */
 	uint64_t length;
 	uint64_t map_bytes; /* length in whole pages of its file system */
-	int fd; /* own duplicate: tells after an error whether the file still has its pages */
+	int fd; /* own duplicate: tells after an error whether the file still has its pages; of a device: -1 */
+	bool device; /* constant: not mapped here; only rails with an mr reach it */
 	uint64_t file_end;
 	bool writable;
 	uint32_t broken; /* shared; set by the SIGBUS guard */
-	bool broken_told;    /* worker */
-	uint32_t jobs;        /* worker; jobs in flight that read it */
-	int guard;            /* index in the guard's table */
+	bool broken_told; /* worker */
+	uint32_t jobs; /* worker; jobs in flight that read it */
+	int guard; /* index in the guard's table */
 	uint32_t rail_count;
 	struct tfd_mr *mrs[TFD_MAX_RAILS];
 	struct tfd_region_key keys[TFD_MAX_RAILS];
@@ -197,6 +198,7 @@ struct tfd_open {
 	uint32_t name_space;
 	uint64_t expires_ns;
 	uint32_t refused; /* enum tfd_detail of new jobs once it is revoked */
+	bool device; /* constant: paths with key 0 take no bytes */
 	struct tfd_list shards; /* in flight */
 	/* Of a mailbox: messages that wait for a slot there, or for their turn. */
 	struct tfd_list parked;

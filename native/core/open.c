@@ -172,7 +172,7 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	struct tfd_open *open;
 	int rc;
 
-	if (!options->path_count || options->path_count > TFD_MAX_PATHS ||
+	if ((!options->path_count && !options->device) || options->path_count > TFD_MAX_PATHS ||
 	    options->name_space == TFD_NAME_SPACE_WORKER || options->name_space >= TFD_NAME_SPACES ||
 	    options->imm_count > TFD_IMM_COUNT || options->imm_first > TFD_IMM_COUNT - options->imm_count)
 		return -EINVAL;
@@ -185,6 +185,7 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	open->imm_count = options->imm_count;
 	open->name_space = options->name_space;
 	open->expires_ns = options->expires_ns;
+	open->device = options->device != 0;
 	open->sender = TFD_NO_SLOT;
 	tfd_list_init(&open->shards);
 	tfd_list_init(&open->parked);

@@ -104,7 +104,11 @@ void tfd_launch_enter(struct tfd_job *job); /* what is known of a launch before 
 uint32_t tfd_launch_read(struct tfd_job *job); /* its sizes and offsets; enum tfd_detail */
 
 /* cut.c */
-uint32_t tfd_cut_count(const struct tfd_open *open, uint64_t length, bool eighths, uint64_t least);
+/* `region`: at the near end of its bytes, which some paths may not reach; NULL: there are none. */
+uint32_t tfd_cut_count(const struct tfd_open *open, const struct tfd_region *region, uint64_t length,
+                       bool eighths, uint64_t least);
+bool tfd_open_reaches(const struct tfd_open *open, const struct tfd_region *region); /* by some path */
+bool tfd_shard_goes_by(const struct tfd_shard *shard, uint8_t path); /* it reaches what the shard moves */
 void tfd_job_cut(struct tfd_job *job);
 
 /* pages.c */

@@ -115,7 +115,7 @@ static bool lies_in(const struct tfd_slice *slice, const struct tfd_open *open)
 /* Of a job with one grant; it may have been made with more shards than it needs now. */
 static uint32_t parts_for(const struct tfd_job *job, uint64_t length, bool eighths, uint64_t shortest)
 {
-	uint32_t count = tfd_cut_count(job->open, length, eighths, shortest);
+	uint32_t count = tfd_cut_count(job->open, job->region, length, eighths, shortest);
 
 	return count < job->shard_count ? count : job->shard_count;
 }

@@ -49,6 +49,19 @@ static void plan_bytes(const struct tfd_shard *shard, uint64_t segment, struct t
 	plan->dst_offset = shard->dst_offset + offset;
 }
 
+/* Its client has moved the bytes: pages are checked, a batch at a time, and no byte is posted. */
+static int plan_copied(struct tfd_shard *shard, struct tfd_plan *plan)
+{
+	uint64_t left = shard->length - shard->posted;
+
+	plan->extent = left;
+	if (shard->job->op != TFD_OP_WRITE_PAGES || !left)
+		return 0;
+	if (left > TFD_BATCH_PIECES)
+		plan->extent = TFD_BATCH_PIECES;
+	return tfd_batch_fill(shard);
+}
+
 static bool pays(const struct tfd_shard *shard)
 {
 	return shard->state == TFD_SHARD_TRAILING || shard->units_owed >= OWED_MAX ||
@@ -64,6 +77,8 @@ static int plan_next(struct tfd_shard *shard, const struct tfd_conn *conn, struc
 		plan->units = units_of(shard->units_owed);
 		return 0;
 	}
+	if (shard->job->flags & TFD_FLAG_COPIED)
+		return plan_copied(shard, plan);
 	if (shard->job->op == TFD_OP_WRITE_PAGES && shard->length)
 		return tfd_pages_plan(shard, conn, segment, plan);
 	plan_bytes(shard, segment, plan);

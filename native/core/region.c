@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Regions: a client's file mapped and registered on every rail of its group. */
+/* Regions: a client's file mapped and registered on every rail of its group; memory of a device, on those that reach it. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -20,9 +20,11 @@ void tfd_region_destroy(struct tfd_region *region)
 		if (region->mrs[i])
 			group->rails[i].ops->mr_close(group->rails[i].domain, region->mrs[i]);
 	}
-	tfd_guard_remove(region);
-	(void)munmap(region->base, region->map_bytes);
-	(void)close(region->fd);
+	if (!region->device) {
+		tfd_guard_remove(region);
+		(void)munmap(region->base, region->map_bytes);
+		(void)close(region->fd);
+	}
 	free(region);
 }
 
@@ -33,6 +35,8 @@ bool tfd_region_probe(struct tfd_region *region)
 	                           .session = region->session->handle };
 	struct stat file;
 
+	if (region->device) /* its owner keeps it: who registered it holds it, too */
+		return false;
 	if (fstat(region->fd, &file) != 0 || (uint64_t)file.st_size < region->file_end)
 		tfd_store_relaxed(&region->broken, 1);
 	if (!tfd_load_relaxed(&region->broken))
@@ -87,11 +91,11 @@ static int add_command(struct tfd_worker *worker, void *argument)
 		return -ESHUTDOWN;
 	rc = tfd_table_add(&call->session->regions, region, &region->handle);
 	for (uint32_t i = 0; !rc && i < region->rail_count; i++) {
-		if (!region->mrs[i]) /* before any job reads it: nothing is posted there any more */
-			tfd_rail_gone(worker, &worker->group->rails[i]);
-		else
+		if (region->mrs[i])
 			tfd_list_push(&worker->group->rails[i].regions[bucket_of(region->keys[i].key)],
 			              &region->key_links[i]);
+		else if (!region->device) /* before any job reads it: nothing is posted there any more */
+			tfd_rail_gone(worker, &worker->group->rails[i]);
 	}
 	return rc;
 }
@@ -161,14 +165,48 @@ static int region_map(struct tfd_region *region, const struct tfd_region_options
 	return 0;
 }
 
-static int region_register(struct tfd_region *region, struct tfd_error *error)
+static int region_name(struct tfd_region *region, const struct tfd_region_options *options,
+                       struct tfd_error *error)
+{
+	if (!options->length || options->length > UINT64_MAX - options->address)
+		return tfd_fail(error, -EINVAL, "%llu bytes at address %llx are no memory of a device",
+		                (unsigned long long)options->length, (unsigned long long)options->address);
+	region->device = true;
+	region->fd = -1;
+	region->base = (uint8_t *)(uintptr_t)options->address;
+	region->length = options->length;
+	region->writable = options->writable != 0;
+	return 0;
+}
+
+/* A rail that cannot reach it has no key for it. */
+static int device_register(const struct tfd_rail *rail, struct tfd_region *region,
+                           const struct tfd_region_options *options, struct tfd_error *error)
+{
+	const struct tfd_dmabuf dmabuf = { .fd = options->fd,
+	                                   .offset = options->offset,
+	                                   .length = options->length,
+	                                   .address = options->address };
+	int rc;
+
+	if (options->fd < 0 || !rail->ops->mr_open_dmabuf)
+		return 0;
+	rc = rail->ops->mr_open_dmabuf(rail->domain, &dmabuf, region->writable, &region->mrs[rail->index],
+	                               &region->keys[rail->index], error);
+	return rc == -EOPNOTSUPP ? 0 : rc;
+}
+
+static int region_register(struct tfd_region *region, const struct tfd_region_options *options,
+                           struct tfd_error *error)
 {
 	struct tfd_group *group = region->session->group;
 
 	for (uint32_t i = 0; i < group->rail_count; i++) {
 		struct tfd_rail *rail = &group->rails[i];
-		int rc = rail->ops->mr_open(rail->domain, region->base, region->length, region->writable,
-		                            &region->mrs[i], &region->keys[i], error);
+		int rc = region->device ? device_register(rail, region, options, error) :
+		                          rail->ops->mr_open(rail->domain, region->base, region->length,
+		                                             region->writable, &region->mrs[i],
+		                                             &region->keys[i], error);
 
 		tfd_list_init(&region->key_links[i]);
 		if (rc && tfd_rail_state(rail) != TFD_RAIL_GONE) /* else the other rails carry on */
@@ -194,15 +232,15 @@ int tfd_region_add(struct tfd_core *core, uint64_t session, const struct tfd_reg
 		goto out;
 	region->session = call.session;
 	call.region = region;
-	rc = region_map(region, options, error);
+	rc = options->device ? region_name(region, options, error) : region_map(region, options, error);
 	if (rc)
 		goto err_free;
-	rc = tfd_guard_add(region);
+	rc = region->device ? 0 : tfd_guard_add(region);
 	if (rc) {
 		rc = tfd_fail(error, rc, "the daemon holds too many regions");
 		goto err_unmap;
 	}
-	rc = region_register(region, error);
+	rc = region_register(region, options, error);
 	if (rc)
 		goto err_destroy;
 	rc = tfd_command_run(call.session->group->worker, add_command, &call);

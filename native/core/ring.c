@@ -34,7 +34,8 @@ struct form {
 static const struct form forms[] = {
 	[TFD_OP_WRITE] = { .known = true,
 	                   .has_region = true,
-	                   .flags = TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN | TFD_FLAG_TABLE },
+	                   .flags = TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN | TFD_FLAG_TABLE |
+	                            TFD_FLAG_COPIED },
 	[TFD_OP_IMM] = { .known = true, .flags = TFD_FLAG_PLAN },
 	[TFD_OP_ACKNOWLEDGE] = { .known = true },
 	[TFD_OP_CANCEL] = { .known = true },
@@ -43,11 +44,11 @@ static const struct form forms[] = {
 	                         .has_table = true,
 	                         .has_pages = true,
 	                         .flags = TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM |
-	                                  TFD_FLAG_PLAN | TFD_FLAG_TABLE },
+	                                  TFD_FLAG_PLAN | TFD_FLAG_TABLE | TFD_FLAG_COPIED },
 	[TFD_OP_SCATTER] = { .known = true,
 	                     .has_region = true,
 	                     .has_table = true,
-	                     .flags = TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN | TFD_FLAG_TABLE },
+	                     .flags = TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN | TFD_FLAG_TABLE | TFD_FLAG_COPIED },
 	[TFD_OP_BARRIER] = { .known = true, .has_table = true, .flags = TFD_FLAG_PLAN },
 	[TFD_OP_READ] = { .known = true, .has_region = true, .flags = TFD_FLAG_PLAN },
 	[TFD_OP_SEND] = { .known = true, .has_table = true },
@@ -90,6 +91,17 @@ static uint32_t check_plan(const struct tfd_source *source, const struct tfd_ent
 	    (makes && !table && entry->op == TFD_OP_WRITE_PAGES))
 		return TFD_DETAIL_BAD_FLAGS;
 	return TFD_DETAIL_NONE;
+}
+
+/* A device tells when the bytes are there, and nobody else has seen them. */
+static uint32_t check_copied(const struct tfd_entry *entry)
+{
+	const uint8_t needed = TFD_FLAG_ARMED | TFD_FLAG_POLLED;
+
+	if (!(entry->flags & TFD_FLAG_COPIED) ||
+	    ((entry->flags & needed) == needed && !(entry->flags & (TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN))))
+		return TFD_DETAIL_NONE;
+	return TFD_DETAIL_BAD_FLAGS;
 }
 
 static uint32_t check_form(const struct tfd_entry *entry)
@@ -207,6 +219,8 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 		detail = check_armed(session, source, entry);
 	if (!detail)
 		detail = check_plan(source, entry);
+	if (!detail)
+		detail = check_copied(entry);
 	if (tables && (detail || is_command(entry->op)))
 		tfd_tables_put(source, tables);
 	if (detail)

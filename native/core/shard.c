@@ -51,7 +51,7 @@ void tfd_shard_go(struct tfd_shard *shard)
 		tfd_shard_done(shard);
 		return;
 	}
-	if (shard->open->paths[shard->path].conn->half)
+	if (shard->open->paths[shard->path].conn->half && tfd_shard_goes_by(shard, shard->path))
 		tfd_shard_queue(shard);
 	else
 		tfd_shard_fail(shard, TFD_JOB_PEER_LOST, TFD_DETAIL_CONNECTION);
@@ -128,7 +128,7 @@ bool tfd_shard_path_next(struct tfd_shard *shard)
 
 		shard->path = (uint8_t)((shard->path + 1u) % open->path_count);
 		conn = open->paths[shard->path].conn;
-		if (conn->half && !conn->broken)
+		if (conn->half && !conn->broken && tfd_shard_goes_by(shard, shard->path))
 			return true;
 	}
 	return false;

@@ -20,7 +20,30 @@ static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t
 		return TFD_DETAIL_EXPIRED;
 	if (!(open->rights & right))
 		return TFD_DETAIL_RIGHTS;
-	return TFD_DETAIL_NONE;
+	return open->path_count ? TFD_DETAIL_NONE : TFD_DETAIL_DEVICE_MEMORY;
+}
+
+/* Of what its client copies: both ends are in memory of devices of this host, and it may have mapped the far one. */
+static uint32_t check_copied(const struct tfd_open *open, const struct tfd_region *region)
+{
+	if (!region->device || !open->device || open->paths[0].conn->rail->ops->path_id != TFD_PATH_LOCAL)
+		return TFD_DETAIL_NOT_COPIED;
+	return open->rights & TFD_RIGHT_MAP ? TFD_DETAIL_NONE : TFD_DETAIL_RIGHTS;
+}
+
+/* Whether what it moves can be reached. Memory of a device is compared by nobody. */
+static uint32_t check_reach(const struct tfd_taking *taking, const struct tfd_open *open, bool bytes)
+{
+	const struct tfd_region *region = taking->region;
+	uint8_t flags = taking->entry->flags;
+
+	if (flags & TFD_FLAG_COPIED)
+		return check_copied(open, region);
+	if (!bytes || !(open->device || region->device))
+		return TFD_DETAIL_NONE;
+	if (flags & TFD_FLAG_CHECKSUM)
+		return TFD_DETAIL_BAD_FLAGS;
+	return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : TFD_DETAIL_DEVICE_MEMORY;
 }
 
 static bool imm_granted(const struct tfd_open *open, uint32_t imm)
@@ -94,7 +117,8 @@ static struct tfd_job *make_job(const struct tfd_taking *taking, uint32_t shard_
 	job->job_id = entry->job_id;
 	job->record = entry->record;
 	job->op = entry->op;
-	job->flags = entry->flags & (TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM);
+	job->flags =
+		entry->flags & (TFD_FLAG_EXACT | TFD_FLAG_COUNT_JOB | TFD_FLAG_CHECKSUM | TFD_FLAG_COPIED);
 	job->priority = entry->priority;
 	job->imm = entry->imm;
 	job->src_offset = entry->src_offset;
@@ -107,6 +131,22 @@ static struct tfd_job *make_job(const struct tfd_taking *taking, uint32_t shard_
 	return job;
 }
 
+/* Of a job with one grant. What its client copies goes whole: nothing but its counts goes by a path. */
+static uint32_t shards_of(const struct tfd_taking *taking, const struct tfd_open *open)
+{
+	const struct tfd_entry *entry = taking->entry;
+	bool counts_once = (entry->flags & TFD_FLAG_COUNT_JOB) != 0;
+
+	if (entry->op == TFD_OP_WRITE_PAGES && !entry->table_count && !counts_once)
+		return 0; /* nothing to move, nothing to count */
+	if (entry->flags & TFD_FLAG_COPIED)
+		return 1;
+	if (entry->op == TFD_OP_WRITE_PAGES)
+		return tfd_cut_count(open, taking->region, entry->table_count, counts_once, 1);
+	return tfd_cut_count(open, entry->length ? taking->region : NULL, entry->length, true,
+	                     taking->session->group->cut_bytes);
+}
+
 /* Write, imm, pages, read: one grant. */
 static uint32_t take_single(struct tfd_taking *taking, struct tfd_job **out)
 {
@@ -116,10 +156,12 @@ static uint32_t take_single(struct tfd_taking *taking, struct tfd_job **out)
 	bool pages = entry->op == TFD_OP_WRITE_PAGES;
 	bool deferred = is_deferred(taking);
 	uint32_t detail = check_open(open, reads ? TFD_RIGHT_READ : TFD_RIGHT_WRITE, taking->worker->now_ns);
-	uint32_t shards;
 
 	if (!detail && entry->op != TFD_OP_IMM)
 		detail = check_region(taking);
+	if (!detail)
+		detail = check_reach(taking, open,
+		                     deferred || (entry->length && (!pages || entry->table_count)));
 	if (detail)
 		return detail;
 	if (!reads && !imm_granted(open, entry->imm))
@@ -132,13 +174,7 @@ static uint32_t take_single(struct tfd_taking *taking, struct tfd_job **out)
 	if (pages && !deferred && entry->table_count &&
 	    !find_table(taking->source, taking->tables, entry, sizeof(struct tfd_page)))
 		return TFD_DETAIL_TABLE;
-	if (!pages)
-		shards = tfd_cut_count(open, entry->length, true, taking->session->group->cut_bytes);
-	else if (!entry->table_count && !(entry->flags & TFD_FLAG_COUNT_JOB))
-		shards = 0; /* nothing to move, nothing to count */
-	else
-		shards = tfd_cut_count(open, entry->table_count, (entry->flags & TFD_FLAG_COUNT_JOB) != 0, 1);
-	*out = make_job(taking, shards);
+	*out = make_job(taking, shards_of(taking, open));
 	if (!*out)
 		return TFD_DETAIL_NONE;
 	(*out)->open = open;
@@ -190,6 +226,9 @@ static uint32_t check_target(const struct tfd_taking *taking, const struct tfd_t
 		return TFD_DETAIL_IMM_RANGE;
 	if (!within(target->dst_offset, target->length, open->length))
 		return TFD_DETAIL_DESTINATION_BOUNDS;
+	detail = check_reach(taking, open, taking->region && (target->length || is_deferred(taking)));
+	if (detail)
+		return detail;
 	if (taking->region ? !within(target->src_offset, target->length, taking->region->length) :
 	                     target->length || target->src_offset)
 		return TFD_DETAIL_SOURCE_BOUNDS;

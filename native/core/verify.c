@@ -222,8 +222,9 @@ void tfd_verify_answer(struct tfd_worker *worker, struct tfd_conn *conn, const s
 	const struct tfd_region *region = tfd_region_find(conn->rail, frame->name_space, frame->target);
 
 	worker->check_left -= worker->check_left < SLICE_BYTES ? worker->check_left : SLICE_BYTES;
-	answer->argument =
-		region ? compare(region, region->keys[rail].address, frame, payload) : TFD_DETAIL_BAD_REGION;
+	answer->argument = region && !region->device ?
+	                           compare(region, region->keys[rail].address, frame, payload) :
+	                           TFD_DETAIL_BAD_REGION;
 	if (answer->argument == TFD_DETAIL_NONE)
 		answer->kind = TFD_ANSWER_OK;
 }

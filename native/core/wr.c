@@ -4,6 +4,14 @@
 
 #include "barrier.h"
 
+/* Of what its client copied no byte was posted. */
+static uint64_t bytes_of(const struct tfd_job *job, const struct tfd_pieces *sum)
+{
+	if (!(job->flags & TFD_FLAG_COPIED))
+		return sum->bytes;
+	return job->op == TFD_OP_WRITE_PAGES ? sum->extent * job->length : sum->extent;
+}
+
 /* Pieces of a shard are: they have been unlinked, and may be used again. */
 static void acked(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_shard *shard,
                   const struct tfd_pieces *sum)
@@ -11,13 +19,14 @@ static void acked(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_s
 	struct tfd_job *job = shard->job;
 	struct tfd_session_info *stat = &job->session->stat;
 	struct tfd_rail_info *info = &conn->rail->info;
+	uint64_t bytes = bytes_of(job, sum);
 
 	tfd_pace_acked(conn, sum->bytes);
 	tfd_pieces_leave(worker, conn, shard, sum);
-	job->acked += sum->bytes;
+	job->acked += bytes;
 	shard->acked += sum->extent;
 	shard->units_acked += sum->units;
-	tfd_store_relaxed(&stat->bytes_sent, stat->bytes_sent + sum->bytes);
+	tfd_store_relaxed(&stat->bytes_sent, stat->bytes_sent + bytes);
 	tfd_store_relaxed(&info->bytes_sent, info->bytes_sent + sum->bytes);
 	tfd_store_relaxed(&info->writes_sent, info->writes_sent + sum->count);
 	if (job->region && tfd_load_relaxed(&job->region->broken)) /* zeros were sent in its place */

@@ -241,18 +241,25 @@ int tfd_counters_settle(struct tfd_core *core, uint64_t peer);
 /* ---- regions ---- */
 
 struct tfd_region_options {
-	int fd; /* memfd, or a file of tmpfs or hugetlbfs; duplicated, stays the caller's */
+	int fd; /* memfd, or a file of tmpfs or hugetlbfs; of a device: dma-buf, or -1; duplicated, stays the caller's */
 	uint32_t writable; /* not 0: may be a destination, too */
-	uint64_t offset; /* into the file; a multiple of the page size */
+	uint64_t offset; /* into the file, a multiple of the page size; into the dma-buf */
 	uint64_t length;
+	uint64_t address; /* of a device: what it is called in posts; as far into its page as `offset` */
+	uint32_t
+		device; /* not 0: memory of a device, which is not mapped here; rails that cannot reach it have no key */
+	uint32_t _pad;
 };
 
 struct tfd_region_key {
-	uint64_t key; /* remote key on that rail */
+	uint64_t key; /* remote key on that rail; 0: the rail does not reach it */
 	uint64_t address; /* what the rail's writes count from: virtual address or 0 */
 };
 
-/* Maps and registers on every rail that is not gone. -EINVAL: bounds (file too short, offset not on a page); -ENOMEM: memlock limit. */
+/*
+ * Maps and registers on every rail that is not gone. -EINVAL: bounds (file too short, offset not on a page); -ENOMEM: memlock limit.
+ * Memory of a device is registered by those rails that take a dma-buf, if there is one.
+ */
 int tfd_region_add(struct tfd_core *core, uint64_t session, const struct tfd_region_options *options,
                    uint64_t *region, struct tfd_error *error);
 /* Deregisters and unmaps. -EBUSY while jobs of its own session read it. The caller has seen to it that no opener writes. */
@@ -316,6 +323,12 @@ struct tfd_open_options {
 	uint32_t imm_count;
 	uint32_t name_space; /* of the receiver's session */
 	uint64_t expires_ns; /* CLOCK_MONOTONIC; 0: never */
+	/*
+	 * Not 0: memory of a device. A path with key 0 takes immediates alone; there may be no path at all: then every job on it
+	 * ends with TFD_DETAIL_DEVICE_MEMORY.
+	 */
+	uint32_t device;
+	uint32_t _pad;
 };
 
 #define TFD_RIGHT_WRITE 1u
