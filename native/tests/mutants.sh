@@ -128,6 +128,15 @@ mutants() {
 	mutant gone-refuses-memory core/region.c "rc && tfd_rail_state(rail) != TFD_RAIL_GONE)" "rc)" core_rails
 	mutant posts-from-nothing core/region.c "tfd_rail_gone(worker, &worker->group->rails[i]);" "(void)worker;" core_rails
 	mutant fatal-not-heard core/rail.c "else if (wc->owner)" "else if (wc->owner && wc->wr)" core_rails
+	mutant copied-by-anybody core/take.c "return open->rights & TFD_RIGHT_MAP ? TFD_DETAIL_NONE : TFD_DETAIL_RIGHTS;" "return TFD_DETAIL_NONE;" core_copied
+	mutant copied-from-the-host core/take.c "if (!region->device || !open->device ||" "if (!region || !open->device ||" core_copied
+	mutant copied-to-the-host core/take.c "if (!region->device || !open->device ||" "if (!region->device ||" core_copied
+	mutant copied-unarmed core/ring.c "((entry->flags & needed) == needed &&" "((entry->flags & needed) != 0 &&" core_copied
+	mutant copied-and-posted core/post.c "if (shard->job->flags & TFD_FLAG_COPIED)" "if (shard->job->flags == UINT8_MAX)" core_copied
+	mutant copied-pages-unchecked core/post.c "	return tfd_batch_fill(shard);" "	return 0;" core_copied
+	mutant copied-pages-twice core/post.c "if (left > TFD_BATCH_PIECES)" "if (left > TFD_BATCH_PIECES / 2)" core_copied
+	mutant copied-without-bytes core/wr.c "if (!(job->flags & TFD_FLAG_COPIED))" "if (sum)" core_copied
+	mutant no-path-to-a-device core/take.c "return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : TFD_DETAIL_DEVICE_MEMORY;" "return TFD_DETAIL_NONE;" core_copied
 }
 
 # work NUMBER: those of the mutants whose turn it is
