@@ -146,6 +146,7 @@ class QuotaConfig(Section):
     opens: int = Field(default=262_144, ge=0)
     per_session_counters: int = Field(default=4096, ge=16, le=1 << 20)
     per_session_shared_files: int = Field(default=1024, ge=1, le=65_536)
+    per_session_chunks: int = Field(default=8192, ge=0, le=65_536)
 
 
 class TenantConfig(Section):

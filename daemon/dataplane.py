@@ -354,14 +354,16 @@ class DataPlane:
     # ---- regions ----
 
     async def region_add(
-        self, session: int, fd: int, offset: int, length: int, *, writable: bool
+        self, session: int, fd: int, offset: int, length: int, *, writable: bool, address: int = 0
     ) -> int:
-        """Registers memory; `fd` stays the caller's."""
+        """Registers memory; `fd` stays the caller's. `address` not 0: a device's, -1: no fd."""
         native = ffi.new("struct tfd_region_options *")
         native.fd = fd
         native.writable = writable
         native.offset = offset
         native.length = length
+        native.address = address
+        native.device = address != 0
         region = ffi.new("uint64_t *")
         error = ffi.new("struct tfd_error *")
         rc = await self._run(lambda: lib.tfd_region_add(self._core, session, native, region, error))
@@ -372,6 +374,12 @@ class DataPlane:
         """Deregisters memory; EBUSY while its session's jobs read it."""
         rc = await self._run(lambda: lib.tfd_region_remove(self._core, session, region))
         _check(rc, "deregistering memory")
+
+    def dmabuf_size(self, fd: int) -> int:
+        """Tells the size of a dma-buf; PlaneError: the fd is none."""
+        size = ffi.new("uint64_t *")
+        _check(lib.tfd_dmabuf_size(fd, size), "looking at a dma-buf")
+        return int(size[0])
 
     def region_keys(self, session: int, region: int) -> list[RegionKey]:
         """One key for each rail."""
@@ -435,6 +443,7 @@ class DataPlane:
         native.imm_count = options.imm_count
         native.name_space = options.name_space
         native.expires_ns = options.expires_ns
+        native.device = options.device
         out = ffi.new("uint64_t *")
         _check(lib.tfd_open_add(self._core, session, native, out), "opening a grant")
         return int(out[0])

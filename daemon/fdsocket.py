@@ -5,7 +5,7 @@ Everything that comes in is hostile until it is proven otherwise. Rules that kee
 
 * one packet is read at a time per connection, and the next only after the answer has been sent;
 * every fd that comes with a packet is owned by a :class:`_Packet` and closed unless a request takes
-  it;
+  it; one that takes any takes all;
 * an answer that does not fit the socket's buffer ends the connection: a client that does not read
   cannot make the daemon remember;
 * a connection that has not attached after a while is closed, and only so many may wait.
@@ -19,11 +19,13 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from transferd.daemon.cuda import Share
 from transferd.daemon.errors import (
     Conflict,
     Internal,
@@ -37,9 +39,10 @@ from transferd.daemon.tasks import TaskOwner
 from transferd.v1 import attach_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from transferd.daemon.plane import Plane, SessionFds
+    from transferd.daemon.plane import Plane
     from transferd.daemon.policy import Tenant
     from transferd.daemon.sessions import Sessions
 
@@ -64,8 +67,8 @@ class _Packet:
         self.data = data
         self.fds = fds
 
-    def take(self) -> int:
-        """Hands over the only fd.
+    def only(self) -> int:
+        """Gives the only fd; whoever takes it says so by :meth:`taken`.
 
         Raises:
             InvalidRequest: There is none, or more than one.
@@ -75,6 +78,10 @@ class _Packet:
                 "fd", f"{len(self.fds)} fds came with the message; send exactly one"
             )
         return self.fds[0]
+
+    def taken(self) -> None:
+        """All fds are somebody else's now."""
+        self.fds = []
 
     def close(self) -> None:
         """Closes what nobody took."""
@@ -105,7 +112,7 @@ def _receive(sock: socket.socket) -> _Packet:
         packet.close()
         if flags & socket.MSG_TRUNC:
             raise InvalidRequest("packet", f"longer than {PACKET_MAX} bytes")
-        raise InvalidRequest("fds", "more fds than the daemon can take; send at most one")
+        raise InvalidRequest("fds", "more fds than the daemon can take; send at most 15")
     return packet
 
 
@@ -196,11 +203,19 @@ class Connection:
             return await self._attach(request.attach, packet, response)
         session = self._session
         if kind is None:
-            raise InvalidRequest("body", "missing; send attach, mapped, share_memory or detach")
+            raise InvalidRequest("body", "missing, or of a later version than this daemon's")
         if session is None:
             raise Unauthenticated("the first message must be attach", reason="NOT_ATTACHED")
+        fds: Sequence[int] = ()
         if kind == "share_memory":
             self._share(session, packet, response)
+        elif kind == "share_cuda_memory":
+            self._share_cuda(session, request.share_cuda_memory, packet, response)
+        elif kind == "map":
+            fds = self._map(session, request.map, response)
+        elif kind == "unmap":
+            self._server.maps.remove(session, request.unmap.map_id)
+            response.unmap.SetInParent()
         elif kind == "mapped":
             session.check_open()
             self._server.plane.session_sealed(session.handle)
@@ -210,7 +225,7 @@ class Connection:
             response.detach.SetInParent()
             ended = self._server.sessions.end(session, clean=True, reason="DETACHED")
             await asyncio.wait([ended], timeout=DETACH_S)
-        return self._send(response) and kind != "detach"
+        return self._send(response, fds) and kind != "detach"
 
     async def _attach(
         self, attach: pb.AttachRequest, packet: _Packet, response: pb.FdResponse
@@ -245,27 +260,88 @@ class Connection:
             response.attach.session_id = session.session_id
             response.attach.token = session.token
             response.attach.segment_bytes = os.fstat(fds.segment).st_size
-            return self._send(response, fds)
+            return self._send(response, (fds.segment, fds.doorbell, fds.event))
         finally:
             for fd in (fds.segment, fds.doorbell, fds.event):
                 os.close(fd)
 
     def _share(self, session: Session, packet: _Packet, response: pb.FdResponse) -> None:
-        memory = self._server.sessions.add_memory(session, packet.take())
-        packet.fds.clear()  # the session owns it now
+        memory = self._server.sessions.add_memory(session, packet.only())
+        packet.taken()
         response.share_memory.memory_id = memory.memory_id
         response.share_memory.size_bytes = memory.size
 
+    def _share_cuda(
+        self,
+        session: Session,
+        request: pb.ShareCudaMemoryRequest,
+        packet: _Packet,
+        response: pb.FdResponse,
+    ) -> None:
+        sessions = self._server.sessions
+        chunk_bytes = tuple(request.chunk_bytes)
+        if request.memory_id:
+            rest = pb.ShareCudaMemoryRequest(memory_id=request.memory_id, chunk_bytes=chunk_bytes)
+            if request != rest:
+                raise InvalidRequest("memory_id", "with it only chunk_bytes may be given")
+            memory = sessions.add_chunks(session, request.memory_id, chunk_bytes, packet.fds)
+        else:
+            share = Share(
+                device_uuid=request.device_uuid,
+                base=request.base,
+                size=request.size_bytes,
+                buffer_id=request.buffer_id,
+                ipc_handle=request.ipc_handle,
+                chunk_bytes=chunk_bytes,
+                dmabuf=request.dmabuf,
+                flush=request.flush,
+            )
+            memory = sessions.add_cuda_memory(session, share, packet.fds)
+        packet.taken()
+        response.share_memory.memory_id = memory.memory_id
+        response.share_memory.size_bytes = memory.size
+
+    def _map(
+        self, session: Session, request: pb.MapRequest, response: pb.FdResponse
+    ) -> Sequence[int]:
+        """Answers with the memory of a grant; returns the fds that go with the answer."""
+        maps = self._server.maps
+        if request.map_id and request.handle:
+            raise InvalidRequest("map_id", "given with handle; give one of the two")
+        if request.first_chunk and not request.map_id:
+            raise InvalidRequest("first_chunk", "given without the map_id of its mapping")
+        if request.map_id:
+            mapping = maps.find(session, request.map_id)
+        else:
+            mapping = maps.add(session, request.handle, time.monotonic_ns())
+        chunks = mapping.chunks(request.first_chunk)
+        memory, grant, answer = mapping.memory, mapping.grant, response.map
+        answer.map_id = mapping.map_id
+        answer.device_uuid = memory.device_uuid
+        answer.size_bytes = memory.size
+        answer.offset_bytes = grant.region.offset + grant.offset
+        answer.length_bytes = grant.length
+        answer.owner_pid = grant.session.origin.pid
+        answer.buffer_id = memory.buffer_id
+        answer.allocation = memory.allocation
+        if mapping.own_process:
+            answer.own_process = True
+            answer.base = memory.base
+            return ()
+        answer.ipc_handle = memory.ipc_handle
+        answer.chunk_count = len(memory.chunk_bytes)
+        answer.chunk_bytes.extend(memory.chunk_bytes[chunks])
+        return memory.chunk_fds[chunks]
+
     # ---- answering ----
 
-    def _send(self, response: pb.FdResponse, fds: SessionFds | None = None) -> bool:
+    def _send(self, response: pb.FdResponse, fds: Sequence[int] = ()) -> bool:
         """Sends one packet without waiting; False if the client does not take it."""
         if self._closed:
             return False
         ancillary = []
-        if fds is not None:
-            rights = array.array("i", [fds.segment, fds.doorbell, fds.event])
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        if fds:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         try:
             self._sock.sendmsg([response.SerializeToString()], ancillary, socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -279,6 +355,12 @@ class Connection:
         response.error.reason = error.reason
         response.error.message = error.message
         return self._send(response)
+
+    def map_revoked(self, map_ids: Sequence[int]) -> None:
+        """Mappings of the session are wanted back: asks its client, who has to listen."""
+        response = pb.FdResponse(map_revoked=pb.MapRevoked(map_ids=map_ids))
+        if not self._send(response):
+            self.close()
 
     def session_ending(self) -> None:
         """The daemon ends the session: tells the client, then closes."""
@@ -328,11 +410,13 @@ class FdServer:
         self.tenant = tenant
         self.sessions = sessions
         self.plane = plane
+        self.maps = sessions.maps
         self.tasks = TaskOwner("fdsocket")
         self._sock: socket.socket | None = None
         self._connections: set[Connection] = set()
         self._by_session: dict[int, Connection] = {}
         sessions.on_ending.append(self._session_ending)
+        self.maps.on_revoked.append(self._map_revoked)
 
     def start(self) -> None:
         """Begins to listen; OSError if it cannot."""
@@ -394,6 +478,11 @@ class FdServer:
         connection = self._by_session.get(session.session_id)
         if connection is not None:
             connection.session_ending()
+
+    def _map_revoked(self, session: Session, map_ids: Sequence[int]) -> None:
+        connection = self._by_session.get(session.session_id)
+        if connection is not None:
+            connection.map_revoked(map_ids)
 
     def stop_listening(self) -> None:
         """Takes no further clients; removes the socket's file."""

@@ -105,7 +105,11 @@ class Snapshot:
         grants.add_metric([], len(self._owner.grants))
         opens = GaugeMetricFamily("transferd_opens", "Grants that sessions here have opened.")
         opens.add_metric([], len(self._opener))
-        return count, regions, registered, jobs, grants, opens
+        mappings = GaugeMetricFamily(
+            "transferd_mappings", "Grants on GPU memory that sessions here have mapped."
+        )
+        mappings.add_metric([], len(self._owner.maps))
+        return count, regions, registered, jobs, grants, opens, mappings
 
     def _of_peers(self) -> Iterable[Metric]:
         peers = GaugeMetricFamily("transferd_peers", "Peers, by state.", labels=["state"])

@@ -288,7 +288,7 @@ class Opener:
     def _add(self, session: Session, grant: RemoteGrant, lane: Lane) -> Open:
         keys = grant.keys
         assert keys is not None
-        paths = [path for path in lane.paths_up() if path.remote_rail < len(keys.rails)]
+        paths = [path for path in lane.paths_up() if self._lanes.paths.leads_to(path, keys)]
         session.tenant.charge("opens")
         try:
             handle = self._plane.open_add(
@@ -301,6 +301,7 @@ class Opener:
                     imm_count=keys.imm_count,
                     name_space=keys.name_space,
                     expires_ns=grant.expires_ns,
+                    device=keys.device,
                 ),
             )
         except PlaneError as error:

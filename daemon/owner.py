@@ -30,8 +30,10 @@ from transferd.daemon.grant import (
     check_grant,
     grant_over,
 )
+from transferd.daemon.maps import Maps
 from transferd.daemon.peer import LOCAL_PROTOCOL, Incoming
 from transferd.daemon.plane import ADDRESS_MAX, Detail, PlaneError, RegionKey
+from transferd.daemon.region import Kind
 from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Refusal
 
@@ -58,6 +60,7 @@ class Owner:
     Attributes:
         on_deaf: Loses a peer that does not answer a fence; its task ends when no byte of that peer
             can land. Set by who wires the daemon.
+        maps: Who has memory of its grants mapped.
     """
 
     def __init__(self, plane: Plane, sealer: Sealer, revoke_s: float) -> None:
@@ -72,6 +75,7 @@ class Owner:
         self._sealer = sealer
         self._revoke_s = revoke_s
         self.grants = GrantTable()
+        self.maps = Maps(self.grants, revoke_s)
         self._by_conn: dict[int, Incoming] = {}
         self.tasks = TaskOwner("owner")
         self.on_deaf: Callable[[Peer], asyncio.Task[None]] = _unset
@@ -157,7 +161,8 @@ class Owner:
     async def end_grants(self, grants: Iterable[Grant]) -> None:
         """Takes grants back; returns when no byte can land by any of them.
 
-        To be run as an owned task. A grant that is already ending is waited for.
+        To be run as an owned task. A grant that is already ending is waited for. Who has mapped
+        their memory is asked to unmap it: :meth:`Maps.unmapped` waits for that.
         """
         mine: list[Grant] = []
         others: list[asyncio.Future[None]] = []
@@ -172,6 +177,7 @@ class Owner:
             mine.append(grant)
             for peer in grant.openers:
                 by_peer.setdefault(peer, []).append(grant)
+        self.maps.revoke(mine)
         try:
             await asyncio.gather(*(self._fence(peer, held) for peer, held in by_peer.items()))
         finally:
@@ -306,6 +312,7 @@ class Owner:
             expires_ms=left_ms,
             # The daemon itself copies messages, and bears memory that goes away.
             isolation=0 if grant.mailbox else grant.region.isolation,
+            device=grant.region.memory.kind is Kind.CUDA,
         )
 
     def release(self, peer: Peer, grant_ids: Sequence[int], *, abandoned: bool) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from transferd.daemon.errors import PeerLost, TimedOut, TransferdError
-from transferd.daemon.peer import LaneState, PathState
+from transferd.daemon.peer import LOCAL_PROTOCOL, LaneState, PathState
 from transferd.daemon.plane import Detail, OpenPath, PlaneError
 from transferd.daemon.tasks import settle
 from transferd.daemon.wire import BATCH_MAX, Half
@@ -238,11 +238,21 @@ class Paths:
         log.info("path is up again", peer=peer.address, rail=path.rail)
         self._give(path)
 
+    def leads_to(self, path: LanePath, keys: GrantKeys) -> bool:
+        """Tells whether jobs on a grant may go by a path.
+
+        Within this daemon they all may: by its own rail device memory is counted, if not reached.
+        """
+        if path.remote_rail >= len(keys.rails):
+            return False
+        local = self._plane.rails[path.rail].protocol.startswith(LOCAL_PROTOCOL)
+        return not keys.device or local or keys.rails[path.remote_rail].key != 0
+
     def _give(self, path: LanePath) -> None:
         """Jobs may go by it again: by all opens of its lane."""
         for opened in list(path.lane.opens):
             keys = opened.grant.keys
-            if not opened.live or keys is None or path.remote_rail >= len(keys.rails):
+            if not opened.live or keys is None or not self.leads_to(path, keys):
                 continue
             slot = opened.slots.get(path, len(opened.slots))
             try:

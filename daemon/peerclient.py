@@ -238,4 +238,5 @@ def _grant_result(result: Any) -> GrantKeys | Refusal:
         rails=tuple(RegionKey(rail.key, rail.address) for rail in keys.rails),
         expires_ms=keys.expires_ms,
         isolation=keys.isolation,
+        device=keys.device,
     )

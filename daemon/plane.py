@@ -251,6 +251,7 @@ class OpenOptions:
     imm_count: int
     name_space: int
     expires_ns: int
+    device: bool = False
 
 
 class Entry(NamedTuple):
@@ -393,9 +394,21 @@ class Plane(Protocol):
         """Reads a counter."""
 
     async def region_add(
-        self, session: int, fd: int, offset: int, length: int, *, writable: bool
+        self, session: int, fd: int, offset: int, length: int, *, writable: bool, address: int = 0
     ) -> int:
-        """Registers memory; returns the region's handle."""
+        """Registers memory; returns the region's handle.
+
+        Args:
+            session: Whose.
+            fd: The file; of a device's memory its dma-buf, or -1.
+            offset: Bytes into it.
+            length: Bytes.
+            writable: Others may write to it.
+            address: Not 0: memory of a device, which its owner has there.
+        """
+
+    def dmabuf_size(self, fd: int) -> int:
+        """Tells the size of a dma-buf; PlaneError: the fd is none."""
 
     async def region_remove(self, session: int, region: int) -> None:
         """Deregisters memory."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from transferd.daemon import memlock
+from transferd.daemon import cuda, memlock
 from transferd.daemon import region as regions
+from transferd.daemon.cuda import CudaMemory
 from transferd.daemon.errors import (
     Conflict,
     InvalidRequest,
@@ -25,13 +26,14 @@ from transferd.daemon.errors import (
     QuotaExceeded,
     Unavailable,
 )
+from transferd.daemon.peer import LOCAL_PROTOCOL
 from transferd.daemon.plane import Detail, PlaneError, SessionOptions
 from transferd.daemon.region import Memory, Region, RegionState
 from transferd.daemon.session import Session, SessionState, SessionTable
 from transferd.daemon.tasks import TaskOwner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from transferd.daemon.config import LimitsConfig, TimeoutConfig
     from transferd.daemon.opens import Opener
@@ -56,6 +58,8 @@ class Sessions:
     Attributes:
         stopping: No new ones are taken.
         on_ending: Told of each session that begins to end.
+        is_chunk: Whether an fd can be a chunk of GPU memory.
+        maps: Who has GPU memory of whom.
     """
 
     def __init__(
@@ -80,8 +84,11 @@ class Sessions:
         self.table = SessionTable(limits.sessions)
         self.tasks = TaskOwner("sessions")
         self._next_region = 1
+        self._next_allocation = 1
+        self.is_chunk: Callable[[int], bool] = cuda.is_driver_fd
         self.stopping = False
-        self.on_ending: list[Callable[[Session], None]] = []
+        self.maps = owner.maps
+        self.on_ending: list[Callable[[Session], None]] = [owner.maps.session_ending]
 
     # ---- opening ----
 
@@ -159,14 +166,45 @@ class Sessions:
             session: Whose.
             fd: Owned by the session on success; on failure still the caller's.
         """
+        _check_room(session)
+        return self._added(session, regions.inspect(session.next_memory, fd))
+
+    def add_cuda_memory(self, session: Session, share: cuda.Share, fds: list[int]) -> CudaMemory:
+        """Takes an allocation of GPU memory from a client.
+
+        Args:
+            session: Whose.
+            share: What the client says of it.
+            fds: Owned by the session on success; on failure still the caller's.
+        """
+        _check_room(session)
+        _check_chunks(session, len(share.chunk_bytes))
+        memory = cuda.receive(
+            session.next_memory,
+            self._next_allocation,
+            share,
+            fds,
+            dmabuf_size=self._plane.dmabuf_size,
+            is_chunk=self.is_chunk,
+        )
+        self._next_allocation += 1
+        self._added(session, memory)
+        return memory
+
+    def add_chunks(
+        self, session: Session, memory_id: int, sizes: Sequence[int], fds: list[int]
+    ) -> CudaMemory:
+        """Takes more chunks of GPU memory that was begun before; the fds as for the first."""
         session.check_open()
-        limit = session.tenant.config.quotas.per_session_shared_files
-        if len(session.memories) >= limit:
-            raise QuotaExceeded(
-                f"the session has handed over {limit} files; deregister some regions",
-                reason="SHARED_FILES",
-            )
-        memory = regions.inspect(session.next_memory, fd)
+        memory = self._memory(session, memory_id)
+        if not isinstance(memory, CudaMemory) or not memory.chunk_bytes:
+            raise InvalidRequest("memory_id", f"{memory_id} is no GPU memory of chunks")
+        _check_chunks(session, len(sizes))
+        cuda.add_chunks(memory, sizes, fds, self.is_chunk)
+        return memory
+
+    @staticmethod
+    def _added(session: Session, memory: Memory) -> Memory:
         session.next_memory += 1
         session.memories[memory.memory_id] = memory
         return memory
@@ -186,7 +224,10 @@ class Sessions:
         session.check_open()
         source = self._memory(session, memory)
         try:
-            length = regions.check_range(source, offset, length)
+            if isinstance(source, CudaMemory):
+                length = cuda.check_range(source, offset, length)
+            else:
+                length = regions.check_range(source, offset, length)
             region = await self._register(session, source, offset, length, name)
         except BaseException:
             self.drop_memory(session, source, only_own=isinstance(memory, str))
@@ -208,7 +249,12 @@ class Sessions:
         source.regions += 1
         try:
             handle = await self._plane.region_add(
-                session.handle, source.fd, offset, length, writable=source.writable
+                session.handle,
+                source.fd,
+                offset,
+                length,
+                writable=source.writable,
+                address=source.base + offset if isinstance(source, CudaMemory) else 0,
             )
         except BaseException as error:
             source.regions -= 1
@@ -221,6 +267,14 @@ class Sessions:
         self._next_region += 1
         session.regions[handle] = region
         return region
+
+    def rails_of(self, region: Region) -> int:
+        """Counts the NICs that reach a region."""
+        keys = self._plane.region_keys(region.session.handle, region.handle)
+        return sum(
+            not rail.protocol.startswith(LOCAL_PROTOCOL) and key.key != 0
+            for rail, key in zip(self._plane.rails, keys, strict=True)
+        )
 
     def _memory(self, session: Session, memory: int | str) -> Memory:
         if isinstance(memory, str):
@@ -249,7 +303,7 @@ class Sessions:
         """Revokes a region's grants and deregisters it. To be run by the session's ops.
 
         Raises:
-            Conflict: REGION_BUSY: jobs of the session still read it.
+            Conflict: REGION_BUSY: jobs of the session still read it; STILL_MAPPED.
         """
         region = session.region(handle, "region")
         if region.state is RegionState.ZOMBIE:
@@ -257,6 +311,11 @@ class Sessions:
         before = region.state
         region.state = RegionState.ZOMBIE
         await self._owner.end_grants(list(region.grants.values()))
+        try:
+            await self._owner.maps.region_unmapped(region)
+        except Conflict:
+            region.state = before
+            raise
         deadline = time.monotonic() + self._timeouts.quiet
         while True:
             try:
@@ -399,6 +458,22 @@ class Sessions:
             if session.state is SessionState.OPEN:
                 self.end(session, clean=True, reason="STOPPING", message="the daemon stops")
         await self.tasks.idle()
+
+
+def _check_room(session: Session) -> None:
+    session.check_open()
+    limit = session.tenant.config.quotas.per_session_shared_files
+    if len(session.memories) >= limit:
+        raise QuotaExceeded(
+            f"the session has handed over {limit} files; deregister some regions",
+            reason="SHARED_FILES",
+        )
+
+
+def _check_chunks(session: Session, more: int) -> None:
+    memories = session.memories.values()
+    held = sum(len(one.chunk_fds) for one in memories if isinstance(one, CudaMemory))
+    cuda.check_quota(held, more, session.tenant.config.quotas.per_session_chunks)
 
 
 def _registration(error: PlaneError) -> Exception:

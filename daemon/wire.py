@@ -89,6 +89,7 @@ class GrantKeys:
     rails: tuple[RegionKey, ...]
     expires_ms: int
     isolation: int
+    device: bool = False  # a rail with key 0 does not reach it
 
 
 @dataclass(frozen=True, slots=True)

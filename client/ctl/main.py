@@ -83,6 +83,7 @@ COLUMNS: dict[str, Sequence[Column]] = {
         size("LENGTH", "length_bytes"),
         number("GRANTS", "grants"),
         number("OPENERS", "openers"),
+        number("MAPPED", "mappings"),
         column("STATE", "state"),
     ),
     "peers": (

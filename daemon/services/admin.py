@@ -148,7 +148,22 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         rows = {r.number: r for session in self._sessions.table for r in session.regions.values()}
         page, token = _page(request, sorted(rows))
         return pb.ListRegionsResponse(
-            regions=[_region(rows[number]) for number in page], next_page_token=token
+            regions=[self._region(rows[number]) for number in page], next_page_token=token
+        )
+
+    def _region(self, region: Region) -> pb.RegionInfo:
+        openers = {peer for grant in region.grants.values() for peer in grant.openers}
+        zombie = not region.session.is_open and region.state == "ACTIVE"
+        return pb.RegionInfo(
+            session_id=region.session.session_id,
+            region=region.handle,
+            name=region.name,
+            kind=region.memory.kind,
+            length_bytes=region.length,
+            grants=len(region.grants),
+            openers=len(openers),
+            state="ZOMBIE" if zombie else region.state,
+            mappings=self._owner.maps.count(region),
         )
 
     async def ListPeers(
@@ -287,21 +302,6 @@ def _rail(
         service_level=levels.service_level if levels is not None else 0,
         bulk_service_level=levels.bulk_service_level if levels is not None else 0,
         traffic_class=levels.traffic_class if levels is not None else 0,
-    )
-
-
-def _region(region: Region) -> pb.RegionInfo:
-    openers = {peer for grant in region.grants.values() for peer in grant.openers}
-    zombie = not region.session.is_open and region.state == "ACTIVE"
-    return pb.RegionInfo(
-        session_id=region.session.session_id,
-        region=region.handle,
-        name=region.name,
-        kind=region.memory.kind,
-        length_bytes=region.length,
-        grants=len(region.grants),
-        openers=len(openers),
-        state="ZOMBIE" if zombie else region.state,
     )
 
 

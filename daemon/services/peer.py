@@ -191,5 +191,6 @@ def _result(result: GrantKeys | Refusal) -> pb.GrantResult:
             rails=[pb.RailKey(key=rail.key, address=rail.address) for rail in result.rails],
             expires_ms=result.expires_ms,
             isolation=result.isolation,
+            device=result.device,
         )
     )

@@ -67,7 +67,11 @@ class RegionService(region_pb2_grpc.RegionServiceServicer):
             name=check_name(request.name),
         )
         region = await session.ops.run(work, "register region")
-        return pb.RegisterRegionResponse(region=region.handle, length_bytes=region.length)
+        return pb.RegisterRegionResponse(
+            region=region.handle,
+            length_bytes=region.length,
+            rails=self._sessions.rails_of(region),
+        )
 
     async def DeregisterRegion(
         self, request: pb.DeregisterRegionRequest, context: Context
@@ -107,6 +111,7 @@ class RegionService(region_pb2_grpc.RegionServiceServicer):
         if request.grant_id not in session.ended_grants:
             grant = session.grant(request.grant_id)
             await session.ops.run(self._owner.end_grants([grant]), "revoke grant")
+        await session.ops.run(self._owner.maps.unmapped(request.grant_id), "wait for mappers")
         return pb.RevokeGrantResponse()
 
     async def FenceGrant(

@@ -2,6 +2,7 @@
 /* Regions: a client's file mapped and registered on every rail of its group; memory of a device, on those that reach it. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -162,6 +163,21 @@ static int region_map(struct tfd_region *region, const struct tfd_region_options
 	region->length = options->length;
 	region->file_end = options->offset + options->length;
 	region->writable = options->writable != 0;
+	return 0;
+}
+
+int tfd_dmabuf_size(int fd, uint64_t *bytes)
+{
+	struct statfs system;
+	off_t size;
+
+	/* A name in /proc can be that of a file; the kind of its file system cannot be forged. */
+	if (fstatfs(fd, &system) != 0 || system.f_type != DMA_BUF_MAGIC)
+		return -EINVAL;
+	size = lseek(fd, 0, SEEK_END);
+	if (size <= 0)
+		return -EINVAL;
+	*bytes = (uint64_t)size;
 	return 0;
 }
 

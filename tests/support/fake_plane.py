@@ -78,6 +78,7 @@ class FakePlane:
             until :meth:`fence_quiet`.
         conns: Living connections: whether they are outgoing.
         closed: Connections that were closed, with their detail.
+        unreached: Regions of device memory that no rail reaches.
         mute: Rails by which nobody answers: connections are made, and not proven.
     """
 
@@ -85,6 +86,7 @@ class FakePlane:
         self.rails = list(rails) or [rail()]
         self.warnings: list[str] = []
         self.busy_opens: set[int] = set()
+        self.unreached: set[int] = set()
         self.sessions: dict[int, FakeSession] = {}
         self.conns: dict[int, bool] = {}
         self.closed: dict[int, int] = {}
@@ -211,12 +213,20 @@ class FakePlane:
     # ---- regions ----
 
     async def region_add(
-        self, session: int, fd: int, offset: int, length: int, *, writable: bool
+        self, session: int, fd: int, offset: int, length: int, *, writable: bool, address: int = 0
     ) -> int:
         await asyncio.sleep(0)
         handle = next(self._handles)
         self._session(session).regions.add(handle)
+        if address and fd < 0:
+            self.unreached.add(handle)
         return handle
+
+    def dmabuf_size(self, fd: int) -> int:
+        """A memfd whose name says so is as good as a dma-buf."""
+        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:dmabuf"):
+            raise PlaneError(errno.EINVAL, "no dma-buf")
+        return os.fstat(fd).st_size
 
     async def region_remove(self, session: int, region: int) -> None:
         await asyncio.sleep(0)
@@ -225,6 +235,8 @@ class FakePlane:
     def region_keys(self, session: int, region: int) -> list[RegionKey]:
         if region not in self._session(session).regions:
             raise PlaneError(errno.ENOENT, "no such region")
+        if region in self.unreached:
+            return [RegionKey(0, 0)] * len(self.rails)
         return [RegionKey(region * 100 + i, 0x1000) for i in range(len(self.rails))]
 
     # ---- connections ----

@@ -171,7 +171,7 @@ def test_sizes_are_said_in_their_unit() -> None:
 async def test_memory_that_cannot_be_pinned(
     monkeypatch: pytest.MonkeyPatch, may_pin: int | None, reason: str, said: str
 ) -> None:
-    async def refuse(*_: object, writable: bool) -> int:
+    async def refuse(*_: object, writable: bool, address: int) -> int:
         raise PlaneError(errno.ENOMEM, "no memory to pin")
 
     host = Host(Network(), 7001)

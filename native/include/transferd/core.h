@@ -251,6 +251,9 @@ struct tfd_region_options {
 	uint32_t _pad;
 };
 
+/* The size of a dma-buf. -EINVAL: the fd is none. */
+int tfd_dmabuf_size(int fd, uint64_t *bytes);
+
 struct tfd_region_key {
 	uint64_t key; /* remote key on that rail; 0: the rail does not reach it */
 	uint64_t address; /* what the rail's writes count from: virtual address or 0 */
