@@ -16,11 +16,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 static struct host host;
 static struct user user, target;
 static uint64_t out_conn, in_conn, grant;
+static uint64_t device, device_grant; /* memory of a device, that nobody may touch */
 
 #define ENTRIES 8u
 #define TABLE_BYTES 4096u
 #define GRANT_BYTES (REGION_BYTES / 2) /* what lies behind is not to change */
 #define UNTOUCHED 0x5a
+
+static void fresh_device(struct tfd_open_options *options)
+{
+	struct tfd_region_options region = {
+		.fd = -1, .writable = 1, .length = REGION_BYTES, .address = 0x700000000000ull, .device = 1
+	};
+
+	CHECK_OK(tfd_region_add(host.core, user.session, &region, &device, &error));
+	options->rights |= TFD_RIGHT_MAP;
+	options->device = 1;
+	options->paths[0].key = options->paths[0].address = 0;
+	CHECK_OK(tfd_open_add(host.core, user.session, options, &device_grant));
+}
 
 static void fresh_user(void)
 {
@@ -35,6 +49,7 @@ static void fresh_user(void)
 	CHECK_OK(tfd_session_name_space(host.core, target.session, &options.name_space));
 	options.paths[0] = (struct tfd_open_path){ .conn = out_conn, .key = key.key, .address = key.address };
 	CHECK_OK(tfd_open_add(host.core, user.session, &options, &grant));
+	fresh_device(&options);
 }
 
 static void check_untouched(void)
@@ -202,6 +217,22 @@ static void near_valid_plan(struct tfd_entry *entry)
 	}
 }
 
+/* Over `local` it is to be copied by its client; by another rail it has no path. */
+static void near_valid_device(struct tfd_entry *entry, uint8_t *table)
+{
+	struct tfd_target *targets = (void *)table;
+
+	if (entry->src_region)
+		entry->src_region = chance(8) ? device : user.region;
+	if (entry->dst_grant)
+		entry->dst_grant = chance(8) ? device_grant : grant;
+	for (uint32_t i = 0; entry->op == TFD_OP_SCATTER && i < TABLE_BYTES / sizeof(*targets); i++)
+		targets[i].dst_grant = chance(100) ? device_grant : grant;
+	entry->flags &= (uint8_t)~TFD_FLAG_CHECKSUM;
+	if (entry->flags & TFD_FLAG_ARMED)
+		entry->flags |= TFD_FLAG_COPIED | (chance(8) ? TFD_FLAG_POLLED : 0);
+}
+
 static void near_valid(struct tfd_entry *entry, uint64_t job, uint8_t *table)
 {
 	uint8_t op = (uint8_t)(1 + chance(TFD_OP_FORGET + 1)); /* one more than there are */
@@ -243,6 +274,8 @@ static void near_valid(struct tfd_entry *entry, uint64_t job, uint8_t *table)
 		near_valid_plan(entry);
 	}
 	near_valid_table(op, table);
+	if (chance(4) == 0)
+		near_valid_device(entry, table);
 	if (chance(20) == 0) /* one byte of it is noise */
 		((uint8_t *)entry)[chance(sizeof(*entry))] = (uint8_t)chance(256);
 }
