@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPU memory in a real daemon, by handles that name nothing: counts of copied jobs, who may map it."""
+"""GPU memory in a real daemon, by handles that name nothing: copied jobs, who may map it."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -116,9 +118,6 @@ def test_what_is_told_of_a_region(shared_pair: Pair) -> None:
 
 
 def test_the_right_to_map_host_memory(shared_pair: Pair) -> None:
-    import fcntl
-    import os
-
     daemon, _ = shared_pair
     fd = os.memfd_create("m", os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, 4096)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients with GPU memory that is none: the daemon never looks at what a handle names.
 
-As a program (SOCKET, a word, and for `map` a descriptor in hex) it is such a client in a process of its
-own, to be killed:
+As a program (SOCKET, a word, and for `map` a descriptor in hex) it is such a client in a process
+of its own, to be killed:
 
     own                  grants its memory, says the descriptor, waits
     map                  maps it, says so; unmaps when it is asked to, says so
