@@ -8,7 +8,7 @@ import mmap
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from transferd.native.client_half import ffi, lib
 from transferd.v1 import attach_pb2, region_pb2, region_pb2_grpc
@@ -149,7 +149,7 @@ class RawSession:
                     reason = response.session_ended.reason
         return reason
 
-    def __enter__(self) -> RawSession:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
