@@ -96,6 +96,10 @@ class Maps:
     def __len__(self) -> int:
         return sum(len(mappings) for mappings in self._by_session.values())
 
+    def has(self, grant_id: int) -> bool:
+        """Tells whether anybody has the memory of a grant."""
+        return grant_id in self._by_grant
+
     def count(self, region: Region) -> int:
         """Counts the sessions that have a region's memory."""
         return len({one.session for one in self._of_region(region)})

@@ -111,7 +111,9 @@ class RegionService(region_pb2_grpc.RegionServiceServicer):
         if request.grant_id not in session.ended_grants:
             grant = session.grant(request.grant_id)
             await session.ops.run(self._owner.end_grants([grant]), "revoke grant")
-        await session.ops.run(self._owner.maps.unmapped(request.grant_id), "wait for mappers")
+        maps = self._owner.maps
+        if maps.has(request.grant_id):
+            await session.ops.run(maps.unmapped(request.grant_id), "wait for mappers")
         return pb.RevokeGrantResponse()
 
     async def FenceGrant(

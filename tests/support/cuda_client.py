@@ -47,11 +47,11 @@ class CudaClient(RawSession):
         )
         self.calls = GrpcSession(self.channel, self.token)
 
-    def fd_ask(self, **body: Any) -> pb.FdResponse:
+    def fd_ask(self, *fds: int, **body: Any) -> pb.FdResponse:
         """Asks by the fd socket."""
-        return ask(self.sock, pb.FdRequest(request_id=5, **body))[0]
+        return ask(self.sock, pb.FdRequest(request_id=5, **body), fds)[0]
 
-    def share_cuda(self, **fields: Any) -> pb.FdResponse:
+    def share_cuda(self, *fds: int, **fields: Any) -> pb.FdResponse:
         """Hands over an allocation that is in order but for what is given."""
         given: dict[str, Any] = {
             "device_uuid": UUID,
@@ -60,13 +60,18 @@ class CudaClient(RawSession):
             "buffer_id": 7,
             "ipc_handle": b"h" * 64,
         }
-        return self.fd_ask(share_cuda_memory=pb.ShareCudaMemoryRequest(**given | fields))
+        return self.fd_ask(*fds, share_cuda_memory=pb.ShareCudaMemoryRequest(**given | fields))
 
     def device_region(self) -> int:
         """Registers all of a new allocation."""
-        memory_id = self.share_cuda().share_memory.memory_id
-        request = region_pb2.RegisterRegionRequest(memory_id=memory_id)
-        return int(self.calls.call("regions.RegisterRegion", request).region)
+        return int(self.registered(self.share_cuda()).region)
+
+    def registered(self, shared: pb.FdResponse, **fields: int) -> region_pb2.RegisterRegionResponse:
+        """Registers what was handed over."""
+        request = region_pb2.RegisterRegionRequest(
+            memory_id=shared.share_memory.memory_id, **fields
+        )
+        return self.calls.call("regions.RegisterRegion", request)  # type: ignore[no-any-return]
 
     def grant(
         self, region: int, rights: tuple[int, ...] = ALL, imms: int = 4

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of support/twins.py: serves several configurations until SIGTERM."""
+"""The program of support/twins.py: serves several configurations until SIGTERM.
+
+With MEMFD_IS_DMABUF in the environment it takes any file for a dma-buf, as softverbs does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from transferd.daemon import config, logs
+from transferd.daemon.dataplane import DataPlane
 from transferd.daemon.server import Server
 
 
@@ -30,5 +35,7 @@ async def run(paths: list[str]) -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
+    if "MEMFD_IS_DMABUF" in os.environ:
+        DataPlane.dmabuf_size = lambda self, fd: os.fstat(fd).st_size  # type: ignore[method-assign]
     logs.set_up("debug", "json")
     uvloop.run(run(sys.argv[1:]))
