@@ -91,6 +91,7 @@ class Maps:
         self._next = 1
         self._by_session: dict[Session, dict[int, Mapping]] = {}
         self._by_grant: dict[int, dict[int, Mapping]] = {}
+        self._by_region: dict[int, dict[int, Mapping]] = {}
         self.on_revoked: list[Callable[[Session, Sequence[int]], None]] = []
 
     def __len__(self) -> int:
@@ -108,8 +109,7 @@ class Maps:
         return list(self._by_grant.get(grant_id, {}).values())
 
     def _of_region(self, region: Region) -> list[Mapping]:
-        mappings = [one for mine in self._by_session.values() for one in mine.values()]
-        return [one for one in mappings if one.grant.region is region]
+        return list(self._by_region.get(region.number, {}).values())
 
     # ---- the mapper's side ----
 
@@ -135,7 +135,8 @@ class Maps:
         mapping = Mapping(self._next, session, grant, memory, gone)
         self._next += 1
         mine[mapping.map_id] = mapping
-        self._by_grant.setdefault(grant.grant_id, {})[mapping.map_id] = mapping
+        for index, key in self._indices(mapping):
+            index.setdefault(key, {})[mapping.map_id] = mapping
         return mapping
 
     def _granted(self, session: Session, handle: int, now_ns: int) -> Grant:
@@ -182,11 +183,15 @@ class Maps:
             self._gone(mapping)
 
     def _gone(self, mapping: Mapping) -> None:
-        of_grant = self._by_grant[mapping.grant.grant_id]
-        del of_grant[mapping.map_id]
-        if not of_grant:
-            del self._by_grant[mapping.grant.grant_id]
+        for index, key in self._indices(mapping):
+            del index[key][mapping.map_id]
+            if not index[key]:
+                del index[key]
         mapping.gone.set_result(None)
+
+    def _indices(self, mapping: Mapping) -> Iterable[tuple[dict[int, dict[int, Mapping]], int]]:
+        grant = mapping.grant
+        return (self._by_grant, grant.grant_id), (self._by_region, grant.region.number)
 
     # ---- taking back ----
 

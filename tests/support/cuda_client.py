@@ -66,7 +66,7 @@ class CudaClient(RawSession):
         """Registers all of a new allocation."""
         return int(self.registered(self.share_cuda()).region)
 
-    def registered(self, shared: pb.FdResponse, **fields: int) -> region_pb2.RegisterRegionResponse:
+    def registered(self, shared: pb.FdResponse, **fields: Any) -> region_pb2.RegisterRegionResponse:
         """Registers what was handed over."""
         request = region_pb2.RegisterRegionRequest(
             memory_id=shared.share_memory.memory_id, **fields

@@ -87,6 +87,7 @@ async def world() -> AsyncIterator[World]:
     host.assert_nothing_left()
     assert not len(world.maps)
     assert not world.maps._by_grant
+    assert not world.maps._by_region
 
 
 async def refusal(world: World, session: Session, handle: int) -> str:
