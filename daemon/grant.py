@@ -181,7 +181,9 @@ def check_grant(
         )
     if rights & RIGHT_MAP and region.memory.kind is not Kind.CUDA:
         raise InvalidRequest(
-            "rights", f"RIGHT_MAP is for GPU memory; region {region.handle} is {region.memory.kind}"
+            "rights",
+            f"RIGHT_MAP is for GPU memory; region {region.handle} is {region.memory.kind}: give "
+            "RIGHT_WRITE, RIGHT_READ or both",
         )
     if offset > region.length:
         raise InvalidRequest(
