@@ -70,7 +70,7 @@ def _tensor(tensor: Any) -> tuple[int, int]:
     device = str(tensor.device)
     if device != "cpu":
         raise errors.InvalidRequest(
-            f"the tensor is on {device}; this version registers host memory only: {INSTEAD}"
+            f"the tensor is on {device}, which is neither host memory nor CUDA: {INSTEAD}"
         )
     if not tensor.is_contiguous():
         raise errors.InvalidRequest("the tensor is not contiguous; register its base, or a copy")

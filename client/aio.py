@@ -20,11 +20,13 @@ from transferd.client.aiocalls import AsyncCalls
 from transferd.client.closing import AsyncClosing
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import BaseCounter, to_target
+from transferd.client.cuda.arrays import is_device_array
 from transferd.client.events import LoopDriver, ThreadDriver
 from transferd.client.grant import BaseGrant
 from transferd.client.job import BaseJob, Imm, Write, to_imm
-from transferd.client.memory import BaseRegion, RegionSlice, allocate
+from transferd.client.memory import BaseRegion, RegionSlice, allocate, register_device
 from transferd.client.operations import to_requests
+from transferd.client.session import to_descriptor
 from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from transferd.client.events import Driver
+    from transferd.client.cuda.mapping import DevicePointer
     from transferd.client.operations import Operation
     from transferd.client.session import Request, Session
 
@@ -236,7 +239,9 @@ class Region(BaseRegion, AsyncClosing):
 
     __slots__ = ("_runtime",)
 
-    def __init__(self, runtime: _Runtime, handle: int, view: memoryview, **options: Any) -> None:
+    def __init__(
+        self, runtime: _Runtime, handle: int, view: memoryview | None, **options: Any
+    ) -> None:
         super().__init__(runtime.session, handle, view, **options)
         self._runtime = runtime
 
@@ -344,10 +349,29 @@ class Client(AsyncCalls[Job], AsyncClosing):
     async def register(
         self, memory: Any, near: int | str | None = None, *, name: str = ""
     ) -> Region:
-        """Adopts a host tensor, array or buffer in place. As :meth:`transferd.Client.register`."""
+        """Registers a GPU tensor, or adopts host memory. As :meth:`transferd.Client.register`."""
         runtime = self._runtime
+        if is_device_array(memory):
+            source, start, length = await runtime.run(
+                register_device, runtime.session, memory, near, name
+            )
+            return Region(
+                runtime,
+                source.handle,
+                None,
+                start=start,
+                length=length,
+                name=name,
+                owner=memory,
+                source=source,
+            )
         handle, view, start = await runtime.run(adopt, runtime.session, memory, near, name)
         return Region(runtime, handle, view, start=start, name=name, owner=memory)
+
+    async def map(self, dst: bytes, *, device: int | None = None) -> DevicePointer:
+        """Maps GPU memory for the application's own kernels. As :meth:`transferd.Client.map`."""
+        runtime = self._runtime
+        return await runtime.run(runtime.session.gpu().map, to_descriptor(dst), device)
 
     # ---- jobs ----
 
@@ -367,6 +391,7 @@ class Client(AsyncCalls[Job], AsyncClosing):
         checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> Job:
         """Writes a region, or part of one, into a grant. As :meth:`transferd.Client.write`."""
@@ -379,6 +404,7 @@ class Client(AsyncCalls[Job], AsyncClosing):
             checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
+            stream=stream,
         )
         return (await self._submit([spec.request()], timeout_s))[0]
 
@@ -431,6 +457,9 @@ class Client(AsyncCalls[Job], AsyncClosing):
             missing = [d for r in requests for d in r.destinations if d not in session.handles]
             if missing:
                 await runtime.run(session.open_many, missing)
+            for request in requests:
+                if request.source is not None and not session.gpu().copier.ready(request):
+                    await runtime.run(session.gpu().copier.prepare, request)
             try:
                 if len(requests) == 1 and requests[0].plain:
                     return [session.submit(*requests[0][:9], 0.0)]

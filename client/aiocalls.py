@@ -60,6 +60,7 @@ class AsyncCalls(Generic[J]):
         checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> J:
         """Writes pages of a region to pages of a grant. As :meth:`transferd.Client.write_pages`."""
@@ -79,6 +80,7 @@ class AsyncCalls(Generic[J]):
             checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
+            stream=stream,
         )
         return await self._submit_one(spec.request(), timeout_s)
 
@@ -98,6 +100,7 @@ class AsyncCalls(Generic[J]):
         checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> J:
         """Writes parts of a region into several grants. As :meth:`transferd.Client.scatter`."""
@@ -109,6 +112,7 @@ class AsyncCalls(Generic[J]):
             checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
+            stream=stream,
         )
         return await self._submit_one(spec.request(), timeout_s)
 

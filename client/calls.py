@@ -63,6 +63,7 @@ class Calls:
         checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> Job:
         """Writes pages of a region to pages of a grant, and counts them on the immediate there.
@@ -89,6 +90,9 @@ class Calls:
             checksum: As for :meth:`write`.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
+            stream: GPU memory of this host at both ends: the CUDA stream that copies, as a number or of
+                torch, cupy, cuda.core; None: one of the Client's own, which orders itself behind
+                nothing.
             timeout_s: How long to wait for room; None: as long as it takes.
 
         Raises:
@@ -111,6 +115,7 @@ class Calls:
             checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
+            stream=stream,
         )
         return self._submit_one(spec.request(), timeout_s)
 
@@ -135,6 +140,7 @@ class Calls:
         checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> Job:
         """Writes parts of a region into several grants; counts 1 on the immediate at each.
@@ -152,6 +158,7 @@ class Calls:
             checksum: As for :meth:`write`; a target that differs leaves the others alone.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
+            stream: As for :meth:`write_pages`.
             timeout_s: How long to wait for room; None: as long as it takes.
         """
         spec = Scatter(
@@ -162,6 +169,7 @@ class Calls:
             checksum=checksum,
             priority=priority,
             deadline_s=deadline_s,
+            stream=stream,
         )
         return self._submit_one(spec.request(), timeout_s)
 

@@ -12,6 +12,7 @@ from transferd.client.calls import Calls
 from transferd.client.closing import Closing
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import Counter
+from transferd.client.cuda.arrays import is_device_array
 from transferd.client.events import ThreadDriver
 from transferd.client.job import (
     Job,
@@ -21,13 +22,14 @@ from transferd.client.job import (
     to_offset,
     to_priority,
 )
-from transferd.client.memory import Region, RegionSlice, allocate
+from transferd.client.memory import Region, RegionSlice, allocate, register_device
 from transferd.client.operations import to_requests
 from transferd.client.session import IMM_COUNT, OP_IMM, OP_WRITE, no_region, to_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from transferd.client.cuda.mapping import DevicePointer
     from transferd.client.operations import Operation
     from transferd.client.session import Session
 
@@ -131,23 +133,57 @@ class Client(Calls, Closing):
         return Region(self._session, handle, view, name=name)
 
     def register(self, memory: Any, near: int | str | None = None, *, name: str = "") -> Region:
-        """Adopts a host tensor, array or writable buffer in place.
+        """Registers a GPU tensor or array, or adopts a host tensor, array or writable buffer in place.
 
-        Its address stays, its pages become shared. Nobody may write to it while this
-        runs. A child that is forked later shares the pages.
+        GPU memory: its allocation is registered once; a further tensor in it costs no call of the
+        daemon. Host memory: its address stays, its pages become shared. Nobody may write to it while
+        this runs. A child that is forked later shares the pages.
 
         Args:
-            memory: Contiguous, and large enough to have pages of its own; the error says so where
-                it has not.
+            memory: Contiguous. GPU: of torch, cupy, or with ``__cuda_array_interface__`` or DLPack; kept
+                alive by the region. Host: large enough to have pages of its own; the error says so
+                where it has not.
             near: As for :meth:`alloc`.
-            name: Shown by transferctl.
+            name: Shown by transferctl; of GPU memory, that of the allocation's first tensor.
 
         Raises:
-            InvalidRequest: It cannot be adopted; the message says why and what to do.
+            InvalidRequest: It cannot be registered; the message says why and what to do.
             QuotaExceeded: Too many regions, or too much memory locked.
+            Unavailable: NO_CUDA, CUDA_TOO_OLD: it is GPU memory, and no driver is of use.
         """
+        if is_device_array(memory):
+            source, start, length = register_device(self._session, memory, near, name)
+            return Region(
+                self._session,
+                source.handle,
+                None,
+                start=start,
+                length=length,
+                name=name,
+                owner=memory,
+                source=source,
+            )
         handle, view, start = adopt(self._session, memory, near, name)
         return Region(self._session, handle, view, start=start, name=name, owner=memory)
+
+    def map(self, dst: bytes, *, device: int | None = None) -> DevicePointer:
+        """Maps the GPU memory of a grant with the right "map" for the application's own kernels.
+
+        Counts nothing, checks nothing: what kernels do there is between the two processes. While it
+        is held, the owner's ``revoke()`` fails with STILL_MAPPED.
+
+        Args:
+            dst: Descriptor of a grant of this host and tenant.
+            device: Ordinal of the device whose kernels use it; None: of the current context.
+
+        Returns:
+            The address, a number with ``length``; a context manager that closes it.
+
+        Raises:
+            AccessDenied: It cannot be mapped; the message says why.
+            Unavailable: NO_CUDA, GPU_NOT_VISIBLE.
+        """
+        return self._session.gpu().map(to_descriptor(dst), device)
 
     # ---- jobs ----
 
@@ -172,6 +208,7 @@ class Client(Calls, Closing):
         checksum: bool = False,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> Job:
         """Writes a region, or part of one, into a grant; then counts 1 on the immediate there.
@@ -191,6 +228,7 @@ class Client(Calls, Closing):
                 reading of the bytes, and a round trip.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
+            stream: As for :meth:`write_pages`.
             timeout_s: How long to wait for room when too many jobs are in flight; None: as long as
                 it takes.
 
@@ -209,7 +247,12 @@ class Client(Calls, Closing):
             to_offset("dst_offset", dst_offset)
         if type(dst) is not bytes:
             dst = to_descriptor(dst)
-        if exact or checksum:
+        try:
+            handle = src.open_handle()
+            source = src.source
+        except AttributeError:
+            raise no_region("src", src) from None
+        if exact or checksum or source is not None or stream is not None:
             spec = Write(
                 src=src,
                 dst=dst,
@@ -219,13 +262,10 @@ class Client(Calls, Closing):
                 checksum=checksum,
                 priority=priority,
                 deadline_s=deadline_s,
+                stream=stream,
             )
             return self._submit_one(spec.request(), timeout_s)
         session = self._session
-        try:
-            handle = src.open_handle()
-        except AttributeError:
-            raise no_region("src", src) from None
         job_id = session.submit(
             OP_WRITE,
             to_priority(priority),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
 
@@ -50,6 +50,29 @@ class BaseCounter:
     def lost(self) -> int:
         """Writes known lost."""
         return self._session.counter_read(self.imm).lost
+
+    def cuda_wait(self, target: int, stream: Any) -> None:
+        """Has a CUDA stream wait until ``value >= target``; in a graph that is captured, too.
+
+        A fault that is not acknowledged lets it through as well, and so does the session's end: look at
+        ``faults`` afterwards. The session has to be open until the stream has passed.
+
+        Args:
+            target: As for :meth:`wait`.
+            stream: As a number, or of torch, cupy, cuda.core.
+        """
+        from transferd.client.cuda import streams
+
+        session: Any = self._session
+        streams.counter_wait(session.gpu(), session.slots[self.imm], to_target(target), stream)
+
+    @property
+    def device_ptr(self) -> int:
+        """Where kernels find the counter's gate: ``value``, and 2^62 more while there is a fault."""
+        from transferd.client.cuda import streams
+
+        session: Any = self._session
+        return streams.counter_pointer(session.gpu(), session.slots[self.imm])
 
 
 class Counter(BaseCounter):

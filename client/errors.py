@@ -205,6 +205,13 @@ _FD_REASONS: dict[str, type[TransferdError]] = {
     "NOT_ATTACHED": Unavailable,
     "SESSION_ENDED": Unavailable,
     "STOPPING": Unavailable,
+    "MAP_NOT_GRANTED": AccessDenied,
+    "MAP_OTHER_HOST": AccessDenied,
+    "MAP_OTHER_TENANT": AccessDenied,
+    "MAP_NOT_FOUND": NotFound,
+    "OPEN_NOT_FOUND": NotFound,
+    "GRANT_REVOKED": Conflict,
+    "MAPS": QuotaExceeded,
     "INTERNAL": Internal,
 }
 

@@ -65,11 +65,12 @@ class FdSocket:
         self.path = path
         self._timeout_s = timeout_s
         self._lock = threading.Lock()  # guards sending, _next_id, _pending, _ended
-        self._pending: dict[int, Future[attach_pb2.FdResponse]] = {}
+        self._pending: dict[int, Future[tuple[attach_pb2.FdResponse, list[int]]]] = {}
         self._next_id = 1
         self._ended: errors.Unavailable | None = None
         self._thread: threading.Thread | None = None
         self._on_end: Callable[[errors.Unavailable], None] | None = None
+        self._on_revoked: Callable[[int], None] | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             # A blocking connect with a bound of the kernel's waits while many others attach;
@@ -116,13 +117,19 @@ class FdSocket:
             )
         return response.attach, fds
 
-    def start(self, on_end: Callable[[errors.Unavailable], None]) -> None:
+    def start(
+        self,
+        on_end: Callable[[errors.Unavailable], None],
+        on_revoked: Callable[[int], None] | None = None,
+    ) -> None:
         """Starts the reader.
 
         Args:
             on_end: Called once, from the reader's thread, when the connection has ended.
+            on_revoked: Called from there with the number of a mapping that is to be given back.
         """
         self._on_end = on_end
+        self._on_revoked = on_revoked
         self._socket.settimeout(None)
         self._thread = threading.Thread(target=self._read, name="transferd-fd", daemon=True)
         self._thread.start()
@@ -130,16 +137,27 @@ class FdSocket:
     def request(
         self, message: attach_pb2.FdRequest, fds: Sequence[int] = ()
     ) -> attach_pb2.FdResponse:
+        """As :meth:`exchange`, for answers without fds."""
+        response, received = self.exchange(message, fds)
+        close_all(received)
+        return response
+
+    def exchange(
+        self, message: attach_pb2.FdRequest, fds: Sequence[int] = ()
+    ) -> tuple[attach_pb2.FdResponse, list[int]]:
         """Asks and waits for the answer.
 
         Args:
             message: Without its id.
             fds: Sent along; they stay the caller's.
 
+        Returns:
+            The answer, and the fds that came with it, which are the caller's.
+
         Raises:
             TransferdError: The daemon refused, is gone, or took too long.
         """
-        future: Future[attach_pb2.FdResponse] = Future()
+        future: Future[tuple[attach_pb2.FdResponse, list[int]]] = Future()
         with self._lock:
             if self._ended is not None:
                 raise self._ended
@@ -152,14 +170,19 @@ class FdSocket:
                 del self._pending[message.request_id]
                 raise self._gone(f"sending failed ({error})") from None
         try:
-            response = future.result(self._timeout_s)
+            response, received = future.result(self._timeout_s)
         except TimeoutError:
+            with self._lock:
+                self._pending.pop(message.request_id, None)
+            if future.done() and future.exception() is None:  # in this very moment
+                close_all(future.result()[1])
             raise errors.WaitTimeout(
                 f"the daemon at {self.path} did not answer within {self._timeout_s:g} s"
             ) from None
         if response.WhichOneof("body") == "error":
+            close_all(received)
             raise errors.from_fd_error(response.error.reason, response.error.message)
-        return response
+        return response, received
 
     def _read(self) -> None:
         """Hands answers out until the connection ends. Runs in its own thread."""
@@ -171,8 +194,14 @@ class FdSocket:
                 break
             if response is None:
                 break
-            close_all(fds)
-            if response.WhichOneof("body") == "session_ended":
+            body = response.WhichOneof("body")
+            if body == "map_revoked":
+                close_all(fds)
+                if self._on_revoked is not None:
+                    self._on_revoked(response.map_revoked.map_id)
+                continue
+            if body == "session_ended":
+                close_all(fds)
                 told = response.session_ended
                 end = errors.Unavailable(
                     f"the daemon ended the session: {told.message}", reason=told.reason
@@ -180,8 +209,10 @@ class FdSocket:
                 continue
             with self._lock:
                 future = self._pending.pop(response.request_id, None)
-            if future is not None:
-                future.set_result(response)
+                if future is not None:
+                    future.set_result((response, fds))
+            if future is None:
+                close_all(fds)
         self._finish(end)
 
     def _finish(self, end: errors.Unavailable) -> None:

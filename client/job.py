@@ -61,6 +61,7 @@ class Write:
     checksum: bool = False
     priority: str = "bulk"
     deadline_s: float | None = None
+    stream: Any = None
 
     def request(self) -> Request:
         """Checks the values and makes the request."""
@@ -76,6 +77,8 @@ class Write:
             src.length,
             to_deadline_ns(self.deadline_s),
             (FLAG_EXACT if self.exact else 0) | (FLAG_CHECKSUM if self.checksum else 0),
+            source=src.source,
+            stream=to_copied(src, self.stream),
         )
 
 
@@ -109,6 +112,16 @@ def to_priority(priority: str) -> int:
         return PRIORITIES[priority]
     except (KeyError, TypeError):
         raise errors.InvalidRequest(f'priority is "bulk" or "latency", not {priority!r}') from None
+
+
+def to_copied(src: BaseRegion | RegionSlice, stream: Any) -> Any:
+    """Checks that a stream can be used; gives it."""
+    if stream is not None and src.source is None:
+        raise errors.InvalidRequest(
+            "stream= is for copies between GPU memory of this host, and src is host memory",
+            reason="NOT_COPIED",
+        )
+    return stream
 
 
 def to_imm(imm: int) -> int:
@@ -205,7 +218,10 @@ class BaseJob:
         """Passes an OK end on, raises for any other."""
         if self._status == _OK:
             return JobStatus.OK
-        raise failure(self._session.decode(self.id, self._raw))
+        error = failure(self._session.decode(self.id, self._raw))
+        if self._session.fault:
+            error.add_note(self._session.fault)
+        raise error
 
     @property
     def status(self) -> JobStatus:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
+    from transferd.client.cuda.allocation import Allocation
     from transferd.client.session import Session
 
 LENGTH_MAX = 1 << 40
@@ -59,15 +60,17 @@ class RegionSlice:
         region: The region.
         start: First byte, in what is registered.
         length: Bytes.
+        source: As of the region.
     """
 
-    __slots__ = ("_offset", "length", "region", "start")
+    __slots__ = ("_offset", "length", "region", "source", "start")
 
     def __init__(self, region: BaseRegion, offset: int, length: int) -> None:
         self.region = region
         self._offset = offset
         self.start = region.start + offset
         self.length = length
+        self.source = region.source
 
     def __len__(self) -> int:
         return self.length
@@ -145,32 +148,40 @@ class BaseRegion:
 
     Attributes:
         handle: The daemon's number for it.
-        start: Bytes of what is registered before its first byte; 0 but for adopted memory.
+        start: Bytes of what is registered before its first byte: of adopted memory, of GPU memory.
         length: Bytes.
         name: Shown by transferctl.
+        source: The allocation of GPU memory; None for host memory.
     """
 
-    __slots__ = ("_closed", "_owner", "_session", "_view", "handle", "length", "name", "start")
+    __slots__ = (
+        "_closed", "_grants", "_owner", "_session", "_view", "handle", "length", "name", "source",
+        "start",
+    )  # fmt: skip
 
     def __init__(
         self,
         session: Session,
         handle: int,
-        view: memoryview,
+        view: memoryview | None,
         *,
         start: int = 0,
+        length: int = 0,
         name: str = "",
         owner: object = None,
+        source: Allocation | None = None,
     ) -> None:
         """Makes the region; not for users.
 
         Args:
             session: That registered it.
             handle: From the daemon.
-            view: Its bytes.
+            view: Its bytes; None: the host cannot read them.
             start: See the class.
+            length: See the class; without a view.
             name: See the class.
             owner: Kept alive as long as the region: whoever frees the memory.
+            source: See the class.
         """
         self._session = session
         self._view = view
@@ -178,8 +189,10 @@ class BaseRegion:
         self._closed = False
         self.handle = handle
         self.start = start
-        self.length = len(view)
+        self.length = length if view is None else len(view)
         self.name = name
+        self.source = source
+        self._grants: list[int] = []  # of GPU memory: other regions have the same handle
 
     def __len__(self) -> int:
         return self.length
@@ -200,16 +213,26 @@ class BaseRegion:
 
     @property
     def view(self) -> memoryview:
-        """The bytes, writable, without a copy."""
+        """The bytes, writable, without a copy.
+
+        Raises:
+            InvalidRequest: It is GPU memory.
+        """
+        if self._view is None:
+            raise errors.InvalidRequest(
+                f"{self!r} is GPU memory, which the host cannot read: use the tensor that was "
+                "registered",
+                reason="DEVICE_MEMORY",
+            )
         return self._view
 
     def numpy(self, dtype: DTypeLike = "uint8") -> NDArray[Any]:
         """The bytes as a numpy array of one dimension, without a copy."""
-        return view_as_numpy(self._view, dtype)
+        return view_as_numpy(self.view, dtype)
 
     def torch(self, dtype: Any = None) -> Any:
         """The bytes as a torch tensor of one dimension, without a copy; uint8 by default."""
-        return view_as_torch(self._view, dtype)
+        return view_as_torch(self.view, dtype)
 
     def _grant(
         self,
@@ -235,6 +258,8 @@ class BaseRegion:
         grant_id, descriptor = self._session.grant_create(
             handle, self.start + first, last - first, chosen_rights, chosen, expires_ms
         )
+        if self.source is not None:
+            self._grants.append(grant_id)
         return grant_id, descriptor, chosen, last - first
 
     def _close(self) -> None:
@@ -243,9 +268,18 @@ class BaseRegion:
         self._closed = True
         if self._session.closed:
             return
+        if self.source is not None:
+            self._close_device(self.source)
+            return
         # Not found, or no daemon: it went with the session.
         with contextlib.suppress(errors.NotFound, errors.Unavailable):
             self._session.region_remove(self.handle)
+
+    def _close_device(self, source: Allocation) -> None:
+        for grant_id in self._grants:
+            with contextlib.suppress(errors.NotFound, errors.Unavailable):
+                self._session.grant_revoke(grant_id)
+        self._session.gpu().allocations.give_back(source)
 
 
 class Region(BaseRegion, Closing):
@@ -266,7 +300,9 @@ class Region(BaseRegion, Closing):
         Args:
             offset: First byte.
             length: Bytes; None: up to the region's end.
-            rights: ``{"write"}``.
+            rights: Of "write", "read" and "map". With "map", processes of the same host and tenant map
+                GPU memory and copy into it by their own streams; it exposes the whole allocation
+                that the tensor is part of.
             imms: Immediates that the holders may bump, without gaps; each gets a counter now.
             expires_s: How long the grant lasts; None: until it is revoked.
 
@@ -307,3 +343,16 @@ def allocate(
     finally:
         os.close(memory.fd)
     return handle, view
+
+
+def register_device(
+    session: Session, memory: Any, near: int | str | None, name: str
+) -> tuple[Allocation, int, int]:
+    """Registers GPU memory.
+
+    Returns:
+        Its allocation, how far into that it begins, and its bytes.
+    """
+    check_near(near)
+    session.check_open()
+    return session.gpu().register(memory, name)

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
 from transferd.client.indices import Pages, Rows, is_array, to_indices, to_rows
-from transferd.client.job import Imm, Write, to_deadline_ns, to_imm, to_offset, to_priority
+from transferd.client.job import (
+    Imm,
+    Write,
+    to_copied,
+    to_deadline_ns,
+    to_imm,
+    to_offset,
+    to_priority,
+)
 from transferd.client.mailbox import Send
 from transferd.client.plan import BasePlan
 from transferd.client.session import (
@@ -99,6 +107,7 @@ class WritePages:
     checksum: bool = False
     priority: str = "bulk"
     deadline_s: float | None = None
+    stream: Any = None
 
     def request(self) -> Request:
         """Checks the values and makes the request."""
@@ -142,6 +151,8 @@ class WritePages:
                 _stride("dst_stride", self.dst_stride, size),
                 src.start + src.length,
             ),
+            source=src.source,
+            stream=to_copied(src, self.stream),
         )
 
 
@@ -156,6 +167,7 @@ class Scatter:
     checksum: bool = False
     priority: str = "bulk"
     deadline_s: float | None = None
+    stream: Any = None
 
     def request(self) -> Request:
         """Checks the values and makes the request."""
@@ -180,6 +192,8 @@ class Scatter:
             FLAG_CHECKSUM if self.checksum else 0,
             targets=targets,
             rows=rows,
+            source=self.src.source,
+            stream=to_copied(self.src, self.stream),
         )
 
     def _rows(self) -> Rows:

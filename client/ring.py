@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from transferd.v1 import attach_pb2, region_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from transferd.client.cuda.gpu import Gpu
     from transferd.client.mailbox import Inbox
     from transferd.client.rpc import Control
     from transferd.client.session import Request
@@ -124,8 +126,12 @@ class RingSession(Session):
         self.batch_limit = min(int(header.ring_entries), int(header.record_count))
         self.table_limit = int(lib.tfd_client_arena_bytes(self.client))
         self._spin_ns = max(0, int(spin_us * 1000))
+        self._gpu: Gpu | None = None
+        self._gpu_lock = threading.Lock()  # guards making it
         me = weakref.ref(self)
-        self._socket.start(lambda end: _session_ended(me, end))
+        self._socket.start(
+            lambda end: _session_ended(me, end), lambda map_id: _map_revoked(me, map_id)
+        )
         try:
             self._socket.request(attach_pb2.FdRequest(mapped=attach_pb2.MappedRequest()))
         except BaseException:
@@ -200,7 +206,7 @@ class RingSession(Session):
                 deadline_ns,
                 timeout_s,
             )
-        raise self._refusal(job_id, timeout_s)
+        raise self.refusal(job_id, timeout_s)
 
     def _command(self, op: int, imm: int, argument: int) -> int:
         """Publishes an entry that has no destination; returns its id."""
@@ -223,11 +229,15 @@ class RingSession(Session):
             )
         if job_id > 0:
             return job_id
-        raise self._refusal(job_id, self.control.timeout_s)
+        raise self.refusal(job_id, self.control.timeout_s)
 
     def submit_many(self, requests: Sequence[Request], timeout_s: float | None) -> list[int]:
         """As :meth:`Session.submit_many`."""
-        batch = tables.make(requests, self._handles(requests), self.lengths)
+        if len(requests) == 1 and requests[0].source is not None:
+            job_id = self.gpu().copier.submit(requests[0], timeout_s)
+            if job_id is not None:
+                return [job_id]
+        batch = tables.make(requests, self.handles_of(requests), self.lengths)
         count = len(requests)
         fault = _new("struct tfd_table_fault *")
         rc = _EINTR
@@ -241,10 +251,10 @@ class RingSession(Session):
         if rc == -errno.ERANGE:
             raise tables.refusal(requests, fault)
         if rc:
-            raise self._refusal(rc, timeout_s)
+            raise self.refusal(rc, timeout_s)
         return [batch.entries[index].job_id for index in range(count)]
 
-    def _handles(self, requests: Sequence[Request]) -> dict[bytes, int]:
+    def handles_of(self, requests: Sequence[Request]) -> dict[bytes, int]:
         """Finds the handles of a batch's destinations, opening those that are not open."""
         wanted = {r.dst for r in requests if r.targets is None and r.rows is None}
         for request in requests:
@@ -271,7 +281,7 @@ class RingSession(Session):
             with_table: Launches read sizes and offsets from a table; pages always do.
             timeout_s: How long to wait for room in the ring and the arena.
         """
-        batch = tables.make([request], self._handles([request]), self.lengths)
+        batch = tables.make([request], self.handles_of([request]), self.lengths)
         entry = batch.entries[0]
         if window is not None:
             entry.src_offset, entry.length = window
@@ -297,7 +307,7 @@ class RingSession(Session):
                 reason="TABLE",
             )
         if rc:
-            raise self._refusal(rc, timeout_s)
+            raise self.refusal(rc, timeout_s)
         number: int = entry.plan
         try:
             result = self._end_of(entry.job_id)
@@ -321,13 +331,14 @@ class RingSession(Session):
             )
         if job_id > 0:
             return job_id
-        raise self._refusal(job_id, timeout_s)
+        raise self.refusal(job_id, timeout_s)
 
     def table_bytes(self, request: Request) -> int:
         """As :meth:`Session.table_bytes`."""
         return tables.table_size(request)
 
-    def _refusal(self, rc: int, timeout_s: float | None) -> errors.TransferdError:
+    def refusal(self, rc: int, timeout_s: float | None) -> errors.TransferdError:
+        """Makes the error for what submitting returned."""
         if rc == -errno.EPIPE:
             return self.over()
         if rc in (_EAGAIN, -errno.ETIMEDOUT):
@@ -499,7 +510,7 @@ class RingSession(Session):
                 to_ns(timeout_s),
             )
         if job_id < 0:
-            raise self._refusal(job_id, timeout_s)
+            raise self.refusal(job_id, timeout_s)
         _release(self.client, job_id)
 
     # ---- memory ----
@@ -521,11 +532,42 @@ class RingSession(Session):
         shared = self._socket.request(
             attach_pb2.FdRequest(share_memory=attach_pb2.ShareMemoryRequest()), [memory.fd]
         ).share_memory
+        return self.region_register(shared.memory_id, length, name)
+
+    def region_register(self, memory_id: int, length: int, name: str) -> int:
+        """Registers memory that the daemon holds; returns the region's handle."""
         request = region_pb2.RegisterRegionRequest(
-            memory_id=shared.memory_id, length_bytes=length, name=name
+            memory_id=memory_id, length_bytes=length, name=name
         )
         region: int = self.control.call(self.control.regions.RegisterRegion, request).region
         return region
+
+    def ask(
+        self, message: attach_pb2.FdRequest, fds: Sequence[int] = ()
+    ) -> tuple[attach_pb2.FdResponse, list[int]]:
+        """Asks by the fd socket; the fds of the answer are the caller's."""
+        return self._socket.exchange(message, fds)
+
+    def gpu(self) -> Gpu:
+        """As :meth:`Session.gpu`."""
+        if self._gpu is None:
+            from transferd.client.cuda.gpu import Gpu  # only who has GPU memory loads it
+
+            self.check_open()
+            with self._gpu_lock:
+                if self._gpu is None:
+                    self._gpu = Gpu(self)
+        return self._gpu
+
+    @property
+    def fault(self) -> str:
+        """As :attr:`Session.fault`."""
+        return "" if self._gpu is None else self._gpu.fault
+
+    @property
+    def gpu_or_none(self) -> Gpu | None:
+        """As :attr:`Session.gpu_or_none`."""
+        return self._gpu
 
     # ---- its end ----
 
@@ -558,3 +600,10 @@ def _session_ended(reference: weakref.ref[RingSession], end: errors.Unavailable)
     session = reference()
     if session is not None:
         session._set_end(end)
+
+
+def _map_revoked(reference: weakref.ref[RingSession], map_id: int) -> None:
+    """Called by the reader of the fd socket: an owner wants its GPU memory back."""
+    session = reference()
+    if session is not None and session.gpu_or_none is not None:
+        session.gpu_or_none.mappings.revoke(map_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import atexit
+import itertools
 import os
 import threading
 import weakref
@@ -23,6 +24,8 @@ from transferd.v1 import mailbox_pb2, region_pb2, transfer_pb2, types_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from transferd.client.cuda.allocation import Allocation
+    from transferd.client.cuda.gpu import Gpu
     from transferd.client.indices import Pages, Rows
     from transferd.client.mailbox import Inbox
     from transferd.client.plan import Launch
@@ -164,6 +167,8 @@ class Request(NamedTuple):
     trigger: Trigger | None = None
     rows: Rows | None = None
     launch: Launch | None = None
+    source: Allocation | None = None  # where the region is GPU memory
+    stream: Any = None  # of the caller's, to copy it
 
     @property
     def plain(self) -> bool:
@@ -306,6 +311,13 @@ class Session(abc.ABC):
                 request.trigger.watcher.check(self)
             if request.launch is not None:
                 request.launch.plan.check(self)
+        if any(r.source is not None for r in requests) and len(requests) > 1:
+            # What a stream copies is submitted by itself.
+            for copied, run in itertools.groupby(requests, lambda r: r.source is not None):
+                parts = [[r] for r in run] if copied else [list(run)]
+                for part in parts:
+                    yield from self.parts(part)
+            return
         if not any(r.pages or r.targets or r.rows for r in requests):
             for first in range(0, len(requests), self.batch_limit):
                 yield requests[first : first + self.batch_limit]
@@ -402,6 +414,29 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def memory_register(self, memory: Memory, length: int, name: str) -> int:
         """Registers it; returns the region's handle. Consumes the memory's name, not its fd."""
+
+    @property
+    def gpu_or_none(self) -> Gpu | None:
+        """What :meth:`gpu` has made."""
+        return None
+
+    @property
+    def fault(self) -> str:
+        """What has gone wrong in this process with jobs that it does itself; empty: nothing."""
+        return ""
+
+    def gpu(self) -> Gpu:
+        """What the session has of GPUs, made on first use.
+
+        Raises:
+            Conflict: NO_SHARED_MEMORY.
+            Unavailable: There is no CUDA driver of use.
+        """
+        raise errors.Conflict(
+            "GPU memory needs the daemon's Unix socket, which a session over gRPC has not: attach "
+            "without shared_memory=False",
+            reason="NO_SHARED_MEMORY",
+        )
 
     @abc.abstractmethod
     def _detach(self) -> None:
@@ -546,6 +581,8 @@ class Session(abc.ABC):
                 return
             self.closed = True
         if not self.control.orphaned:
+            if self.gpu_or_none is not None:
+                self.gpu_or_none.close()  # while the daemon still answers
             self._detach()
             self.control.close()
 

@@ -71,7 +71,7 @@ def make(
     for index, request in enumerate(requests):
         (
             op, priority, imm, region, src_offset, dst, dst_offset, length, deadline_ns, flags,
-            pages, targets, data, trigger, rows, launch,
+            pages, targets, data, trigger, rows, launch, _, _,
         ) = request  # fmt: skip
         table_count = request.table_count if pages or targets or data or rows else 0
         ENTRY.pack_into(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _bump = lib.tfd_client_watcher_bump
 _read = lib.tfd_client_watcher_read
 BUMP_MAX = (1 << 63) - 1
+RELEASE_S = 10.0
 
 
 class Trigger(NamedTuple):
@@ -130,6 +131,40 @@ class BaseWatcher:
         if rc:
             raise self._session.over()
 
+    def cuda_bump(self, stream: Any, n: int = 1) -> None:
+        """Has a CUDA stream add to it; in a graph that is captured, each time that it runs.
+
+        What the stream did before is what the jobs that it starts will move.
+
+        Args:
+            stream: As a number, or of torch, cupy, cuda.core.
+            n: As for :meth:`bump`.
+
+        Raises:
+            InvalidRequest: n is out of range, or the watcher is not one for a device.
+            Conflict: The watcher is closed.
+        """
+        if type(n) is not int or not 0 < n <= BUMP_MAX:
+            raise errors.InvalidRequest(f"n is a number from 1 to 2^63 - 1, not {n!r}")
+        if not self.device:
+            raise errors.InvalidRequest(
+                "the daemon polls what a device bumps: take it by watcher(device=True)"
+            )
+        if self._closed:
+            raise self._is_closed()
+        from transferd.client.cuda import streams
+
+        streams.watcher_bump(self._session.gpu(), self._slot, n, stream)
+
+    @property
+    def device_ptr(self) -> int:
+        """Where kernels find its word, to be written as transferd/device.cuh does."""
+        if self._closed:
+            raise self._is_closed()
+        from transferd.client.cuda import streams
+
+        return streams.watcher_pointer(self._session.gpu(), self._slot)
+
     @property
     def value(self) -> int:
         """What has been added up. Never waits."""
@@ -168,6 +203,8 @@ class BaseWatcher:
                 return
             with contextlib.suppress(errors.Unavailable):  # it went with the session
                 self._session.command(OP_DISARM, 0, self._slot)
+                if self._session.gpu_or_none is not None:  # streams of ours may wait for it, too
+                    self._session.gpu_or_none.lanes.release(self._slot, RELEASE_S)
                 lib.tfd_client_watcher_close(self._session.client, self._slot)
             self._given_back = True
 

@@ -87,7 +87,12 @@ MODULES = {
         ),
         Module(
             name="transferd.native._client",
-            headers=("transferd/abi.h", "transferd/client.h", "transferd/names.h"),
+            headers=(
+                "transferd/abi.h",
+                "transferd/client.h",
+                "transferd/lane.h",
+                "transferd/names.h",
+            ),
             sources=("shm/*.c", "core/names.c"),
         ),
     )

@@ -57,6 +57,6 @@ int tfd_client_counter_wait(struct tfd_client *client, uint32_t slot, uint64_t t
 		return -ERANGE;
 	counter = &client->counters[slot];
 	wait = (struct counter_wait){ counter, target };
-	bed = (struct tfd_client_bed){ &counter->event, &counter->waiters, &counter->wake_at, target };
+	bed = (struct tfd_client_bed){ &counter->event, &counter->waiters, &counter->wake_at, target, NULL };
 	return tfd_client_wait(client, counter_check, &wait, &bed, timeout_ns, spin_ns);
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "../core/barrier.h"
+#include "lane.h"
 #include "session.h"
 
 #define INDEX_BITS 16
@@ -51,10 +52,16 @@ static struct tfd_client_slot *slot_of(struct tfd_client *client, uint64_t job_i
 	return &client->slots[*index];
 }
 
-static bool has_ended(const struct tfd_client *client, uint32_t index)
+static bool is_done(const struct tfd_client *client, uint32_t index)
 {
 	/* pairs with the worker's store of done_id: the record's other fields */
 	return tfd_load_acquire(&client->records[index].done_id) == client->slots[index].job_id;
+}
+
+/* The record and the table can be others': no stream is to come by them either. */
+static bool has_ended(const struct tfd_client *client, uint32_t index)
+{
+	return is_done(client, index) && tfd_lane_passed(&client->slots[index]);
 }
 
 /* Only after has_ended: until the record is given away nobody writes to it. */
@@ -146,7 +153,7 @@ uint32_t tfd_client_take_locked(struct tfd_client *client, uint64_t now_ns)
 int tfd_client_poll_locked(struct tfd_client *client, uint64_t job_id, struct tfd_result *out)
 {
 	uint32_t index;
-	const struct tfd_client_slot *slot = slot_of(client, job_id, &index);
+	struct tfd_client_slot *slot = slot_of(client, job_id, &index);
 	int over = tfd_client_over(
 		client); /* before done_id: an end that was told before the death still counts */
 	struct tfd_saved_result *saved;
@@ -154,8 +161,10 @@ int tfd_client_poll_locked(struct tfd_client *client, uint64_t job_id, struct tf
 	if (slot) {
 		if (slot->released)
 			return -ENOENT;
-		if (!has_ended(client, index))
+		if (!is_done(client, index))
 			return over ? over : -EAGAIN;
+		if (!tfd_lane_stop_locked(client, slot)) /* a stream may write for it yet */
+			return -EAGAIN;
 		result_copy(client, index, out);
 		return 0;
 	}
@@ -206,24 +215,28 @@ void tfd_client_job_release(struct tfd_client *client, uint64_t job_id)
 struct job_wait {
 	uint64_t job_id;
 	struct tfd_result *out;
+	bool unsettled; /* its end is told, its copy not: nobody wakes for that */
 };
 
 static int job_check(struct tfd_client *client, void *argument)
 {
 	struct job_wait *wait = argument;
 	uint32_t index = (uint32_t)(wait->job_id & INDEX_MASK);
+	int rc;
 
 	/* The lock only for news: the job ended, the session is over, or the record is another's by now. */
 	if (tfd_load_acquire(&client->records[index].done_id) != wait->job_id &&
 	    tfd_load_relaxed(&client->slots[index].job_id) == wait->job_id && !tfd_client_over(client))
 		return -EAGAIN;
-	return tfd_client_job_poll(client, wait->job_id, wait->out);
+	rc = tfd_client_job_poll(client, wait->job_id, wait->out);
+	wait->unsettled = rc == -EAGAIN;
+	return rc;
 }
 
 int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t timeout_ns, uint64_t spin_ns,
                         struct tfd_result *out)
 {
-	struct job_wait wait = { job_id, out };
+	struct job_wait wait = { job_id, out, false };
 	struct tfd_client_bed bed = { 0 };
 
 	if (!client)
@@ -232,5 +245,6 @@ int tfd_client_job_wait(struct tfd_client *client, uint64_t job_id, int64_t time
 		return -ENOENT;
 	bed.event = &client->records[job_id & INDEX_MASK].event;
 	bed.waiters = &client->records[job_id & INDEX_MASK].waiters;
+	bed.restless = &wait.unsettled;
 	return tfd_client_wait(client, job_check, &wait, &bed, timeout_ns, spin_ns);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "../core/barrier.h"
+#include "lane.h"
 
 #ifndef F_GET_SEALS
 #define F_GET_SEALS 1034
@@ -202,6 +203,7 @@ void tfd_client_close(struct tfd_client *client)
 	if (!client)
 		return;
 	tfd_client_saved_fini(client);
+	tfd_lanes_fini(client);
 	pthread_mutex_destroy(&client->lock);
 	tfd_arena_fini(&client->arena);
 	free(client->saved);
@@ -231,9 +233,21 @@ void tfd_client_set_event_waiters(struct tfd_client *client, uint32_t value)
 	tfd_store_seq(&client->header->event_waiters, value);
 }
 
+/* As the daemon does for a fault: streams and kernels that wait for a gate are released, and look at what became of the session. */
+static void gates_open(struct tfd_client *client)
+{
+	for (uint32_t i = 0; i < client->counter_count; i++) {
+		struct tfd_counter *counter = &client->counters[i];
+
+		if (tfd_load_relaxed(&counter->in_use) && tfd_load_relaxed(&counter->gate) < TFD_GATE_FAULT)
+			tfd_add_seq(&counter->gate, TFD_GATE_FAULT);
+	}
+}
+
 void tfd_client_set_dead(struct tfd_client *client)
 {
-	tfd_store_seq(&client->dead, 1u);
+	if (!tfd_swap_seq(&client->dead, 1u))
+		gates_open(client);
 	tfd_client_wake_all(client);
 }
 

@@ -27,6 +27,8 @@
 #define TFD_WATCHER_TAKEN (UINT32_MAX - 1)
 #define TFD_WATCHER_CLOSING (UINT32_MAX - 2) /* its DISARM is published: nothing is armed on it behind that */
 
+struct tfd_lane; /* lane.h */
+
 struct tfd_client_ring {
 	struct tfd_ring *shared; /* borrowed from the mapping */
 	struct tfd_entry *entries; /* borrowed from the mapping */
@@ -44,6 +46,10 @@ struct tfd_client_slot {
 	uint32_t plan; /* that it launched; TFD_NO_PLAN: none, or it has ended */
 	uint32_t next_free;
 	bool released; /* nobody will ask for its end */
+	struct tfd_lane *lane; /* whose stream copies for it; NULL: no stream does */
+	uint64_t fire_at; /* with lane: its word has that once the stream is through with it */
+	const uint64_t *trigger; /* with lane: the word that the stream waits for before it; NULL: none */
+	uint64_t trigger_at;
 };
 
 /* A plan, and its part of the arena. */
@@ -93,6 +99,7 @@ struct tfd_client {
 	uint32_t watcher_free; /* TFD_NO_WATCHER: none */
 	struct tfd_client_plan *plans; /* owned, plan_count */
 	uint32_t plan_free; /* TFD_NO_PLAN: none */
+	struct tfd_lane *lanes; /* owned */
 };
 
 /* 0, or -EPIPE once the session is over for any reason. */
@@ -145,6 +152,7 @@ struct tfd_client_bed {
 	uint32_t *waiters;
 	uint64_t *wake_at; /* NULL: woken by every change */
 	uint64_t target; /* for wake_at */
+	const bool *restless; /* while it is true nobody wakes: sleep for a moment only. NULL: never */
 };
 
 /* Waits until check() returns anything but -EAGAIN. */

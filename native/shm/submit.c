@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "../core/barrier.h"
+#include "lane.h"
 #include "session.h"
 
 /* How long to yield before a full ring is waited for by sleeping; about what a worker needs for a batch. */
@@ -46,6 +47,7 @@ static int publish_locked(struct tfd_client *client, struct tfd_client_ring *rin
 		entry->job_id = client->slots[entry->record].job_id;
 		if (tables)
 			tfd_client_table_give_locked(&client->slots[entry->record], entry);
+		tfd_lane_hold_locked(client, &client->slots[entry->record], entry);
 		if (entry->op == TFD_OP_LAUNCH)
 			tfd_client_plan_hold_locked(client, &client->slots[entry->record], entry->plan);
 		if (entry->op == TFD_OP_DISARM)

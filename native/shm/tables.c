@@ -20,7 +20,10 @@ static uint64_t table_each(const struct tfd_entry *entry)
 {
 	if (entry->op == TFD_OP_SEND)
 		return 1;
-	return has_pages(entry) ? sizeof(struct tfd_page) : sizeof(struct tfd_target);
+	if (has_pages(entry))
+		return sizeof(struct tfd_page);
+	/* For a stream the places of the targets follow the targets themselves. */
+	return sizeof(struct tfd_target) + (entry->flags & TFD_FLAG_COPIED ? sizeof(uint64_t) : 0);
 }
 
 uint64_t tfd_client_table_size(const struct tfd_entry *entry)
@@ -260,17 +263,93 @@ static void fill_pages(struct tfd_page *pages, const struct tfd_entry *entry,
 	                                                         entry->table_count);
 }
 
+/* Where a stream finds the grant of a target; 0: the target leaves it. */
+static uint64_t place_of(const struct tfd_client_table *table, uint64_t at, const struct tfd_target *target)
+{
+	uint64_t end = table->ends[at];
+
+	return target->length <= end && target->dst_offset <= end - target->length ? table->places[at] : 0;
+}
+
 /* Only what was checked is used: another thread may write to the caller's array meanwhile. */
 static void fill_rows(struct tfd_target *targets, const struct tfd_entry *entry,
                       const struct tfd_client_table *table)
 {
+	uint64_t *places = entry->flags & TFD_FLAG_COPIED ? (void *)(targets + entry->table_count) : NULL;
+
 	for (uint32_t i = 0; i < entry->table_count; i++) {
 		struct tfd_target row = row_at(table, i);
 
+		if (places)
+			places[i] = row.dst_grant < table->member_count ?
+			                    place_of(table, row.dst_grant, &row) :
+			                    0;
 		row.dst_grant = row.dst_grant < table->member_count ? table->members[row.dst_grant] : 0;
 		row.src_offset += table->src_start;
 		targets[i] = row;
 	}
+}
+
+static void fill_targets(struct tfd_target *targets, const struct tfd_entry *entry,
+                         const struct tfd_client_table *table)
+{
+	uint64_t *places = (void *)(targets + entry->table_count);
+
+	memcpy(targets, table->targets, entry->table_count * sizeof(*targets));
+	for (uint32_t i = 0; (entry->flags & TFD_FLAG_COPIED) && i < entry->table_count; i++)
+		places[i] = place_of(table, i, &targets[i]);
+}
+
+/* ---- what a stream will copy by ---- */
+
+static uint32_t find_stray_target(const struct tfd_target *targets, const struct tfd_entry *entry,
+                                  const struct tfd_client_table *table)
+{
+	const uint64_t *places = (const void *)(targets + entry->table_count);
+	uint32_t i = 0;
+
+	for (; i < entry->table_count; i++) {
+		if (!places[i] || targets[i].length > table->src_end ||
+		    targets[i].src_offset > table->src_end - targets[i].length)
+			break;
+	}
+	return i;
+}
+
+static uint32_t find_stray_page(const struct tfd_page *pages, const struct tfd_entry *entry,
+                                const struct tfd_client_table *table)
+{
+	uint64_t src = pages_within(entry->src_offset, entry->src_stride, entry->length, table->src_end);
+	uint64_t dst = pages_within(entry->dst_offset, entry->dst_stride, entry->length, table->dst_end);
+	uint32_t i = 0;
+
+	while (i < entry->table_count && pages[i].src < src && pages[i].dst < dst)
+		i++;
+	return i;
+}
+
+/*
+ * A stream asks nobody while it copies, so what it will read is looked at where it will read it: the caller's arrays may have changed since
+ * they were checked.
+ */
+static int check_copied(const struct tfd_client *client, const struct tfd_entry *entries,
+                        const struct tfd_client_table *tables, uint32_t count, struct tfd_table_fault *fault)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		const struct tfd_entry *entry = &entries[i];
+		const void *at = client->arena_base + entry->table_offset;
+		uint32_t found;
+
+		if (!(entry->flags & TFD_FLAG_COPIED) || !entry->table_count)
+			continue;
+		found = has_pages(entry) ? find_stray_page(at, entry, &tables[i]) :
+		                           find_stray_target(at, entry, &tables[i]);
+		if (found == entry->table_count)
+			continue;
+		*fault = (struct tfd_table_fault){ .entry = i, .side = TFD_FAULT_GRANT, .position = found };
+		return -ERANGE;
+	}
+	return 0;
 }
 
 void tfd_client_table_fill(void *to, const struct tfd_entry *entry, const struct tfd_client_table *table)
@@ -279,9 +358,10 @@ void tfd_client_table_fill(void *to, const struct tfd_entry *entry, const struct
 		fill_pages(to, entry, table);
 	else if (table->rows)
 		fill_rows(to, entry, table);
+	else if (entry->op == TFD_OP_SEND)
+		memcpy(to, table->bytes, entry->table_count);
 	else
-		memcpy(to, entry->op == TFD_OP_SEND ? table->bytes : table->targets,
-		       entry->table_count * table_each(entry));
+		fill_targets(to, entry, table);
 }
 
 static void fill_all(struct tfd_client *client, const struct tfd_entry *entries,
@@ -349,7 +429,9 @@ int tfd_client_submit_tables(struct tfd_client *client, uint32_t ring, struct tf
 	if (rc)
 		return rc;
 	fill_all(client, entries, tables, count);
-	rc = tfd_client_publish_wait(client, ring, entries, count, true, tfd_client_left(deadline));
+	rc = check_copied(client, entries, tables, count, fault);
+	if (!rc)
+		rc = tfd_client_publish_wait(client, ring, entries, count, true, tfd_client_left(deadline));
 	if (rc)
 		release_all(client, entries, count);
 	return rc;

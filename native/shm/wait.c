@@ -20,6 +20,7 @@
 #define NS_PER_S 1000000000ull
 /* A sleeper looks up this often even if nobody wakes it, so that no lost wake-up of a dying daemon lasts. */
 #define TFD_RECHECK_NS (NS_PER_S / 2)
+#define TFD_RESTLESS_NS 200000ull
 #define TFD_SPIN_MAX_NS 10000000ull
 
 uint64_t tfd_client_now_ns(void)
@@ -107,7 +108,8 @@ int tfd_client_wait(struct tfd_client *client, tfd_client_check check, void *arg
 			return -ETIMEDOUT;
 		if (slept)
 			return slept;
-		left = deadline - now < TFD_RECHECK_NS ? deadline - now : TFD_RECHECK_NS;
+		left = bed->restless && *bed->restless ? TFD_RESTLESS_NS : TFD_RECHECK_NS;
+		left = deadline - now < left ? deadline - now : left;
 		tfd_add_seq(bed->waiters, 1u);
 		seen = tfd_load_seq(bed->event); /* before wake_at: who clears that changes this afterwards */
 		if (bed->wake_at)

@@ -93,12 +93,17 @@ struct tfd_client_table {
 	uint32_t dst_form;
 	uint32_t member_count;
 	uint32_t _pad;
+	/* Scatter with TFD_FLAG_COPIED: of each target, or member of rows, where its grant's first byte is mapped, and its bytes. */
+	const uint64_t *places;
+	const uint64_t *ends;
 };
+
+#define TFD_FAULT_GRANT 4u /* side: a target leaves its grant */
 
 /* The first number that is wrong. */
 struct tfd_table_fault {
 	uint32_t entry; /* of the batch */
-	uint32_t side; /* pages, 0: src, 1: dst; rows: the column */
+	uint32_t side; /* pages, 0: src, 1: dst; rows: the column; TFD_FAULT_GRANT */
 	uint32_t position; /* in that array; rows: the row */
 	uint32_t _pad;
 	uint64_t legal; /* how many numbers are legal there, from 0 on */

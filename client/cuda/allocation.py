@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Allocations of this process that the daemon knows: each is shared and registered once.
+
+A tensor is rarely an allocation: the region of one is a part of its allocation's. Allocations are told
+apart by CU_POINTER_ATTRIBUTE_BUFFER_ID, never by address alone: a freed address comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from transferd.client import errors
+from transferd.client.cuda.driver import MEMORY_DEVICE, CudaError
+from transferd.v1 import attach_pb2
+
+if TYPE_CHECKING:
+    from transferd.client.cuda.arrays import DeviceArray
+    from transferd.client.cuda.driver import Driver, Pointer
+    from transferd.client.cuda.gpu import Gpu
+
+FDS_MAX = 15  # of one packet of the fd socket
+ORDERING_OWNER = 100  # CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER
+
+
+@dataclass(slots=True, eq=False)
+class Allocation:
+    """Memory that is registered.
+
+    Attributes:
+        base: Address of its first byte.
+        length: Bytes.
+        device: Ordinal.
+        buffer_ids: Of its chunks, by address; of the whole where it has none.
+        handle: The daemon's number for its region.
+        users: Regions made of it; guarded by the table's lock.
+    """
+
+    base: int
+    length: int
+    device: int
+    buffer_ids: tuple[int, ...]
+    handle: int = 0
+    users: int = 1
+
+    def holds(self, address: int, length: int) -> bool:
+        """Tells whether a range lies in it."""
+        return self.base <= address and address + length <= self.base + self.length
+
+
+@dataclass(slots=True)
+class _Export:
+    """What the daemon is handed of an allocation; the fds are ours until close()."""
+
+    ipc_handle: bytes = b""
+    dmabuf: int = -1
+    chunk_bytes: list[int] = field(default_factory=list)
+    chunk_fds: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        for fd in (*self.chunk_fds, self.dmabuf):
+            if fd >= 0:
+                os.close(fd)
+
+
+class Allocations:
+    """Those of one session."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        """Has none yet."""
+        self._gpu = gpu
+        self._driver: Driver = gpu.driver
+        # Guards _by_buffer and users, and is held while one is registered: a second tensor of the
+        # same waits for the first.
+        self._lock = threading.Lock()
+        self._by_buffer: dict[int, list[Allocation]] = {}
+
+    def take(self, array: DeviceArray, name: str) -> Allocation:
+        """Finds the allocation of an array, sharing and registering it on first touch.
+
+        Raises:
+            InvalidRequest: It is no memory of that GPU, or cannot be shared; the message says why.
+            CudaError: The driver refused.
+        """
+        with self._lock:
+            known = self._find(array)
+            if known is not None:
+                known.users += 1
+                return known
+            pointer = self._check(array)
+            allocation, export = self._export(array, pointer)
+            try:
+                allocation.handle = self._register(allocation, export, name)
+            finally:
+                export.close()
+            for buffer_id in allocation.buffer_ids:
+                self._by_buffer.setdefault(buffer_id, []).append(allocation)
+            return allocation
+
+    def _find(self, array: DeviceArray) -> Allocation | None:
+        if not self._by_buffer:
+            return None
+        try:
+            buffer_id = self._driver.buffer_id(array.address)
+        except CudaError:
+            return None  # told in full by whoever looks again
+        for allocation in self._by_buffer.get(buffer_id, ()):
+            if allocation.holds(array.address, array.length):
+                return allocation
+        return None
+
+    def give_back(self, allocation: Allocation) -> None:
+        """Deregisters it with its last region.
+
+        Raises:
+            TransferdError: The daemon did not answer.
+        """
+        with self._lock:
+            allocation.users -= 1
+            if allocation.users:
+                return
+            for buffer_id in allocation.buffer_ids:
+                self._by_buffer[buffer_id].remove(allocation)
+                if not self._by_buffer[buffer_id]:
+                    del self._by_buffer[buffer_id]
+        session = self._gpu.session
+        if not session.closed:
+            with contextlib.suppress(errors.NotFound, errors.Unavailable):
+                session.region_remove(allocation.handle)
+
+    # ---- what it is ----
+
+    def _check(self, array: DeviceArray) -> Pointer:
+        pointer = self._driver.pointer(array.address)
+        if pointer is None:
+            raise errors.InvalidRequest(
+                f"{array.what} says that it is CUDA memory at {array.address:#x}, which the driver "
+                "does not know: it was freed, or is host memory",
+                reason="NOT_CUDA",
+            )
+        if pointer.memory_type != MEMORY_DEVICE or pointer.managed:
+            kind = "managed memory" if pointer.managed else "pinned host memory"
+            raise errors.InvalidRequest(
+                f"{array.what} is {kind}, which is not shared between processes: use a GPU "
+                "allocation, or for host memory alloc()",
+                reason="NOT_CUDA",
+            )
+        if array.device >= 0 and array.device != pointer.device:
+            raise errors.InvalidRequest(
+                f"{array.what} says device {array.device}, and its memory is of device "
+                f"{pointer.device}",
+                reason="WRONG_DEVICE",
+            )
+        return pointer
+
+    def _export(self, array: DeviceArray, pointer: Pointer) -> tuple[Allocation, _Export]:
+        driver = self._driver
+        with driver.entered(self._gpu.context(pointer.device)):
+            try:
+                base, length = driver.address_range(array.address)
+            except CudaError as error:
+                raise errors.InvalidRequest(
+                    f"{array.what} is of no allocation ({error}): it was freed", reason="NOT_CUDA"
+                ) from None
+            export = _Export()
+            try:
+                if pointer.legacy_ipc:
+                    self._check_end(array, base, length)
+                    export.ipc_handle = driver.ipc_handle(base)
+                    buffer_ids: tuple[int, ...] = (pointer.buffer_id,)
+                else:
+                    base, length, buffer_ids = self._export_chunks(array, base, length, export)
+                allocation = Allocation(base, length, pointer.device, buffer_ids)
+                export.dmabuf = self._dmabuf(allocation)
+                # Synchronous copies of it return before other devices see them, otherwise.
+                with contextlib.suppress(CudaError):  # what VMM memory cannot do
+                    driver.sync_memops_set(base)
+            except BaseException:
+                export.close()
+                raise
+            return allocation, export
+
+    def _check_end(self, array: DeviceArray, base: int, length: int) -> None:
+        if array.address + array.length > base + length:
+            raise errors.InvalidRequest(
+                f"{array.what} has {array.length} bytes at {array.address:#x}, and its allocation "
+                f"ends {base + length - array.address} bytes on",
+                reason="SOURCE_BOUNDS",
+            )
+
+    def _export_chunks(
+        self, array: DeviceArray, base: int, length: int, export: _Export
+    ) -> tuple[int, int, tuple[int, ...]]:
+        """Exports the chunks of VMM memory that an array lies in; each is mapped by itself."""
+        driver = self._driver
+        end = array.address + array.length
+        at, size = base, length
+        buffer_ids = []
+        while True:
+            chunk = self._chunk(array, at)
+            try:
+                export.chunk_fds.append(driver.chunk_export(chunk))
+            except CudaError as error:
+                raise errors.InvalidRequest(
+                    f"{array.what} is memory that was not made to be shared ({error}): make it "
+                    "with CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR (torch: expandable_segments "
+                    "does), or with cudaMalloc",
+                    reason="NOT_SHAREABLE",
+                ) from None
+            finally:
+                driver.chunk_release(chunk)
+            export.chunk_bytes.append(size)
+            buffer_ids.append(driver.buffer_id(at))
+            at += size
+            if at >= end:
+                return base, at - base, tuple(buffer_ids)
+            try:
+                found, size = driver.address_range(at)
+            except CudaError:
+                found = 0
+            if found != at:
+                self._check_end(array, base, at - base)
+
+    def _chunk(self, array: DeviceArray, at: int) -> int:
+        try:
+            return self._driver.chunk_retain(at)
+        except CudaError as error:
+            raise errors.InvalidRequest(
+                f"{array.what} is memory that no other process can map ({error}); of a pool "
+                "(cudaMallocAsync) none is: use cudaMalloc, or torch's own allocator",
+                reason="NOT_SHAREABLE",
+            ) from None
+
+    def _dmabuf(self, allocation: Allocation) -> int:
+        """Makes the fd for NICs, where the driver gives one; -1: no NIC reaches it.
+
+        Only where what a NIC writes is in order for the GPU by itself: nothing here flushes.
+        """
+        if self._driver.flush_needs(allocation.device)[0] < ORDERING_OWNER:
+            return -1
+        rounded = -(-allocation.length // mmap.PAGESIZE) * mmap.PAGESIZE
+        try:
+            return self._driver.dmabuf(allocation.base, rounded)
+        except CudaError:
+            return -1
+
+    # ---- telling the daemon ----
+
+    def _register(self, allocation: Allocation, export: _Export, name: str) -> int:
+        session = self._gpu.session
+        memory_id = self._share(allocation, export)
+        return session.region_register(memory_id, allocation.length, name)
+
+    def _share(self, allocation: Allocation, export: _Export) -> int:
+        dmabuf = [export.dmabuf] if export.dmabuf >= 0 else []
+        first = FDS_MAX - len(dmabuf)
+        request = attach_pb2.ShareCudaMemoryRequest(
+            device_uuid=self._driver.device_uuid(allocation.device),
+            base=allocation.base,
+            size_bytes=allocation.length,
+            buffer_id=allocation.buffer_ids[0],
+            ipc_handle=export.ipc_handle,
+            chunk_bytes=export.chunk_bytes[:first],
+            dmabuf=bool(dmabuf),
+            flush=attach_pb2.CUDA_FLUSH_NOT_NEEDED if dmabuf else attach_pb2.CUDA_FLUSH_UNSPECIFIED,
+        )
+        memory_id = self._send(request, dmabuf + export.chunk_fds[:first])
+        for at in range(first, len(export.chunk_fds), FDS_MAX):
+            self._send(
+                attach_pb2.ShareCudaMemoryRequest(
+                    memory_id=memory_id, chunk_bytes=export.chunk_bytes[at : at + FDS_MAX]
+                ),
+                export.chunk_fds[at : at + FDS_MAX],
+            )
+        return memory_id
+
+    def _send(self, request: Any, fds: list[int]) -> int:
+        response, _ = self._gpu.session.ask(attach_pb2.FdRequest(share_cuda_memory=request), fds)
+        memory_id: int = response.share_memory.memory_id
+        return memory_id

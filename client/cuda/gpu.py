@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session has of GPUs: contexts, kernels, allocations, mappings, lanes. Made on first use."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from transferd.client import errors
+from transferd.client.cuda import driver as drivers
+from transferd.client.cuda import nvrtc
+from transferd.client.cuda.allocation import Allocation, Allocations
+from transferd.client.cuda.arrays import device_array
+from transferd.client.cuda.copier import Copier
+from transferd.client.cuda.lanes import Lanes
+from transferd.client.cuda.mapping import DevicePointer, Mappings
+from transferd.native.client_half import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transferd.client.ring import RingSession
+
+CLOSE_S = 10.0  # how long the streams' work is waited for at the end
+
+
+class Kernels(NamedTuple):
+    """Kernels of a device's context."""
+
+    pages: int
+    targets: int
+    bump: int
+
+
+class Gpu:
+    """Of one session. Safe to use from several threads.
+
+    Attributes:
+        session: Whose.
+        driver: The seam.
+        allocations: Memory of this process.
+        mappings: Memory of others.
+        lanes: Streams.
+        fault: What has failed a context; empty: nothing has.
+    """
+
+    def __init__(self, session: RingSession) -> None:
+        """Opens the driver.
+
+        Raises:
+            Unavailable: There is none that is of use.
+        """
+        self.session = session
+        self.driver = drivers.load()
+        self._lock = threading.RLock()  # guards what follows
+        self._contexts: dict[int, int] = {}
+        self._kernels: dict[int, Kernels] = {}
+        self._modules: dict[int, int] = {}
+        self._uuids: dict[bytes, int] = {}
+        self._segment = 0
+        self.fault = ""
+        self.allocations = Allocations(self)
+        self.mappings = Mappings(self)
+        self.lanes = Lanes(self)
+        self.copier = Copier(self)
+
+    # ---- devices ----
+
+    def context(self, device: int) -> int:
+        """Gives the primary context of a device, which is kept until the session ends."""
+        context = self._contexts.get(device)
+        if context is not None:
+            return context
+        with self._lock:
+            if device not in self._contexts:
+                self._contexts[device] = self.driver.context_retain(device)
+            return self._contexts[device]
+
+    def device_of(self, uuid: bytes) -> int:
+        """Finds a device by its UUID; -1: this process does not see it."""
+        with self._lock:
+            if not self._uuids:
+                self._uuids = {
+                    self.driver.device_uuid(i): i for i in range(self.driver.device_count())
+                }
+            return self._uuids.get(uuid, -1)
+
+    def any_device(self) -> int:
+        """Chooses a device whose context is there already, before making one."""
+        with self._lock:
+            if self._contexts:
+                return next(iter(self._contexts))
+        current = self.driver.current_device()
+        return current if current >= 0 else 0
+
+    @contextlib.contextmanager
+    def entered_by(self, stream: int) -> Iterator[int]:
+        """Makes the context of a stream current; yields its device."""
+        device = self.driver.current_device()
+        if device >= 0:
+            with self._entered_stream(stream) as device:
+                yield device
+            return
+        with self.driver.entered(self.context(0)), self._entered_stream(stream) as device:
+            yield device
+
+    @contextlib.contextmanager
+    def _entered_stream(self, stream: int) -> Iterator[int]:
+        with self.driver.entered(self.driver.stream_context(stream)):
+            yield self.driver.current_device()
+
+    def kernels(self, device: int) -> Kernels:
+        """Loads the kernels of a device, compiling them if they are not kept yet."""
+        kernels = self._kernels.get(device)
+        if kernels is not None:
+            return kernels
+        with self._lock:
+            if device not in self._kernels:
+                driver = self.driver
+                image = nvrtc.cubin(driver.capability(device), driver.version())
+                with driver.entered(self.context(device)):
+                    module = driver.module_load(image)
+                    self._modules[device] = module
+                    self._kernels[device] = Kernels(
+                        driver.function(module, "tfd_pages"),
+                        driver.function(module, "tfd_targets"),
+                        driver.function(module, "tfd_bump"),
+                    )
+            return self._kernels[device]
+
+    def segment(self, device: int) -> int:
+        """Registers the session's segment with CUDA, once; tells where devices see it."""
+        if self._segment:
+            return self._segment
+        with self._lock:
+            if not self._segment:
+                self.session.check_open()
+                header = lib.tfd_client_header(self.session.client)
+                address = int(ffi.cast("uintptr_t", header))
+                with self.driver.entered(self.context(device)):
+                    self.driver.host_register(address, int(header.segment_bytes))
+                    self._registered = address
+                    self._segment = self.driver.host_pointer(address)
+            return self._segment
+
+    # ---- memory ----
+
+    def register(self, memory: Any, name: str) -> tuple[Allocation, int, int]:
+        """Finds, or shares and registers, the allocation that an array is part of.
+
+        Returns:
+            The allocation, where the array begins in it, and its bytes.
+        """
+        array = device_array(memory)
+        allocation = self.allocations.take(array, name)
+        return allocation, array.address - allocation.base, array.length
+
+    def map(self, descriptor: bytes, device: int | None) -> DevicePointer:
+        """Maps a grant for the application's own kernels.
+
+        Raises:
+            AccessDenied: It cannot be mapped; the message says why.
+        """
+        chosen = self.any_device() if device is None else device
+        mapped = self.mappings.find(descriptor, chosen)
+        if mapped is None or not self.mappings.pin(mapped):
+            raise errors.AccessDenied(
+                f"the grant cannot be mapped: {self.mappings.refusal(descriptor)}",
+                reason="NOT_MAPPED",
+            )
+        return DevicePointer.of(mapped, lambda: self.mappings.unpin(mapped))
+
+    # ---- its end ----
+
+    def failed(self, device: int, result: int) -> None:
+        """A context is lost."""
+        error = self.driver.error("a copy", result)
+        self.fault = f"device {device}: {error}"
+
+    def close(self) -> None:
+        """Ends all work of streams, then unmaps and unregisters. Idempotent."""
+        quiet = self.lanes.close(CLOSE_S)
+        if not quiet:
+            return  # what a stream may still write to stays mapped: it ends with the process
+        self.lanes.destroy()
+        self.mappings.close()
+        with contextlib.suppress(errors.TransferdError):
+            self._unregister()
+        for device, module in self._modules.items():
+            with (
+                contextlib.suppress(errors.TransferdError),
+                self.driver.entered(self._contexts[device]),
+            ):
+                self.driver.module_unload(module)
+        for device in self._contexts:
+            with contextlib.suppress(errors.TransferdError):
+                self.driver.context_release(device)
+
+    def _unregister(self) -> None:
+        if self._segment:
+            with self.driver.entered(next(iter(self._contexts.values()))):
+                self.driver.host_unregister(self._registered)

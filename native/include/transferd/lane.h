@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Copies by a CUDA stream of the client's own: a lane is one stream and one watcher of the session. A copy is a job with TFD_FLAG_COPIED that is
+ * armed on the lane's watcher, the work on the stream, and a stream write of the value that the job waits for. A stream is in order and
+ * so are the values, so one word tells of all its copies.
+ *
+ * No header and no symbol of CUDA's is needed: the caller finds the driver's entry points. Any thread may call any function; a lane is
+ * freed with its client.
+ */
+#ifndef TRANSFERD_LANE_H
+#define TRANSFERD_LANE_H
+
+#include <stdint.h>
+
+#include "transferd/client.h"
+
+/* What cuGetProcAddress gives for the name without a suffix, of CUDA 12 or later. */
+struct tfd_cuda_driver {
+	void *launch_kernel;     /* cuLaunchKernel */
+	void *memcpy_dtod_async; /* cuMemcpyDtoDAsync */
+	void *wait_value;        /* cuStreamWaitValue64 */
+	void *write_value;       /* cuStreamWriteValue64 */
+	void *ctx_get_current;   /* cuCtxGetCurrent */
+	void *ctx_push_current;  /* cuCtxPushCurrent */
+	void *ctx_pop_current;   /* cuCtxPopCurrent */
+};
+
+struct tfd_lane_options {
+	struct tfd_cuda_driver driver;
+	void *context; /* CUcontext of the stream */
+	void *stream;  /* CUstream; it and the next two outlive the lane's last copy */
+	void *pages;   /* CUfunction tfd_pages of client/cuda/kernels/pages.cu */
+	void *targets; /* CUfunction tfd_targets */
+	uint64_t segment; /* device address of the segment's first byte */
+	uint32_t watcher; /* of tfd_client_watcher_open, for this lane alone */
+	uint32_t voids;   /* another one, for a lane of armed copies; else TFD_LANE_NO_VOIDS */
+	uint32_t copies_max; /* enqueued at once; at most TFD_LANE_VOIDS_MAX with voids */
+};
+
+#define TFD_LANE_NO_VOIDS 0xffffffffu
+#define TFD_LANE_VOIDS_MAX 64u
+/* Writes of this size and more are one cuMemcpyDtoDAsync; smaller ones one kernel. */
+#define TFD_LANE_MEMCPY_MIN (1u << 20)
+
+struct tfd_lane; /* one stream */
+
+/* What a copy needs beside its entry and table. */
+struct tfd_copy {
+	uint64_t src; /* device address of what src_offset counts from */
+	uint64_t dst; /* write, pages: of the grant's first byte, as this process has it mapped; scatter: in the table */
+	/* An armed copy waits for a word; lanes with voids only. */
+	uint64_t trigger;        /* device address; 0: it starts at once */
+	uint64_t trigger_at;
+	uint32_t trigger_slot;   /* its watcher */
+	uint32_t _pad;
+};
+
+/* -ENOMEM; -EPIPE; -ERANGE: no such watcher. */
+int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *options, struct tfd_lane **out);
+
+/*
+ * Publishes the entry (with its table, which may be NULL) and enqueues the copy. Fills record, job_id, watcher and fire_at. Waits for room as
+ * tfd_client_submit_tables, with the same errors; a lane has room for copies_max. Adds -ERANGE with TFD_FAULT_GRANT; -EIO: the driver refused,
+ * *result is its CUresult. The job is published, and will never start: it is to be ended by TFD_OP_DISARM of the lane's watcher, and so are
+ * those before it that have not ended; the lane takes no more, and is to be failed once its stream is idle. -ENODEV: the lane takes no more.
+ */
+int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct tfd_client_table *table,
+                  const struct tfd_copy *copy, int64_t timeout_ns, struct tfd_table_fault *fault,
+                  int32_t *result);
+
+/* The value of the newest copy; its watcher's word has it once that and all before it are through. */
+uint64_t tfd_lane_last(struct tfd_lane *lane);
+/* Copies that are not through. */
+uint64_t tfd_lane_pending(struct tfd_lane *lane);
+/*
+ * 0: no copy up to the value `upto` writes any more: it is through, or its job has ended and it will find itself void. -EAGAIN: ask
+ * again. A job that ends late, and one that has a trigger and is not ended, keep it waiting.
+ */
+int tfd_lane_settle(struct tfd_lane *lane, uint64_t upto);
+/* 0: all copies are through: nothing on the stream reads the arena or the watchers any more. -EAGAIN. */
+int tfd_lane_through(struct tfd_lane *lane);
+/* Its stream's work is over for good, done or not: the context has failed, or is gone. */
+void tfd_lane_fail(struct tfd_lane *lane);
+/*
+ * Lets the streams through that wait for a watcher whose jobs have ended (TFD_OP_DISARM) and are settled: its word takes its highest
+ * value. Before tfd_client_watcher_close.
+ */
+void tfd_lane_release(struct tfd_client *client, uint32_t slot);
+
+#endif

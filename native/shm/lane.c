@@ -1,0 +1,406 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Lanes. The order of a copy: its job is published first, so that the worker knows what the word will mean; then the stream gets the
+ * kernel and the write of the word. A driver's write of a word is ordered after the stream's work before it at system scope (CUDA Driver
+ * API, "Stream Memory Operations": cuStreamWriteValue64 without NO_MEMORY_BARRIER), so whoever sees the word sees the bytes.
+ *
+ * A copy that was enqueued cannot be taken back. So a job that ends before its copy is through (cancelled, its deadline) is told as ended
+ * only when the copy writes no more, and its table stays where it is until the stream has passed it.
+ */
+#include "lane.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "../core/barrier.h"
+#include "transferd/lane.h"
+
+#define THREADS 256u      /* of a block */
+#define WARP 32u
+#define SMALL_PAGE 2048u  /* a warp each */
+#define CHUNK_MIN 8192u   /* bytes of a page that one block copies, a multiple of 16 */
+#define CHUNK_MAX (256u << 10)
+#define BLOCKS_WANTED 2048u /* enough for every multiprocessor of a device to have several */
+#define GRID_Y_MAX 65535u
+
+typedef int (*launch_fn)(void *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                         unsigned int block_x, unsigned int block_y, unsigned int block_z,
+                         unsigned int shared, void *stream, void **parameters, void **extra);
+typedef int (*memcpy_fn)(uint64_t dst, uint64_t src, size_t bytes, void *stream);
+typedef int (*value_fn)(void *stream, uint64_t address, uint64_t value, unsigned int flags);
+typedef int (*context_fn)(void **context);
+typedef int (*push_fn)(void *context);
+
+struct tfd_lane {
+	struct tfd_lane *next; /* of the client; under its lock */
+	struct tfd_client *client; /* borrowed: outlives the lane */
+	struct tfd_lane_options options; /* constant */
+	uint64_t *word; /* in the segment; writer: the stream */
+	uint64_t *voids; /* in the segment, or NULL: bit i is set for the copy whose value is i modulo 64; under the client's lock */
+	uint32_t failed; /* any thread, atomically, as the next; never goes back to 0 */
+	uint32_t closed; /* it takes no more */
+	pthread_mutex_t lock; /* guards last: values are published, and enqueued, in order */
+	uint64_t last;
+};
+
+int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *options, struct tfd_lane **out)
+{
+	struct tfd_lane *lane;
+	bool voids = options->voids != TFD_LANE_NO_VOIDS;
+
+	if (!client || tfd_client_over(client))
+		return -EPIPE;
+	if (options->watcher >= client->watcher_count || (voids && options->voids >= client->watcher_count) ||
+	    (voids && options->copies_max > TFD_LANE_VOIDS_MAX))
+		return -ERANGE;
+	lane = calloc(1, sizeof(*lane));
+	if (!lane || pthread_mutex_init(&lane->lock, NULL)) {
+		free(lane);
+		return -ENOMEM;
+	}
+	lane->client = client;
+	lane->options = *options;
+	lane->word = &client->watchers[options->watcher].value;
+	lane->voids = voids ? &client->watchers[options->voids].value : NULL;
+	pthread_mutex_lock(&client->lock);
+	lane->next = client->lanes;
+	client->lanes = lane;
+	pthread_mutex_unlock(&client->lock);
+	*out = lane;
+	return 0;
+}
+
+void tfd_lanes_fini(struct tfd_client *client)
+{
+	while (client->lanes) {
+		struct tfd_lane *lane = client->lanes;
+
+		client->lanes = lane->next;
+		pthread_mutex_destroy(&lane->lock);
+		free(lane);
+	}
+}
+
+static uint64_t passed_value(const struct tfd_lane *lane)
+{
+	return tfd_load_acquire(lane->word); /* pairs with the stream's write: the copies before it */
+}
+
+/* ---- what has become of a copy ---- */
+
+void tfd_lane_hold_locked(struct tfd_client *client, struct tfd_client_slot *slot,
+                          const struct tfd_entry *entry)
+{
+	struct tfd_lane *lane = client->lanes;
+
+	slot->lane = NULL;
+	if (!(entry->flags & TFD_FLAG_COPIED))
+		return;
+	while (lane && lane->options.watcher != entry->watcher)
+		lane = lane->next;
+	slot->lane = lane;
+	slot->fire_at = entry->fire_at;
+	slot->trigger = NULL;
+}
+
+bool tfd_lane_passed(const struct tfd_client_slot *slot)
+{
+	const struct tfd_lane *lane = slot->lane;
+
+	return !lane || tfd_load_relaxed(&lane->failed) || passed_value(lane) >= slot->fire_at;
+}
+
+bool tfd_lane_stop_locked(struct tfd_client *client, struct tfd_client_slot *slot)
+{
+	struct tfd_lane *lane = slot->lane;
+
+	(void)client;
+	if (tfd_lane_passed(slot))
+		return true;
+	if (!slot->trigger)
+		return false;
+	/*
+	 * The kernel looks at the bit after its trigger has been reached; so where that is not reached yet, after this store, it will
+	 * find the bit. Sequential: the store, then the load.
+	 */
+	tfd_store_seq(lane->voids, tfd_load_relaxed(lane->voids) | 1ull << (slot->fire_at & 63));
+	return tfd_load_seq(slot->trigger) < slot->trigger_at;
+}
+
+uint64_t tfd_lane_last(struct tfd_lane *lane)
+{
+	uint64_t last;
+
+	pthread_mutex_lock(&lane->lock);
+	last = lane->last;
+	pthread_mutex_unlock(&lane->lock);
+	return last;
+}
+
+uint64_t tfd_lane_pending(struct tfd_lane *lane)
+{
+	return tfd_load_relaxed(&lane->failed) ? 0 : tfd_lane_last(lane) - passed_value(lane);
+}
+
+int tfd_lane_through(struct tfd_lane *lane)
+{
+	return tfd_lane_pending(lane) ? -EAGAIN : 0;
+}
+
+int tfd_lane_settle(struct tfd_lane *lane, uint64_t upto)
+{
+	struct tfd_client *client = lane->client;
+	int rc = 0;
+
+	if (tfd_load_relaxed(&lane->failed) || passed_value(lane) >= upto)
+		return 0;
+	pthread_mutex_lock(&client->lock);
+	for (uint32_t i = 0; i < client->record_count && !rc; i++) {
+		struct tfd_client_slot *slot = &client->slots[i];
+
+		if (!slot->job_id || slot->lane != lane || slot->fire_at > upto)
+			continue;
+		/* pairs with the worker's store of done_id. After the session's end no job is told as ended. */
+		if (tfd_load_acquire(&client->records[i].done_id) != slot->job_id && !tfd_client_over(client))
+			rc = tfd_lane_passed(slot) ? 0 : -EAGAIN;
+		else
+			rc = tfd_lane_stop_locked(client, slot) ? 0 : -EAGAIN;
+	}
+	pthread_mutex_unlock(&client->lock);
+	return rc;
+}
+
+void tfd_lane_fail(struct tfd_lane *lane)
+{
+	tfd_store_relaxed(&lane->closed, 1u);
+	tfd_store_relaxed(&lane->failed, 1u);
+}
+
+void tfd_lane_release(struct tfd_client *client, uint32_t slot)
+{
+	if (client && slot < client->watcher_count)
+		tfd_store_seq(&client->watchers[slot].value, UINT64_MAX);
+}
+
+/* ---- the stream's work ---- */
+
+/* Makes the lane's context current; *pushed: it has to be popped. */
+static int enter(const struct tfd_lane *lane, bool *pushed)
+{
+	const struct tfd_cuda_driver *driver = &lane->options.driver;
+	void *current = NULL;
+	int result = ((context_fn)driver->ctx_get_current)(&current);
+
+	*pushed = false;
+	if (result || current == lane->options.context)
+		return result;
+	result = ((push_fn)driver->ctx_push_current)(lane->options.context);
+	*pushed = !result;
+	return result;
+}
+
+static void leave(const struct tfd_lane *lane, bool pushed)
+{
+	void *popped;
+
+	if (pushed)
+		(void)((context_fn)lane->options.driver.ctx_pop_current)(&popped);
+}
+
+/* Bytes that one block copies of each of `count` pieces of up to `longest` bytes. */
+static uint64_t chunk_of(uint64_t longest, uint64_t count)
+{
+	uint64_t blocks = count < BLOCKS_WANTED ? BLOCKS_WANTED / count : 1;
+	uint64_t chunk = (longest / blocks + CHUNK_MIN) / CHUNK_MIN * CHUNK_MIN;
+	uint64_t least = (longest / GRID_Y_MAX / CHUNK_MIN + 1) * CHUNK_MIN;
+
+	if (chunk > CHUNK_MAX)
+		chunk = CHUNK_MAX;
+	return chunk > least ? chunk : least;
+}
+
+struct shape {
+	uint64_t chunk;
+	unsigned int grid_x, grid_y, block_x, block_y;
+};
+
+/* A block takes a chunk of one piece, or several small pieces, a warp each. */
+static struct shape shape_of(uint64_t longest, uint32_t count)
+{
+	struct shape shape = { .chunk = chunk_of(longest, count), .block_x = THREADS, .block_y = 1 };
+
+	if (longest <= SMALL_PAGE) {
+		shape.block_x = WARP;
+		shape.block_y = THREADS / WARP;
+	}
+	shape.grid_x = (count + shape.block_y - 1) / shape.block_y;
+	shape.grid_y = (unsigned int)((longest + shape.chunk - 1) / shape.chunk);
+	return shape;
+}
+
+static int launch(const struct tfd_lane *lane, void *function, const struct shape *shape, void **parameters)
+{
+	return ((launch_fn)lane->options.driver.launch_kernel)(function, shape->grid_x, shape->grid_y, 1,
+	                                                       shape->block_x, shape->block_y, 1, 0,
+	                                                       lane->options.stream, parameters, NULL);
+}
+
+/* Where something of the segment lies for the device. */
+static uint64_t device_address(const struct tfd_lane *lane, const void *at)
+{
+	return lane->options.segment + (uint64_t)((const uint8_t *)at - lane->client->base);
+}
+
+static int launch_pages(const struct tfd_lane *lane, const struct tfd_entry *entry,
+                        const struct tfd_copy *copy, uint64_t voids)
+{
+	uint32_t count = entry->table_count ? entry->table_count : 1;
+	struct shape shape = shape_of(entry->length, count);
+	uint64_t src = copy->src + entry->src_offset;
+	uint64_t dst = copy->dst + entry->dst_offset;
+	uint64_t table = entry->table_count ?
+	                         device_address(lane, lane->client->arena_base + entry->table_offset) :
+	                         0;
+	uint32_t bit = (uint32_t)(entry->fire_at & 63);
+	void *parameters[] = {
+		&src,   &dst,         (void *)&entry->src_stride, (void *)&entry->dst_stride, (void *)&entry->length,
+		&table, &count,       &shape.chunk,               &voids,                     &bit,
+	};
+
+	return launch(lane, lane->options.pages, &shape, parameters);
+}
+
+static uint64_t longest_of(const struct tfd_target *targets, uint32_t count)
+{
+	uint64_t longest = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		longest = targets[i].length > longest ? targets[i].length : longest;
+	return longest;
+}
+
+static int launch_targets(const struct tfd_lane *lane, const struct tfd_entry *entry,
+                          const struct tfd_copy *copy, uint64_t voids)
+{
+	const void *targets = lane->client->arena_base + entry->table_offset;
+	uint64_t longest = longest_of(targets, entry->table_count);
+	struct shape shape = shape_of(longest, entry->table_count);
+	uint64_t src = copy->src;
+	uint64_t table = device_address(lane, targets);
+	/* behind the targets, as tfd_client_table_fill has it */
+	uint64_t places = table + (uint64_t)entry->table_count * sizeof(struct tfd_target);
+	uint32_t count = entry->table_count;
+	uint32_t bit = (uint32_t)(entry->fire_at & 63);
+	void *parameters[] = { &src, &table, &places, &count, &shape.chunk, &voids, &bit };
+
+	return !longest ? 0 : launch(lane, lane->options.targets, &shape, parameters);
+}
+
+static int copy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
+{
+	uint64_t voids = copy->trigger ? device_address(lane, lane->voids) : 0;
+	bool paged = entry->op == TFD_OP_WRITE_PAGES;
+
+	if (entry->op == TFD_OP_SCATTER)
+		return entry->table_count ? launch_targets(lane, entry, copy, voids) : 0;
+	if (!entry->length || (paged && !entry->table_count))
+		return 0;
+	if (!paged && !copy->trigger && entry->length >= TFD_LANE_MEMCPY_MIN)
+		return ((memcpy_fn)lane->options.driver.memcpy_dtod_async)(
+			copy->dst + entry->dst_offset, copy->src + entry->src_offset, entry->length,
+			lane->options.stream);
+	return launch_pages(lane, entry, copy, voids);
+}
+
+static int enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
+{
+	const struct tfd_cuda_driver *driver = &lane->options.driver;
+	bool pushed;
+	int result = enter(lane, &pushed);
+
+	if (!result && copy->trigger)
+		result = ((value_fn)driver->wait_value)(lane->options.stream, copy->trigger, copy->trigger_at,
+		                                        0 /* GEQ */);
+	if (!result)
+		result = copy_enqueue(lane, entry, copy);
+	if (!result)
+		result = ((value_fn)driver->write_value)(lane->options.stream,
+		                                         device_address(lane, lane->word), entry->fire_at, 0);
+	leave(lane, pushed);
+	return result;
+}
+
+/* ---- submitting ---- */
+
+/* Holds the lane's lock when it returns 0. */
+static int try_room(struct tfd_client *client, void *argument)
+{
+	struct tfd_lane *lane = argument;
+
+	if (tfd_client_over(client))
+		return -EPIPE;
+	if (tfd_load_relaxed(&lane->closed))
+		return -ENODEV;
+	if (pthread_mutex_trylock(&lane->lock))
+		return -EAGAIN;
+	if (lane->last - passed_value(lane) < lane->options.copies_max)
+		return 0;
+	pthread_mutex_unlock(&lane->lock);
+	return -EAGAIN;
+}
+
+/* A copy with a trigger: whoever ends its job has to know how to stop it. */
+static void trigger_hold(struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
+{
+	struct tfd_client *client = lane->client;
+	struct tfd_client_slot *slot = &client->slots[entry->record];
+
+	pthread_mutex_lock(&client->lock);
+	/* What had the bit before is through: there are at most 64. */
+	tfd_store_relaxed(lane->voids, tfd_load_relaxed(lane->voids) & ~(1ull << (entry->fire_at & 63)));
+	if (slot->job_id == entry->job_id) {
+		slot->trigger = &client->watchers[copy->trigger_slot].value;
+		slot->trigger_at = copy->trigger_at;
+	}
+	pthread_mutex_unlock(&client->lock);
+}
+
+static int copy_locked(struct tfd_lane *lane, struct tfd_entry *entry, const struct tfd_client_table *table,
+                       const struct tfd_copy *copy, int64_t timeout_ns, struct tfd_table_fault *fault,
+                       int32_t *result)
+{
+	int rc;
+
+	entry->flags |= TFD_FLAG_ARMED | TFD_FLAG_POLLED | TFD_FLAG_COPIED;
+	entry->watcher = lane->options.watcher;
+	entry->fire_at = lane->last + 1;
+	rc = table ? tfd_client_submit_tables(lane->client, 0, entry, table, 1, timeout_ns, fault) :
+	             tfd_client_submit_wait(lane->client, 0, entry, 1, timeout_ns);
+	if (rc)
+		return rc;
+	lane->last = entry->fire_at;
+	if (copy->trigger)
+		trigger_hold(lane, entry, copy);
+	*result = enqueue(lane, entry, copy);
+	if (!*result)
+		return 0;
+	tfd_store_relaxed(&lane->closed, 1u);
+	return -EIO;
+}
+
+int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct tfd_client_table *table,
+                  const struct tfd_copy *copy, int64_t timeout_ns, struct tfd_table_fault *fault,
+                  int32_t *result)
+{
+	uint64_t deadline = tfd_client_deadline(timeout_ns);
+	int rc;
+
+	if (copy->trigger && (!lane->voids || copy->trigger_slot >= lane->client->watcher_count))
+		return -EINVAL;
+	rc = tfd_client_room_wait(lane->client, try_room, lane, timeout_ns);
+	if (rc)
+		return rc;
+	rc = copy_locked(lane, entry, table, copy, tfd_client_left(deadline), fault, result);
+	pthread_mutex_unlock(&lane->lock);
+	return rc;
+}
