@@ -36,7 +36,8 @@ struct tfd_lane {
 	struct tfd_client *client; /* borrowed: outlives the lane */
 	struct tfd_lane_options options; /* constant */
 	uint64_t *word; /* in the segment; writer: the stream */
-	uint64_t *voids; /* in the segment, or NULL: bit i is set for the copy whose value is i modulo 64; under the client's lock */
+	uint64_t *
+		voids; /* in the segment, or NULL: bit i is set for the copy whose value is i modulo 64; under the client's lock */
 	uint32_t failed; /* any thread, atomically, as the next; never goes back to 0 */
 	uint32_t closed; /* it takes no more */
 	pthread_mutex_t lock; /* guards last: values are published, and enqueued, in order */
@@ -258,13 +259,20 @@ static int launch_pages(const struct tfd_lane *lane, const struct tfd_entry *ent
 	struct shape shape = shape_of(entry->length, count);
 	uint64_t src = copy->src + entry->src_offset;
 	uint64_t dst = copy->dst + entry->dst_offset;
-	uint64_t table = entry->table_count ?
-	                         device_address(lane, lane->client->arena_base + entry->table_offset) :
-	                         0;
+	uint64_t table =
+		entry->table_count ? device_address(lane, lane->client->arena_base + entry->table_offset) : 0;
 	uint32_t bit = (uint32_t)(entry->fire_at & 63);
 	void *parameters[] = {
-		&src,   &dst,         (void *)&entry->src_stride, (void *)&entry->dst_stride, (void *)&entry->length,
-		&table, &count,       &shape.chunk,               &voids,                     &bit,
+		&src,
+		&dst,
+		(void *)&entry->src_stride,
+		(void *)&entry->dst_stride,
+		(void *)&entry->length,
+		&table,
+		&count,
+		&shape.chunk,
+		&voids,
+		&bit,
 	};
 
 	return launch(lane, lane->options.pages, &shape, parameters);
@@ -296,7 +304,8 @@ static int launch_targets(const struct tfd_lane *lane, const struct tfd_entry *e
 	return !longest ? 0 : launch(lane, lane->options.targets, &shape, parameters);
 }
 
-static int copy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
+static int copy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry,
+                        const struct tfd_copy *copy)
 {
 	uint64_t voids = copy->trigger ? device_address(lane, lane->voids) : 0;
 	bool paged = entry->op == TFD_OP_WRITE_PAGES;

@@ -47,11 +47,12 @@ struct tfd_lane; /* one stream */
 /* What a copy needs beside its entry and table. */
 struct tfd_copy {
 	uint64_t src; /* device address of what src_offset counts from */
-	uint64_t dst; /* write, pages: of the grant's first byte, as this process has it mapped; scatter: in the table */
+	uint64_t
+		dst; /* write, pages: of the grant's first byte, as this process has it mapped; scatter: in the table */
 	/* An armed copy waits for a word; lanes with voids only. */
-	uint64_t trigger;        /* device address; 0: it starts at once */
+	uint64_t trigger; /* device address; 0: it starts at once */
 	uint64_t trigger_at;
-	uint32_t trigger_slot;   /* its watcher */
+	uint32_t trigger_slot; /* its watcher */
 	uint32_t _pad;
 };
 
