@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
     from typing import Self
 
-    from transferd.client.events import Driver
     from transferd.client.cuda.mapping import DevicePointer
+    from transferd.client.events import Driver
     from transferd.client.operations import Operation
     from transferd.client.session import Request, Session
 

@@ -90,9 +90,9 @@ class Calls:
             checksum: As for :meth:`write`.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
-            stream: GPU memory of this host at both ends: the CUDA stream that copies, as a number or of
-                torch, cupy, cuda.core; None: one of the Client's own, which orders itself behind
-                nothing.
+            stream: With GPU memory of this host at both ends: the CUDA stream that copies, as a
+                number or of torch, cupy, cuda.core; None: one of the Client's own, which waits for
+                no other: the source has to be ready.
             timeout_s: How long to wait for room; None: as long as it takes.
 
         Raises:

@@ -133,16 +133,16 @@ class Client(Calls, Closing):
         return Region(self._session, handle, view, name=name)
 
     def register(self, memory: Any, near: int | str | None = None, *, name: str = "") -> Region:
-        """Registers a GPU tensor or array, or adopts a host tensor, array or writable buffer in place.
+        """Registers a GPU tensor or array, or adopts a host tensor, array or buffer in place.
 
         GPU memory: its allocation is registered once; a further tensor in it costs no call of the
-        daemon. Host memory: its address stays, its pages become shared. Nobody may write to it while
-        this runs. A child that is forked later shares the pages.
+        daemon. Host memory: its address stays, its pages become shared. Nobody may write to it
+        while this runs. A child that is forked later shares the pages.
 
         Args:
-            memory: Contiguous. GPU: of torch, cupy, or with ``__cuda_array_interface__`` or DLPack; kept
-                alive by the region. Host: large enough to have pages of its own; the error says so
-                where it has not.
+            memory: Contiguous. GPU: of torch, cupy, or with ``__cuda_array_interface__`` or DLPack;
+                kept alive by the region. Host: large enough to have pages of its own; the error
+                says so where it has not.
             near: As for :meth:`alloc`.
             name: Shown by transferctl; of GPU memory, that of the allocation's first tensor.
 

@@ -54,8 +54,8 @@ class BaseCounter:
     def cuda_wait(self, target: int, stream: Any) -> None:
         """Has a CUDA stream wait until ``value >= target``; in a graph that is captured, too.
 
-        A fault that is not acknowledged lets it through as well, and so does the session's end: look at
-        ``faults`` afterwards. The session has to be open until the stream has passed.
+        A fault that is not acknowledged lets it through as well, and so does the session's end:
+        look at ``faults`` afterwards. Close the Client only once the stream has passed.
 
         Args:
             target: As for :meth:`wait`.
@@ -68,7 +68,7 @@ class BaseCounter:
 
     @property
     def device_ptr(self) -> int:
-        """Where kernels find the counter's gate: ``value``, and 2^62 more while there is a fault."""
+        """Where kernels find the gate: ``value``, and 2^62 more while there is a fault."""
         from transferd.client.cuda import streams
 
         session: Any = self._session

@@ -211,6 +211,7 @@ _FD_REASONS: dict[str, type[TransferdError]] = {
     "MAP_NOT_FOUND": NotFound,
     "OPEN_NOT_FOUND": NotFound,
     "GRANT_REVOKED": Conflict,
+    "GRANT_EXPIRED": Conflict,
     "MAPS": QuotaExceeded,
     "INTERNAL": Internal,
 }

@@ -19,7 +19,7 @@ from transferd.client import errors
 from transferd.v1 import attach_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 PACKET_BYTES = 65_536
 MAX_FDS = 16
@@ -70,7 +70,7 @@ class FdSocket:
         self._ended: errors.Unavailable | None = None
         self._thread: threading.Thread | None = None
         self._on_end: Callable[[errors.Unavailable], None] | None = None
-        self._on_revoked: Callable[[int], None] | None = None
+        self._on_revoked: Callable[[Iterable[int]], None] | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             # A blocking connect with a bound of the kernel's waits while many others attach;
@@ -120,13 +120,13 @@ class FdSocket:
     def start(
         self,
         on_end: Callable[[errors.Unavailable], None],
-        on_revoked: Callable[[int], None] | None = None,
+        on_revoked: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
         """Starts the reader.
 
         Args:
             on_end: Called once, from the reader's thread, when the connection has ended.
-            on_revoked: Called from there with the number of a mapping that is to be given back.
+            on_revoked: Called from there with the numbers of mappings that are to be given back.
         """
         self._on_end = on_end
         self._on_revoked = on_revoked
@@ -198,7 +198,7 @@ class FdSocket:
             if body == "map_revoked":
                 close_all(fds)
                 if self._on_revoked is not None:
-                    self._on_revoked(response.map_revoked.map_id)
+                    self._on_revoked(response.map_revoked.map_ids)
                 continue
             if body == "session_ended":
                 close_all(fds)

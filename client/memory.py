@@ -300,9 +300,9 @@ class Region(BaseRegion, Closing):
         Args:
             offset: First byte.
             length: Bytes; None: up to the region's end.
-            rights: Of "write", "read" and "map". With "map", processes of the same host and tenant map
-                GPU memory and copy into it by their own streams; it exposes the whole allocation
-                that the tensor is part of.
+            rights: Of "write", "read" and "map". With "map", processes of the same host and tenant
+                map GPU memory and copy into it by their own streams; it exposes the whole
+                allocation that the tensor is part of.
             imms: Immediates that the holders may bump, without gaps; each gets a counter now.
             expires_s: How long the grant lasts; None: until it is revoked.
 

@@ -36,7 +36,7 @@ from transferd.native.names import JobStatus, detail_name
 from transferd.v1 import attach_pb2, region_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from transferd.client.cuda.gpu import Gpu
     from transferd.client.mailbox import Inbox
@@ -130,7 +130,7 @@ class RingSession(Session):
         self._gpu_lock = threading.Lock()  # guards making it
         me = weakref.ref(self)
         self._socket.start(
-            lambda end: _session_ended(me, end), lambda map_id: _map_revoked(me, map_id)
+            lambda end: _session_ended(me, end), lambda map_ids: _map_revoked(me, map_ids)
         )
         try:
             self._socket.request(attach_pb2.FdRequest(mapped=attach_pb2.MappedRequest()))
@@ -602,8 +602,9 @@ def _session_ended(reference: weakref.ref[RingSession], end: errors.Unavailable)
         session._set_end(end)
 
 
-def _map_revoked(reference: weakref.ref[RingSession], map_id: int) -> None:
+def _map_revoked(reference: weakref.ref[RingSession], map_ids: Iterable[int]) -> None:
     """Called by the reader of the fd socket: an owner wants its GPU memory back."""
     session = reference()
     if session is not None and session.gpu_or_none is not None:
-        session.gpu_or_none.mappings.revoke(map_id)
+        for map_id in map_ids:
+            session.gpu_or_none.mappings.revoke(map_id)

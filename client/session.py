@@ -313,9 +313,9 @@ class Session(abc.ABC):
                 request.launch.plan.check(self)
         if any(r.source is not None for r in requests) and len(requests) > 1:
             # What a stream copies is submitted by itself.
-            for copied, run in itertools.groupby(requests, lambda r: r.source is not None):
-                parts = [[r] for r in run] if copied else [list(run)]
-                for part in parts:
+            for copied, group in itertools.groupby(requests, lambda r: r.source is not None):
+                run = list(group)
+                for part in ([r] for r in run) if copied else (run,):
                     yield from self.parts(part)
             return
         if not any(r.pages or r.targets or r.rows for r in requests):
@@ -325,7 +325,7 @@ class Session(abc.ABC):
         sizes = [self.table_bytes(request) for request in requests]
         for request, size in zip(requests, sizes, strict=True):
             if size > self.table_limit:
-                raise self._table_too_large(request)
+                raise self.table_too_large(request)
         first = total = 0
         for i, size in enumerate(sizes):
             if i - first == self.batch_limit or total + size > self.table_limit:
@@ -335,7 +335,8 @@ class Session(abc.ABC):
         if first < len(requests):
             yield requests[first:]
 
-    def _table_too_large(self, request: Request) -> errors.InvalidRequest:
+    def table_too_large(self, request: Request) -> errors.InvalidRequest:
+        """Makes the error for a table that never has room."""
         each = self.table_bytes(request) // request.table_count
         return errors.InvalidRequest(
             f"the table of {request.table_count} entries has no room in this session: a job has at "

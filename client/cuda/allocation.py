@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Allocations of this process that the daemon knows: each is shared and registered once.
 
-A tensor is rarely an allocation: the region of one is a part of its allocation's. Allocations are told
+A tensor is rarely an allocation: its region is a part of the allocation's. Allocations are told
 apart by CU_POINTER_ATTRIBUTE_BUFFER_ID, never by address alone: a freed address comes back.
 """
 

@@ -464,9 +464,9 @@ def _open() -> Driver:
     library.cuDriverGetVersion(byref(version))
     if version.value < VERSION_MIN:
         raise errors.Unavailable(
-            f"the CUDA driver here is of CUDA {version.value // 1000}.{version.value % 1000 // 10}; "
-            f"GPU memory needs {VERSION_MIN // 1000}.0 or later: update NVIDIA's driver; host "
-            "memory works without it",
+            f"the driver here is of CUDA {version.value // 1000}.{version.value % 1000 // 10}; GPU "
+            f"memory needs {VERSION_MIN // 1000}.0 or later: update NVIDIA's driver; host memory "
+            "works without it",
             reason="CUDA_TOO_OLD",
         )
     try:

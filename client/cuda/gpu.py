@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session has of GPUs: contexts, kernels, allocations, mappings, lanes. Made on first use."""
+"""What a session has of GPUs: contexts, kernels, memory, streams. Made on first use."""
 
 from __future__ import annotations
 
@@ -180,6 +180,7 @@ class Gpu:
 
     def close(self) -> None:
         """Ends all work of streams, then unmaps and unregisters. Idempotent."""
+        self.mappings.shut()
         quiet = self.lanes.close(CLOSE_S)
         if not quiet:
             return  # what a stream may still write to stays mapped: it ends with the process

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transferd.client import errors
 from transferd.client.cuda.driver import NOT_READY
@@ -146,7 +146,6 @@ class Lanes:
                 lane = self._copying.get((device, priority))
                 if lane is None:
                     lane = self._copying[device, priority] = self._make(device, armed=False)
-        self._watch()
         return lane
 
     def of_caller(self, device: int, stream: int) -> Lane:
@@ -158,7 +157,6 @@ class Lanes:
             lane = self._callers.get(number)
             if lane is None:
                 lane = self._callers[number] = self._of_new_caller(device, stream)
-        self._watch()
         return lane
 
     def _of_new_caller(self, device: int, stream: int) -> Lane:
@@ -201,7 +199,6 @@ class Lanes:
                     reason="ARMED_COPIES",
                 )
             chosen.trigger_slot, chosen.trigger_at = slot, value
-        self._watch()
         return chosen
 
     def _make(self, device: int, *, armed: bool) -> Lane:
@@ -217,9 +214,8 @@ class Lanes:
     def drop(self, lane: Lane) -> None:
         """Takes a lane out that the driver refused work for; the next job makes another."""
         with self._lock:
-            for lanes in (self._copying, self._callers):
-                for key in [key for key, other in lanes.items() if other is lane]:
-                    del lanes[key]  # type: ignore[attr-defined]
+            self._copying = {k: v for k, v in self._copying.items() if v is not lane}
+            self._callers = {k: v for k, v in self._callers.items() if v is not lane}
             if lane in self._armed:
                 self._armed.remove(lane)
             self._old.append(lane)
@@ -231,12 +227,12 @@ class Lanes:
 
     # ---- watching over them ----
 
-    def _watch(self) -> None:
-        """Has the guard look: something is enqueued next."""
+    def watch(self) -> None:
+        """Has the guard look: something is enqueued."""
         if self._idle:
             with self._lock:
                 if self._stop:
-                    raise self._gpu.session.over()
+                    return
                 self._idle = False
                 if self._guard is None:
                     self._guard = threading.Thread(
@@ -254,7 +250,7 @@ class Lanes:
                 self._work.wait(GUARD_S)
                 if self._stop:
                     return
-                self._idle = True  # whoever enqueues from now on says so
+                self._idle = True  # whoever has enqueued from now on says so
             if self.check():
                 with self._lock:
                     self._idle = False

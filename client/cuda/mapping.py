@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from transferd.client.cuda.lanes import Lane
 
 # Refusals that stay what they are for a descriptor: it is not to be asked for again.
-_FOR_GOOD = frozenset(
-    {"MAP_NOT_GRANTED", "MAP_NOT_DEVICE_MEMORY", "MAP_OTHER_HOST", "MAP_OTHER_TENANT"}
-)
+_FOR_GOOD = frozenset({"MAP_NOT_GRANTED", "MAP_OTHER_HOST", "MAP_OTHER_TENANT"})
 # Those that the job itself will tell better.
-_FOR_NOW = frozenset({"OPEN_NOT_FOUND", "GRANT_REVOKED", "MAP_NOT_FOUND"})
+_FOR_NOW = frozenset({"OPEN_NOT_FOUND", "GRANT_REVOKED", "GRANT_EXPIRED", "MAP_NOT_FOUND"})
 REVOKERS = 4  # threads that give mappings back; each waits for streams
 POLL_S = 0.0002
 
@@ -143,12 +141,13 @@ class Mappings:
                 mapped._active += 1
             return True
 
-    def end(self, used: Iterable[Mapped], lane: Lane, value: int) -> None:
+    def end(self, used: Iterable[Mapped], lane: Lane | None, value: int) -> None:
         """It is enqueued as this value of a lane, or was not."""
         with self._lock:
             for mapped in used:
                 mapped._active -= 1
-                mapped._uses[lane] = max(value, mapped._uses.get(lane, 0))
+                if lane is not None and value > mapped._uses.get(lane, 0):
+                    mapped._uses[lane] = value
 
     def pin(self, mapped: Mapped) -> bool:
         """The application holds its address; False: it is being taken back."""
@@ -331,10 +330,14 @@ class Mappings:
                 attach_pb2.FdRequest(unmap=attach_pb2.UnmapRequest(map_id=map_id))
             )
 
-    def close(self) -> None:
-        """Unmaps all; the streams are idle, or their contexts gone."""
+    def shut(self) -> None:
+        """Lets nothing begin any more."""
         with self._lock:
             self._closed = True
+
+    def close(self) -> None:
+        """Unmaps all; the streams are idle, or their contexts gone. After :meth:`shut`."""
+        with self._lock:
             self._by_grant.clear()
             self._by_number.clear()
             opened = list(self._opened.values())

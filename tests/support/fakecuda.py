@@ -170,7 +170,7 @@ class FakeCuda:
         return base
 
     def free(self, base: int) -> None:
-        """cudaFree."""
+        """As cudaFree."""
         gone = self.memory.pop(base)
         _libc.munmap(base, -(-gone.size // mmap.PAGESIZE) * mmap.PAGESIZE)
         if gone.name and not gone.imported:
@@ -492,7 +492,7 @@ class FakeCuda:
         name = self._functions[function]
         self.launches.append((name, tuple(shape)))
         cells = ctypes.cast(parameters, ctypes.POINTER(c_void_p))
-        kinds = {
+        kinds: list[Any] = {
             "tfd_pages": [c_uint64] * 6 + [c_uint32, c_uint64, c_uint64, c_uint32],
             "tfd_targets": [c_uint64] * 3 + [c_uint32, c_uint64, c_uint64, c_uint32],
             "tfd_bump": [c_uint64] * 2,
