@@ -219,8 +219,9 @@ class BaseJob:
         if self._status == _OK:
             return JobStatus.OK
         error = failure(self._session.decode(self.id, self._raw))
-        if self._session.fault:
-            error.add_note(self._session.fault)
+        gpu = self._session.gpu_or_none
+        if gpu is not None and gpu.fault:
+            error.add_note(gpu.fault)
         raise error
 
     @property

@@ -126,7 +126,6 @@ class RingSession(Session):
         self.batch_limit = min(int(header.ring_entries), int(header.record_count))
         self.table_limit = int(lib.tfd_client_arena_bytes(self.client))
         self._spin_ns = max(0, int(spin_us * 1000))
-        self._gpu: Gpu | None = None
         self._gpu_lock = threading.Lock()  # guards making it
         me = weakref.ref(self)
         self._socket.start(
@@ -550,24 +549,14 @@ class RingSession(Session):
 
     def gpu(self) -> Gpu:
         """As :meth:`Session.gpu`."""
-        if self._gpu is None:
+        if self.gpu_or_none is None:
             from transferd.client.cuda.gpu import Gpu  # only who has GPU memory loads it
 
             self.check_open()
             with self._gpu_lock:
-                if self._gpu is None:
-                    self._gpu = Gpu(self)
-        return self._gpu
-
-    @property
-    def fault(self) -> str:
-        """As :attr:`Session.fault`."""
-        return "" if self._gpu is None else self._gpu.fault
-
-    @property
-    def gpu_or_none(self) -> Gpu | None:
-        """As :attr:`Session.gpu_or_none`."""
-        return self._gpu
+                if self.gpu_or_none is None:
+                    self.gpu_or_none = Gpu(self)
+        return self.gpu_or_none
 
     # ---- its end ----
 

@@ -251,6 +251,7 @@ class Session(abc.ABC):
     batch_limit: int  # jobs that one submit takes as a whole
     table_limit: int  # bytes of tables that one submit takes as a whole
     provider: str  # for people
+    gpu_or_none: Gpu | None = None  # what gpu() has made
     event_fd: int | None = None  # signalled after ends and counts while watch_events is on
 
     def __init__(self, control: Control, session_id: int) -> None:
@@ -416,26 +417,10 @@ class Session(abc.ABC):
     def memory_register(self, memory: Memory, length: int, name: str) -> int:
         """Registers it; returns the region's handle. Consumes the memory's name, not its fd."""
 
-    @property
-    def gpu_or_none(self) -> Gpu | None:
-        """What :meth:`gpu` has made."""
-        return None
-
-    @property
-    def fault(self) -> str:
-        """What has gone wrong in this process with jobs that it does itself; empty: nothing."""
-        return ""
-
     def gpu(self) -> Gpu:
-        """What the session has of GPUs, made on first use.
-
-        Raises:
-            Conflict: NO_SHARED_MEMORY.
-            Unavailable: There is no CUDA driver of use.
-        """
+        """What the session has of GPUs, made on first use: Unavailable where there is no driver."""
         raise errors.Conflict(
-            "GPU memory needs the daemon's Unix socket, which a session over gRPC has not: attach "
-            "without shared_memory=False",
+            "GPU memory needs the daemon's Unix socket: attach without shared_memory=False",
             reason="NO_SHARED_MEMORY",
         )
 

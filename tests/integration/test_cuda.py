@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -389,7 +390,7 @@ def test_the_owner_is_killed(
             lambda: not any(m.imported for m in cuda.memory.values()), "its memory is unmapped"
         )
     for name in names:
-        (cuda_peer.Path("/dev/shm") / name).unlink()
+        (Path("/dev/shm") / name).unlink()
 
 
 def test_vmm_memory_is_exported_by_chunks(cuda: FakeCuda, sender: Client) -> None:

@@ -492,13 +492,18 @@ class FakeCuda:
         name = self._functions[function]
         self.launches.append((name, tuple(shape)))
         cells = ctypes.cast(parameters, ctypes.POINTER(c_void_p))
-        kinds: list[Any] = {
+        shapes: dict[str, list[Any]] = {
             "tfd_pages": [c_uint64] * 6 + [c_uint32, c_uint64, c_uint64, c_uint32],
             "tfd_targets": [c_uint64] * 3 + [c_uint32, c_uint64, c_uint64, c_uint32],
             "tfd_bump": [c_uint64] * 2,
-        }[name]
-        values = [kind.from_address(cells[i] or 0).value for i, kind in enumerate(kinds)]
-        work = {"tfd_pages": _pages, "tfd_targets": _targets, "tfd_bump": _bump}[name]
+        }
+        values = [kind.from_address(cells[i] or 0).value for i, kind in enumerate(shapes[name])]
+        works: dict[str, Callable[..., None]] = {
+            "tfd_pages": _pages,
+            "tfd_targets": _targets,
+            "tfd_bump": _bump,
+        }
+        work = works[name]
         return self._enqueue(stream or 0, lambda: work(*values))
 
 
