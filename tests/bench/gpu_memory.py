@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registering GPU memory: the first touch of an allocation, a second tensor; an owner that dies."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from bench.gpu_world import GIB, MIB, WAIT_S, World, world
+from bench.report import Row
+from bench.stats import median, spread
+
+from support import cuda_peer
+
+if TYPE_CHECKING:
+    from bench.topic import Run
+
+FIRST_MS, SECOND_US, BACK_S = 5.0, 20.0, 1.0
+ROUNDS = 50
+HELD = 8 * GIB
+
+
+def rows(run: Run) -> list[Row]:
+    """Measures the bars."""
+    with world(MIB) as here:
+        return [*registering(run, here), death(run, here)]
+
+
+def registering(run: Run, here: World) -> list[Row]:
+    """Times both touches."""
+    first, second = [], []
+    for _ in range(run.scaled(ROUNDS)):
+        buffer = here.gpu.malloc(64 * MIB)
+        begin = time.perf_counter()
+        region = here.sender.register(buffer)
+        first.append((time.perf_counter() - begin) * 1e3)
+        part = buffer[MIB : 2 * MIB]
+        begin = time.perf_counter()
+        other = here.sender.register(part)
+        second.append((time.perf_counter() - begin) * 1e6)
+        other.close()
+        region.close()
+        buffer.free()
+    return [
+        Row("first touch of an allocation", median(first), "ms", "<=", FIRST_MS, spread(first)),
+        Row("a second tensor in it", median(second), "us", "<=", SECOND_US, spread(second, 1)),
+    ]
+
+
+def death(run: Run, here: World) -> Row:
+    """Kills a process whose memory our streams have written to; until the driver has it back."""
+    before = here.gpu.free_bytes()
+    with cuda_peer.running(here.socket, "malloc", HELD) as peer:
+        here.sender.write(here.region, peer.descriptor, imm=1).wait(WAIT_S)
+        begin = time.perf_counter()
+        peer.process.kill()
+        while here.gpu.free_bytes() < before - HELD // 2:
+            if time.perf_counter() - begin > WAIT_S:
+                break
+        took = time.perf_counter() - begin
+    del run
+    return Row("8 GiB that we have mapped, owner killed: until free", took, "s", "<=", BACK_S)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages from GPU to GPU, one job: the GPU's time beside a kernel's by hand; the call's cost."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from bench.gpu_world import KIB, WAIT_S, ByHand, World, permutations, world
+from bench.report import Row
+from bench.stats import median, spread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.topic import Run
+
+SHAPES = ((64 * KIB, 1024), (4 * KIB, 4096))
+OVER_HAND = 1.5
+SUBMIT_US, SUBMIT_PAGE_US = 20.0, 0.02
+ROUNDS = 100
+
+
+def rows(run: Run) -> list[Row]:
+    """Measures the bars."""
+    made = []
+    with world(64 << 20) as here:
+        for page, count in SHAPES:
+            made += shape_rows(run, here, page, count)
+    return made
+
+
+def shape_rows(run: Run, here: World, page: int, count: int) -> list[Row]:
+    """Measures one shape."""
+    src, dst = permutations(count)
+    by_hand = ByHand(here, src, dst, page)
+    stream = here.gpu.stream()
+    calls: list[float] = []
+
+    def ours() -> None:
+        begin = time.perf_counter()
+        job = here.sender.write_pages(
+            here.region, src, here.grant.descriptor, dst, page, imm=1, count="job", stream=stream
+        )
+        calls.append((time.perf_counter() - begin) * 1e6)
+        jobs.append(job)
+
+    jobs: list[object] = []
+    times: dict[str, list[float]] = {"SDK": [], "by hand": []}
+    for _ in range(run.scaled(ROUNDS) + 5):
+        for name, call in (("SDK", ours), ("by hand", lambda: by_hand.launch(stream))):
+            times[name].append(gpu_time_us(here, stream, call))
+        jobs.clear()
+    taken = {name: values[5:] for name, values in times.items()}
+    what = f"{page // KIB} KiB x {count:,}"
+    ratios = [a / b for a, b in zip(taken["SDK"], taken["by hand"], strict=True)]
+    own = own_lane(run, here, page, count)
+    return [
+        Row(
+            f"{what}, one job: GPU time, ratio to a kernel by hand",
+            median(ratios),
+            "x",
+            "<=",
+            OVER_HAND,
+            "; ".join(f"{name} {spread(values, 1)} us" for name, values in taken.items()),
+        ),
+        Row(
+            f"{what}: submitting",
+            own,
+            "us",
+            "<=",
+            SUBMIT_US + SUBMIT_PAGE_US * count,
+            f"with stream= {median(calls[5:]):.1f} us",
+        ),
+    ]
+
+
+def gpu_time_us(here: World, stream: int, call: Callable[[], None]) -> float:
+    """What a stream takes for what a call enqueues."""
+    first, last = here.gpu.event(), here.gpu.event()
+    here.gpu.record(first, stream)
+    call()
+    here.gpu.record(last, stream)
+    here.gpu.sync(stream)
+    return here.gpu.elapsed_us(first, last)
+
+
+def own_lane(run: Run, here: World, page: int, count: int) -> float:
+    """What the call takes on the Client's own stream."""
+    src, dst = permutations(count)
+    calls = []
+    for _ in range(run.scaled(ROUNDS) + 5):
+        begin = time.perf_counter()
+        job = here.sender.write_pages(
+            here.region, src, here.grant.descriptor, dst, page, imm=1, count="job"
+        )
+        calls.append((time.perf_counter() - begin) * 1e6)
+        job.wait(WAIT_S)
+    return median(calls[5:])
