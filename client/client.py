@@ -252,6 +252,20 @@ class Client(Calls, Closing):
             source = src.source
         except AttributeError:
             raise no_region("src", src) from None
+        if source is not None and stream is None and not (exact or checksum):
+            job_id = self._session.gpu().copier.write(
+                source,
+                to_priority(priority),
+                imm,
+                src.start,
+                dst,
+                dst_offset,
+                src.length,
+                0 if deadline_s is None else to_deadline_ns(deadline_s),
+                timeout_s,
+            )
+            if job_id:
+                return Job(self._session, self._driver, job_id, dst)
         if exact or checksum or source is not None or stream is not None:
             spec = Write(
                 src=src,

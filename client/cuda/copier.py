@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transferd.client.session import Request
 
 _copy = lib.tfd_lane_copy
+_write = lib.tfd_lane_write
 _new = ffi.new
 FAULT_GRANT = int(lib.TFD_FAULT_GRANT)
 
@@ -75,6 +76,61 @@ class Copier:
             return job_id
         finally:
             self._mappings.end(used, lane, value)
+
+    def write(
+        self,
+        source: Allocation,
+        priority: int,
+        imm: int,
+        src_offset: int,
+        dst: bytes,
+        dst_offset: int,
+        length: int,
+        deadline_ns: int,
+        timeout_s: float | None,
+    ) -> int:
+        """Submits a plain write by what is there already; 0: something is not, ask :meth:`submit`.
+
+        Raises:
+            TransferdError: As for any job; CudaError: the driver refused.
+        """
+        mappings = self._mappings
+        lane = self._lanes.known(source.device, priority)
+        mapped = mappings.known(dst, source.device)
+        grant = self._gpu.session.handles.get(dst)
+        if (
+            lane is None
+            or mapped is None
+            or grant is None
+            or dst_offset + length > mapped.length
+            or not mappings.begin_one(mapped)
+        ):
+            return 0
+        try:
+            rc: int = _write(
+                lane.native,
+                priority,
+                imm,
+                source.handle,
+                src_offset,
+                grant,
+                dst_offset,
+                length,
+                deadline_ns,
+                source.base,
+                mapped.address,
+                -1 if timeout_s is None else to_ns(timeout_s),
+            )
+        finally:
+            mappings.end_one(mapped, lane)
+        if rc > 0:
+            self._lanes.watch()
+            return rc
+        if rc == -errno.EINTR:  # Python's own signal handlers run between the two calls
+            return 0
+        if rc == -errno.EIO:
+            raise self._refused(lane)
+        raise self._failure(rc, timeout_s)
 
     def _mapped(self, request: Request) -> tuple[Mapped, ...] | None:
         """Finds what a job's destinations are mapped as, in their order; None: one is not."""
@@ -154,7 +210,7 @@ class Copier:
         self._lanes.watch()
         entry = batch.entries[0]
         if rc:
-            raise self._failed(request, lane, rc, entry, fault, int(result[0]), timeout_s)
+            raise self._failed(request, lane, rc, fault, timeout_s)
         job_id: int = entry.job_id
         if request.trigger is not None:
             lane.jobs.append(job_id)
@@ -189,9 +245,7 @@ class Copier:
         request: Request,
         lane: Lane,
         rc: int,
-        entry: Any,
         fault: Any,
-        result: int,
         timeout_s: float | None,
     ) -> errors.TransferdError:
         session = self._gpu.session
@@ -206,14 +260,23 @@ class Copier:
             case errno.EMSGSIZE:
                 return session.table_too_large(request)
             case errno.EIO:
-                # It is published, and would wait for ever.
-                session.job_cancel(entry.job_id)
-                session.job_release(entry.job_id)
-                self._lanes.drop(lane)
-                return self._gpu.driver.error("enqueueing a copy", result)
-            case errno.ENODEV:
-                return errors.Unavailable(
-                    f"this stream copies no more: {self._gpu.fault or 'the driver refused a copy'}",
-                    reason="CUDA_FAILED",
-                )
-        return session.refusal(rc, timeout_s)
+                return self._refused(lane)
+        return self._failure(rc, timeout_s)
+
+    def _refused(self, lane: Lane) -> errors.TransferdError:
+        """Ends a job that is published and would wait for ever; its lane takes no more."""
+        session = self._gpu.session
+        job_id = _new("uint64_t *")
+        result: int = lib.tfd_lane_refused(lane.native, job_id)
+        session.job_cancel(job_id[0])
+        session.job_release(job_id[0])
+        self._lanes.drop(lane)
+        return self._gpu.driver.error("enqueueing a copy", result)
+
+    def _failure(self, rc: int, timeout_s: float | None) -> errors.TransferdError:
+        if rc == -errno.ENODEV:
+            return errors.Unavailable(
+                f"this stream copies no more: {self._gpu.fault or 'the driver refused a copy'}",
+                reason="CUDA_FAILED",
+            )
+        return self._gpu.session.refusal(rc, timeout_s)

@@ -148,6 +148,10 @@ class Lanes:
                     lane = self._copying[device, priority] = self._make(device, armed=False)
         return lane
 
+    def known(self, device: int, priority: int) -> Lane | None:
+        """The same, if it is there."""
+        return self._copying.get((device, priority))
+
     def of_caller(self, device: int, stream: int) -> Lane:
         """The lane of a stream of the caller's, which belongs to the device's context."""
         driver = self._gpu.driver

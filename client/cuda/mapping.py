@@ -70,7 +70,9 @@ class Mapped:
         self._opened = opened
         self._active = 0  # submissions under way
         self._pins = 0  # pointers that the application holds
-        self._uses: dict[Lane, int] = {}  # the newest value of each lane
+        # The newest value of each lane whose copies wait for words; of others the copies of all that
+        # use the lane are soon through: 0.
+        self._uses: dict[Lane, int] = {}
         self.map_id: int = answer.map_id
         self.allocation: int = answer.allocation
         self.address = opened.address + int(answer.offset_bytes)
@@ -146,8 +148,22 @@ class Mappings:
         with self._lock:
             for mapped in used:
                 mapped._active -= 1
-                if lane is not None and value > mapped._uses.get(lane, 0):
-                    mapped._uses[lane] = value
+                if lane is not None:
+                    mapped._uses[lane] = value if lane.armed else 0
+
+    def begin_one(self, mapped: Mapped) -> bool:
+        """As :meth:`begin`."""
+        with self._lock:
+            if self._closed or mapped.revoked:
+                return False
+            mapped._active += 1
+            return True
+
+    def end_one(self, mapped: Mapped, lane: Lane) -> None:
+        """As :meth:`end`, of a lane that waits for nothing."""
+        with self._lock:
+            mapped._active -= 1
+            mapped._uses[lane] = 0
 
     def pin(self, mapped: Mapped) -> bool:
         """The application holds its address; False: it is being taken back."""
@@ -316,6 +332,9 @@ class Mappings:
         with self._lock:
             if mapped._active:
                 return False
+            for lane, value in mapped._uses.items():
+                if not value:
+                    mapped._uses[lane] = lane.last
             uses = list(mapped._uses.items())
         return all(not lib.tfd_lane_settle(lane.native, value) for lane, value in uses)
 

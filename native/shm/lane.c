@@ -42,6 +42,8 @@ struct tfd_lane {
 	uint32_t closed; /* it takes no more */
 	pthread_mutex_t lock; /* guards last: values are published, and enqueued, in order */
 	uint64_t last;
+	uint64_t refused_job; /* the one at which it was closed */
+	int32_t refused;
 };
 
 int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *options, struct tfd_lane **out)
@@ -393,6 +395,8 @@ static int copy_locked(struct tfd_lane *lane, struct tfd_entry *entry, const str
 	*result = enqueue(lane, entry, copy);
 	if (!*result)
 		return 0;
+	lane->refused_job = entry->job_id;
+	lane->refused = *result;
 	tfd_store_relaxed(&lane->closed, 1u);
 	return -EIO;
 }
@@ -412,4 +416,42 @@ int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct t
 	rc = copy_locked(lane, entry, table, copy, tfd_client_left(deadline), fault, result);
 	pthread_mutex_unlock(&lane->lock);
 	return rc;
+}
+
+int64_t tfd_lane_write(struct tfd_lane *lane, uint8_t priority, uint32_t imm, uint64_t src_region,
+                       uint64_t src_offset, uint64_t dst_grant, uint64_t dst_offset, uint64_t length,
+                       uint64_t deadline_ns, uint64_t src, uint64_t dst, int64_t timeout_ns)
+{
+	const struct tfd_copy copy = { .src = src, .dst = dst };
+	struct tfd_entry entry = {
+		.op = TFD_OP_WRITE,
+		.priority = priority,
+		.imm = imm,
+		.src_region = src_region,
+		.src_offset = src_offset,
+		.dst_grant = dst_grant,
+		.dst_offset = dst_offset,
+		.length = length,
+	};
+	int32_t result;
+	int rc;
+
+	if (deadline_ns) {
+		uint64_t now = tfd_client_now_ns();
+
+		entry.deadline_ns = deadline_ns > UINT64_MAX - now ? UINT64_MAX : now + deadline_ns;
+	}
+	rc = tfd_lane_copy(lane, &entry, NULL, &copy, timeout_ns, NULL, &result);
+	return rc ? rc : (int64_t)entry.job_id;
+}
+
+int32_t tfd_lane_refused(struct tfd_lane *lane, uint64_t *job_id)
+{
+	int32_t result;
+
+	pthread_mutex_lock(&lane->lock);
+	*job_id = lane->refused_job;
+	result = lane->refused;
+	pthread_mutex_unlock(&lane->lock);
+	return result;
 }

@@ -219,6 +219,24 @@ static void test_a_write_is_published_and_enqueued(void)
 	world_fini(&world);
 }
 
+static void test_a_write_in_one_call(void)
+{
+	const struct tfd_entry *seen;
+	struct world world;
+	int64_t job;
+
+	world_init(&world, 8, false);
+	job = tfd_lane_write(world.lane, TFD_PRIORITY_LATENCY, 2, 3, 0x40, 5, 0x60, 7, 1000000000, 0x8000,
+	                     0x9000, 0);
+	seen = world.fake.ring_entries;
+	CHECK(job > 0 && seen->job_id == (uint64_t)job && seen->op == TFD_OP_WRITE && seen->imm == 2);
+	CHECK(seen->priority == TFD_PRIORITY_LATENCY && seen->src_region == 3 && seen->src_offset == 0x40);
+	CHECK(seen->dst_grant == 5 && seen->dst_offset == 0x60 && seen->length == 7);
+	CHECK(seen->deadline_ns > tfd_client_now_ns() && seen->fire_at == 1);
+	CHECK(driver.src == 0x8040 && driver.dst == 0x9060 && driver.bytes == 7);
+	world_fini(&world);
+}
+
 static void test_shapes_cover_every_byte(void)
 {
 	static const uint64_t lengths[] = { 1, 64, 2048, 2049, 65536, 65537, 1 << 20, (1ull << 40) - 1 };
@@ -366,12 +384,15 @@ static void test_a_refusal_closes_the_lane(void)
 {
 	struct tfd_copy with = { 0 };
 	struct tfd_entry good = a_write(64), bad = a_write(64), late = a_write(64);
+	uint64_t refused;
 	struct world world;
 
 	world_init(&world, 8, false);
 	CHECK(copy(&world, &good, NULL, &with, 0) == 0);
 	driver.refuse = REFUSED;
 	CHECK(copy(&world, &bad, NULL, &with, 0) == -EIO && bad.job_id && driver.writes == 1);
+	CHECK(tfd_lane_refused(world.lane, &refused) == REFUSED && refused == bad.job_id);
+	CHECK(tfd_lane_write(world.lane, 1, 2, 3, 4, 5, 6, 7, 0, 8, 9, 0) == -ENODEV);
 	driver.refuse = 0;
 	CHECK(copy(&world, &late, NULL, &with, 0) == -ENODEV);
 	pass(&world, 1);
@@ -408,6 +429,7 @@ static void test_a_session_that_is_over(void)
 int main(void)
 {
 	test_a_write_is_published_and_enqueued();
+	test_a_write_in_one_call();
 	test_shapes_cover_every_byte();
 	test_room_is_the_lanes();
 	test_tables_stay_until_the_stream_is_through();

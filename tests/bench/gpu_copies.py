@@ -35,7 +35,7 @@ def rows(run: Run) -> list[Row]:
             plain = here.gpu.malloc(GIB)
             for size, (count, share) in SIZES.items():
                 us, them = "SDK, two processes", "plain copy, one process"
-                measured = {
+                measured: dict[str, Callable[[], float]] = {
                     us: functools.partial(flood, here, peer.descriptor, size, count),
                     them: plain_copies(here.gpu, here.source, plain, size, count),
                 }

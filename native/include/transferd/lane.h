@@ -69,6 +69,15 @@ int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct t
                   const struct tfd_copy *copy, int64_t timeout_ns, struct tfd_table_fault *fault,
                   int32_t *result);
 
+/*
+ * A write that starts at once, without structures to fill: one foreign call from a scripting language. deadline_ns counts from now; 0: none. Gives the
+ * job's id, which is positive, or as tfd_lane_copy; after -EIO tfd_lane_refused tells the job's id and the CUresult.
+ */
+int64_t tfd_lane_write(struct tfd_lane *lane, uint8_t priority, uint32_t imm, uint64_t src_region,
+                       uint64_t src_offset, uint64_t dst_grant, uint64_t dst_offset, uint64_t length,
+                       uint64_t deadline_ns, uint64_t src, uint64_t dst, int64_t timeout_ns);
+int32_t tfd_lane_refused(struct tfd_lane *lane, uint64_t *job_id);
+
 /* The value of the newest copy; its watcher's word has it once that and all before it are through. */
 uint64_t tfd_lane_last(struct tfd_lane *lane);
 /* Copies that are not through. */
