@@ -70,8 +70,8 @@ class Mapped:
         self._opened = opened
         self._active = 0  # submissions under way
         self._pins = 0  # pointers that the application holds
-        # The newest value of each lane whose copies wait for words; of others the copies of all that
-        # use the lane are soon through: 0.
+        # Of a lane whose copies wait for words the newest value; of others, where all are soon
+        # through, 0.
         self._uses: dict[Lane, int] = {}
         self.map_id: int = answer.map_id
         self.allocation: int = answer.allocation
