@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import os
+import sys
 import tempfile
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
@@ -91,7 +93,7 @@ def _find() -> Any:
         found = load_nvidia_dynamic_lib("nvrtc").abs_path
         if found is not None:
             return ctypes.CDLL(found)
-    for name in _NAMES:
+    for name in (*_NAMES, *_beside_others()):
         with contextlib.suppress(OSError):
             return ctypes.CDLL(name)
     raise errors.Unavailable(
@@ -99,6 +101,13 @@ def _find() -> Any:
         "pip install 'transferd[gpu]'",
         reason="NO_NVRTC",
     )
+
+
+def _beside_others() -> list[str]:
+    """Finds what a toolkit, or a wheel that torch has brought, holds."""
+    toolkit = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    folders = [f"{toolkit}/lib64", *(f"{entry}/nvidia/*/lib" for entry in sys.path if entry)]
+    return [path for folder in folders for path in sorted(glob.glob(f"{folder}/libnvrtc.so.1[23]"))]
 
 
 def cache_folder() -> Path:

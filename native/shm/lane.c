@@ -214,7 +214,7 @@ static void leave(const struct tfd_lane *lane, bool pushed)
 static uint64_t chunk_of(uint64_t longest, uint64_t count)
 {
 	uint64_t blocks = count < BLOCKS_WANTED ? BLOCKS_WANTED / count : 1;
-	uint64_t chunk = (longest / blocks + CHUNK_MIN) / CHUNK_MIN * CHUNK_MIN;
+	uint64_t chunk = ((longest + blocks - 1) / blocks + CHUNK_MIN - 1) / CHUNK_MIN * CHUNK_MIN;
 	uint64_t least = (longest / GRID_Y_MAX / CHUNK_MIN + 1) * CHUNK_MIN;
 
 	if (chunk > CHUNK_MAX)

@@ -122,6 +122,10 @@ def test_in_a_graph(gpu: Gpu, sender: Client, receiver: Client) -> None:
     with sender.watcher(device=True) as watcher:
         counter = receiver.counter(1)
         stream = torch.cuda.Stream()
+        with sender.watcher(device=True) as warm:  # what is loaded on first use is not captured
+            warm.cuda_bump(stream)
+            counter.cuda_wait(0, stream)
+            torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=stream):
             watcher.cuda_bump(stream)
             counter.cuda_wait(1, stream)
