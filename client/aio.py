@@ -379,6 +379,8 @@ class Client(AsyncCalls[Job], AsyncClosing):
         """Opens descriptors ahead of the first use. As :meth:`transferd.Client.warm`."""
         runtime = self._runtime
         await runtime.run(runtime.session.open_many, descriptors)
+        if runtime.session.gpu_or_none is not None:
+            await runtime.run(runtime.session.gpu_or_none.warm, descriptors)
 
     async def write(
         self,

@@ -190,12 +190,16 @@ class Client(Calls, Closing):
     def warm(self, *descriptors: bytes) -> None:
         """Opens descriptors and connects to their owners ahead of the first use.
 
+        Once GPU memory is registered, it maps what can be mapped, too, and loads the kernels.
+
         Raises:
             StaleDescriptor: An owner has restarted.
             AccessDenied: A descriptor is forged.
             PeerLost: An owner cannot be reached.
         """
         self._session.open_many(descriptors)
+        if self._session.gpu_or_none is not None:
+            self._session.gpu_or_none.warm(descriptors)
 
     def write(
         self,

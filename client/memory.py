@@ -269,17 +269,23 @@ class BaseRegion:
         if self._session.closed:
             return
         if self.source is not None:
-            self._close_device(self.source)
+            try:
+                self._close_device(self.source)
+            except BaseException:  # STILL_MAPPED, as a rule: another call tries again
+                self._closed = False
+                raise
             return
         # Not found, or no daemon: it went with the session.
         with contextlib.suppress(errors.NotFound, errors.Unavailable):
             self._session.region_remove(self.handle)
 
     def _close_device(self, source: Allocation) -> None:
-        for grant_id in self._grants:
+        while self._grants:
             with contextlib.suppress(errors.NotFound, errors.Unavailable):
-                self._session.grant_revoke(grant_id)
-        self._session.gpu().allocations.give_back(source)
+                self._session.grant_revoke(self._grants[-1])
+            self._grants.pop()
+        with contextlib.suppress(errors.Unavailable):  # it went with the session
+            self._session.gpu().allocations.give_back(source)
 
 
 class Region(BaseRegion, Closing):

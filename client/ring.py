@@ -580,6 +580,7 @@ class RingSession(Session):
     def orphan(self) -> None:
         """As :meth:`Session.orphan`."""
         super().orphan()
+        self.gpu_or_none = None  # its lanes write to the segment by themselves
         self.client = ffi.NULL
         self._socket.orphan()
 

@@ -114,23 +114,28 @@ class Allocations:
         return None
 
     def give_back(self, allocation: Allocation) -> None:
-        """Deregisters it with its last region.
+        """Deregisters it with its last region; after a failure once more.
 
         Raises:
+            Conflict: STILL_MAPPED.
             TransferdError: The daemon did not answer.
         """
         with self._lock:
-            allocation.users -= 1
             if allocation.users:
-                return
-            for buffer_id in allocation.buffer_ids:
-                self._by_buffer[buffer_id].remove(allocation)
-                if not self._by_buffer[buffer_id]:
-                    del self._by_buffer[buffer_id]
+                allocation.users -= 1
+                if allocation.users:
+                    return
+                self._forget(allocation)
         session = self._gpu.session
         if not session.closed:
             with contextlib.suppress(errors.NotFound, errors.Unavailable):
                 session.region_remove(allocation.handle)
+
+    def _forget(self, allocation: Allocation) -> None:
+        for buffer_id in allocation.buffer_ids:
+            self._by_buffer[buffer_id].remove(allocation)
+            if not self._by_buffer[buffer_id]:
+                del self._by_buffer[buffer_id]
 
     # ---- what it is ----
 

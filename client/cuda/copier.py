@@ -7,6 +7,7 @@ says that the stream is through.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +71,14 @@ class Copier:
                 )
             return None  # it cannot be, or its owner takes it back: the daemon tells
         lane, value = None, 0
-        try:
-            lane = self._lane(request)
-            job_id, value = self._enqueue(request, mapped, lane, timeout_s)
-            return job_id
-        finally:
-            self._mappings.end(used, lane, value)
+        # Who arms chooses a lane by what is enqueued on it, so no other may come in between.
+        with self._lanes.arming if request.trigger is not None else contextlib.nullcontext():
+            try:
+                lane = self._lane(request)
+                job_id, value = self._enqueue(request, mapped, lane, timeout_s)
+                return job_id
+            finally:
+                self._mappings.end(used, lane, value)
 
     def write(
         self,
@@ -201,8 +204,7 @@ class Copier:
         kept = self._places(request, batch, mapped)
         fault = _new("struct tfd_table_fault *")
         result = _new("int32_t *")
-        # An armed lane that is full is so until somebody bumps: perhaps this very thread.
-        timeout_ns = 0 if request.trigger is not None else to_ns(timeout_s)
+        timeout_ns = to_ns(timeout_s)
         rc = -errno.EINTR
         while rc == -errno.EINTR:
             rc = _copy(lane.native, batch.entries, batch.tables, copy, timeout_ns, fault, result)

@@ -18,7 +18,7 @@ from transferd.client.cuda.mapping import DevicePointer, Mappings
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from transferd.client.ring import RingSession
 
@@ -155,6 +155,16 @@ class Gpu:
         array = device_array(memory)
         allocation = self.allocations.take(array, name)
         return allocation, array.address - allocation.base, array.length
+
+    def warm(self, descriptors: Iterable[bytes]) -> None:
+        """Does ahead what the first copies would: maps, loads kernels, makes streams."""
+        with self._lock:
+            devices = list(self._contexts)
+        for device in devices:
+            for priority in (0, 1):
+                self.lanes.of(device, priority)
+            for descriptor in descriptors:
+                self.mappings.find(descriptor, device)
 
     def map(self, descriptor: bytes, device: int | None) -> DevicePointer:
         """Maps a grant for the application's own kernels.

@@ -126,6 +126,7 @@ class Lanes:
     def __init__(self, gpu: Gpu) -> None:
         """Has none yet."""
         self._gpu = gpu
+        self.arming = threading.Lock()  # held from choosing a lane to wait until it does
         self._lock = threading.Lock()  # guards what follows
         self._copying: dict[tuple[int, int], Lane] = {}  # by device and priority
         self._callers: dict[int, Lane] = {}  # by the stream's number

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transferd import Client
 
@@ -54,6 +57,20 @@ def sender(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
 def receiver(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
     with transferd.Client(shared_pair[0].socket, name="receiver") as made:
         yield made
+
+
+def run_forked(call: Callable[[], int]) -> int:
+    """Runs a call in a forked child; gives its status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads are what this is about
+        pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            status = call()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def memory(cuda: FakeCuda, seeded: random.Random | None = None, device: int = 0) -> DeviceBuffer:
@@ -272,6 +289,42 @@ def test_too_many_wait_for_different_words(
     assert [job.wait(WAIT_S) for job in jobs] == [OK] * 5
 
 
+def test_threads_arm_at_once(
+    cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
+) -> None:
+    region = sender.register(memory(cuda, seeded))
+    _, _, grant = granted(receiver, cuda)
+    watchers = [sender.watcher() for _ in range(4)]
+
+    def arm(watcher: transferd.Watcher) -> list[transferd.Job]:
+        one = Write(src=region[0:64], dst=grant.descriptor, imm=1)
+        return [sender.arm(watcher, value, one) for value in range(1, 13)]
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = list(pool.map(arm, watchers))
+    for watcher, armed in reversed(list(zip(watchers, jobs, strict=True))):
+        watcher.bump(12)  # none waits for another's
+        assert {job.wait(WAIT_S) for job in armed} == {OK}
+
+
+def test_a_forked_child_has_nothing_of_it(
+    cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
+) -> None:
+    region = sender.register(memory(cuda, seeded))
+    _, _, grant = granted(receiver, cuda)
+    assert sender.write(region[0:64], grant.descriptor, imm=1).wait(WAIT_S) is OK
+
+    def child() -> int:
+        with pytest.raises(transferd.Unavailable, match="fork"):
+            sender.write(region[0:64], grant.descriptor, imm=1)
+        region.close()
+        return 0
+
+    assert run_forked(child) == 0
+    assert sender.write(region[0:64], grant.descriptor, imm=1).wait(WAIT_S) is OK
+    assert receiver.counter(1).value == 2
+
+
 def test_a_cancelled_copy_is_quiet_before_its_end_is_told(
     cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
 ) -> None:
@@ -376,6 +429,37 @@ def test_another_process(
         with pytest.raises(transferd.JobFailed, match="revoked"):
             sender.write(region[0:64], peer.descriptor, imm=1).wait(WAIT_S)
     assert len([m for m in cuda.memory.values() if m.imported]) == 0
+
+
+def test_closing_a_region_that_is_still_mapped(
+    cuda: FakeCuda, sender: Client, receiver: Client
+) -> None:
+    _, region, grant = granted(receiver, cuda)
+    sender.register(memory(cuda))
+    pointer = sender.map(grant.descriptor)
+    with pytest.raises(transferd.Conflict) as caught:
+        region.close()
+    assert caught.value.reason == "STILL_MAPPED"
+    pointer.close()
+    region.close()
+    with pytest.raises(transferd.InvalidRequest, match="closed"):
+        region.grant(rights=MAP)
+    with pytest.raises(transferd.AccessDenied, match="cannot be mapped"):
+        sender.map(grant.descriptor)
+
+
+def test_warming_up(
+    cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
+) -> None:
+    region = sender.register(memory(cuda, seeded))
+    _, _, grant = granted(receiver, cuda)
+    sender.warm(grant.descriptor)
+    cuda.calls.clear()
+    assert sender.write(region[0:64], grant.descriptor, imm=1).wait(WAIT_S) is OK
+    assert set(cuda.calls) <= {
+        "cuCtxGetCurrent", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuLaunchKernel",
+        "cuStreamWriteValue64_v2", "cuStreamQuery",
+    }  # fmt: skip
 
 
 def test_the_owner_is_killed(
