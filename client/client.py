@@ -383,7 +383,7 @@ class Client(Calls, Closing):
     def __del__(self) -> None:
         session: Session | None = getattr(self, "_session", None)
         if session is not None and not session.closed and not session.control.orphaned:
-            # An exiting process closes its sessions before this: session._at_exit.
+            # An exiting process closes its sessions before this: living._at_exit.
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
             self.close()
 

@@ -8,15 +8,13 @@ Two kinds: :class:`transferd.client.ring.RingSession` (shared memory; microsecon
 from __future__ import annotations
 
 import abc
-import atexit
 import itertools
 import os
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transferd.client import errors
+from transferd.client import errors, living
 from transferd.client.rpc import Control, forked
 from transferd.native.names import JobStatus
 from transferd.v1 import mailbox_pb2, region_pb2, transfer_pb2, types_pb2
@@ -267,7 +265,7 @@ class Session(abc.ABC):
         self._lock = threading.Lock()
         self._dropped: list[int] = []
         self._suspects: dict[bytes, int] = {}
-        _living.add(self)
+        living.add(self)
 
     # ---- jobs ----
 
@@ -581,23 +579,3 @@ class Session(abc.ABC):
     def orphan(self) -> None:
         """Makes the session unusable in a forked child; the parent's goes on."""
         self.control.orphaned = True
-
-
-# Sessions of this process, for the child of a fork; weak, so that it keeps none alive.
-_living: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for session in list(_living):
-        session.orphan()
-    _living.clear()
-
-
-def _at_exit() -> None:
-    """Ends sessions that nobody has closed, while threads still run and can be waited for."""
-    for session in list(_living):
-        session.close()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_at_exit)
