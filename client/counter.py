@@ -55,7 +55,7 @@ class BaseCounter:
         """Has a CUDA stream wait until ``value >= target``; in a graph that is captured, too.
 
         A fault that is not acknowledged lets it through as well, and so does the session's end:
-        look at ``faults`` afterwards. Close the Client only once the stream has passed.
+        look at ``faults`` afterwards.
 
         Args:
             target: As for :meth:`wait`.

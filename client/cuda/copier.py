@@ -12,7 +12,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors, tables
-from transferd.client.cuda.streams import to_stream, watcher_pointer
+from transferd.client.cuda.streams import to_stream, watcher_address
 from transferd.client.session import FLAG_CHECKSUM, FLAG_EXACT, OP_SCATTER, OP_WRITE, to_ns
 from transferd.native.client_half import ffi, lib
 
@@ -225,7 +225,7 @@ class Copier:
             copy.dst = mapped[0].address
         if request.trigger is not None:
             slot = request.trigger.slot
-            copy.trigger = watcher_pointer(self._gpu, slot)
+            copy.trigger = watcher_address(self._gpu, slot)
             copy.trigger_at = request.trigger.value
             copy.trigger_slot = slot
         return copy

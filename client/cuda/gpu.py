@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transferd.client.ring import RingSession
 
 CLOSE_S = 10.0  # how long the streams' work is waited for at the end
+# Segments that streams or kernels may still look at: mapped and registered until the process ends.
+_left: list[Any] = []
 
 
 class Kernels(NamedTuple):
@@ -59,6 +61,7 @@ class Gpu:
         self._modules: dict[int, int] = {}
         self._uuids: dict[bytes, int] = {}
         self._segment = 0
+        self._lent = False
         self.fault = ""
         self.allocations = Allocations(self)
         self.mappings = Mappings(self)
@@ -144,6 +147,16 @@ class Gpu:
                     self._segment = self.driver.host_pointer(address)
             return self._segment
 
+    def lend(self) -> None:
+        """Words of the segment go to streams or kernels of the application's.
+
+        Nobody knows when they look at them for the last time, and memory that is gone would cost
+        them their context.
+        """
+        if not self._lent:
+            self._lent = True
+            _left.append(self.session.client)
+
     # ---- memory ----
 
     def register(self, memory: Any, name: str) -> tuple[Allocation, int, int]:
@@ -192,8 +205,9 @@ class Gpu:
         """Ends all work of streams, then unmaps and unregisters. Idempotent."""
         self.mappings.shut()
         quiet = self.lanes.close(CLOSE_S)
-        if not quiet:
-            return  # what a stream may still write to stays mapped: it ends with the process
+        if not quiet:  # what a stream may still write to stays as it is
+            self.lend()
+            return
         self.lanes.destroy()
         self.mappings.close()
         with contextlib.suppress(errors.TransferdError):
@@ -209,6 +223,6 @@ class Gpu:
                 self.driver.context_release(device)
 
     def _unregister(self) -> None:
-        if self._segment:
+        if self._segment and not self._lent:
             with self.driver.entered(next(iter(self._contexts.values()))):
                 self.driver.host_unregister(self._registered)

@@ -44,6 +44,7 @@ def to_stream(stream: Any) -> int:
 
 def counter_pointer(gpu: Gpu, slot: int) -> int:
     """Tells where the gate of a counter lies for devices."""
+    gpu.lend()
     header = lib.tfd_client_header(gpu.session.client)
     offset = int(header.counter_offset) + slot * COUNTER_BYTES + GATE_OFFSET
     return gpu.segment(gpu.any_device()) + offset
@@ -51,6 +52,12 @@ def counter_pointer(gpu: Gpu, slot: int) -> int:
 
 def watcher_pointer(gpu: Gpu, slot: int) -> int:
     """Tells where the word of a watcher lies for devices."""
+    gpu.lend()
+    return watcher_address(gpu, slot)
+
+
+def watcher_address(gpu: Gpu, slot: int) -> int:
+    """As :func:`watcher_pointer`, for lanes."""
     header = lib.tfd_client_header(gpu.session.client)
     offset = int(header.watcher_offset) + slot * WATCHER_BYTES
     return gpu.segment(gpu.any_device()) + offset

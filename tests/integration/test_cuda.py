@@ -521,6 +521,15 @@ def test_closing_waits_for_streams(
         client.write(region[0:64], grant.descriptor, imm=1)
 
 
+def test_the_end_lets_waiting_streams_go(cuda: FakeCuda, shared_pair: Daemons) -> None:
+    stream = cuda.stream()
+    with transferd.Client(shared_pair[0].socket) as client:
+        client.counter(3).cuda_wait(5, stream)
+        assert not cuda.done(stream)
+    eventually(lambda: cuda.done(stream), "the stream goes on")
+    assert len(cuda.registered) == 1  # whatever looks at it later finds it
+
+
 def test_without_a_driver_host_memory_works(
     shared_pair: Daemons, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda
 ) -> None:
