@@ -11,8 +11,8 @@
 
 #include "domain.h"
 
-#define ROUNDS \
-	8 /* one ends what is silent, two who has just said who it is; the others are for a queue with much to do */
+/* One ends what is silent, two who has just said who it is; the others are for a queue with much to do. */
+#define ROUNDS 8
 
 static bool is_listener(int fd)
 {
@@ -41,8 +41,8 @@ static bool shut_sockets(const struct sockaddr_storage *address, size_t address_
 	if (!fds)
 		return false;
 	while ((entry = readdir(fds))) {
-		int fd = atoi(
-			entry->d_name); /* of "." and "..", 0: whatever that is, it does not have the address */
+		/* Of "." and "..", 0: whatever that is, it does not have the address. */
+		int fd = (int)strtol(entry->d_name, NULL, 10);
 
 		if (!has_address(fd, address, address_bytes))
 			continue;
