@@ -32,8 +32,11 @@ class Peer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=TESTS,
-            env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.getenv("PYTHONPATH")))),
+                "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+            },
         )
         self.descriptor = bytes.fromhex(self._answer())
 
