@@ -307,15 +307,16 @@ void tfd_take_job(struct tfd_taking *taking)
 {
 	const struct tfd_entry *entry = taking->entry;
 	struct tfd_job *job = NULL;
-	uint32_t status = TFD_JOB_PENDING;
-	uint32_t detail;
+	uint32_t status, detail;
 
-	if (entry->deadline_ns && taking->worker->now_ns >= entry->deadline_ns) {
-		status = TFD_JOB_DEADLINE;
-		detail = TFD_DETAIL_NONE;
-	} else {
-		detail = build_job(taking, &job);
-		status = status_of(detail, job);
+	detail = build_job(taking, &job);
+	status = status_of(detail, job);
+	if (status == TFD_JOB_PENDING && entry->deadline_ns &&
+	    taking->worker->now_ns >= entry->deadline_ns) { /* who counts on it is told as of any other */
+		tfd_job_enter(job);
+		tfd_job_fail(job, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
+		tfd_job_finish_if_quiet(job);
+		return;
 	}
 	if (status == TFD_JOB_PENDING && !(entry->flags & TFD_FLAG_ARMED)) {
 		if (job->launch) {
