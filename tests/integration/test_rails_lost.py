@@ -162,7 +162,7 @@ CUTS: dict[str, Callable[[Network, Host, int], None]] = {
         ("cable", FAR, "tcp"),
         ("interface", NEAR, "tcp"),
         ("silent", NEAR, "libfabric"),
-        ("interface", NEAR, "libfabric"),
+        pytest.param("interface", NEAR, "libfabric", marks=pytest.mark.long),
     ],
 )
 def test_rail_is_cut_in_mid_transfer(
@@ -198,6 +198,7 @@ def test_rail_is_cut_in_mid_transfer(
         assert "peer lost" not in two.near.log() + two.far.log()
 
 
+@pytest.mark.long
 def test_rails_die_one_after_the_other_and_at_once(short_tmp: Path, seeded: random.Random) -> None:
     with pair(short_tmp, 4, 4, content=seeded.randbytes(LENGTH)) as four:
         for rails in ((2,), (1, 3)):
