@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _copy = lib.tfd_lane_copy
 _write = lib.tfd_lane_write
 _new = ffi.new
+TRIGGER_MAX = (1 << 63) - 1  # TFD_LANE_TRIGGER_MAX
 FAULT_GRANT = int(lib.TFD_FAULT_GRANT)
 
 
@@ -170,6 +171,11 @@ class Copier:
             if request.stream is not None:
                 raise errors.InvalidRequest(
                     "stream= is for jobs that start at once: the stream of an armed one waits"
+                )
+            if request.trigger.value > TRIGGER_MAX:
+                raise errors.InvalidRequest(
+                    "a copy of GPU memory waits for a value up to 2^63 - 1, not "
+                    f"{request.trigger.value}: streams compare words as signed numbers"
                 )
             return self._lanes.of_armed(device, request.trigger.slot, request.trigger.value)
         if request.stream is None:

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Lanes. The order of a copy: its job is published first, so that the worker knows what the word will mean; then the stream gets the
- * kernel and the write of the word. A driver's write of a word is ordered after the stream's work before it at system scope (CUDA Driver
- * API, "Stream Memory Operations": cuStreamWriteValue64 without NO_MEMORY_BARRIER), so whoever sees the word sees the bytes.
+ * Lanes. The order of a copy: its job is published first, so that the worker knows what the word will mean; then the stream gets a kernel,
+ * whose last block stores the word with release at system scope (client/cuda/kernels/pages.cu), or else the driver's copy and its write of
+ * the word. That is ordered after the stream's work before it at system scope (CUDA Driver API, "Stream Memory Operations":
+ * cuStreamWriteValue64 without NO_MEMORY_BARRIER). So whoever sees the word sees the bytes.
  *
  * A copy that was enqueued cannot be taken back. So a job that ends before its copy is through (cancelled, its deadline) is told as ended
  * only when the copy writes no more, and its table stays where it is until the stream has passed it.
@@ -20,7 +21,7 @@
 #define SMALL_PAGE 2048u  /* a warp each */
 #define CHUNK_MIN 8192u   /* bytes of a page that one block copies, a multiple of 16 */
 #define CHUNK_MAX (256u << 10)
-#define BLOCKS_WANTED 2048u /* enough for every multiprocessor of a device to have several */
+#define BLOCKS_WANTED 1024u /* what the multiprocessors of a large device hold at once, at 8 each */
 #define GRID_Y_MAX 65535u
 
 typedef int (*launch_fn)(void *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
@@ -53,7 +54,8 @@ int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *opti
 
 	if (!client || tfd_client_over(client))
 		return -EPIPE;
-	if (options->watcher >= client->watcher_count || (voids && options->voids >= client->watcher_count) ||
+	if (options->watcher >= client->watcher_count || options->watcher >= TFD_LANE_SLOTS ||
+	    (voids && options->voids >= client->watcher_count) ||
 	    (voids && options->copies_max > TFD_LANE_VOIDS_MAX))
 		return -ERANGE;
 	lane = calloc(1, sizeof(*lane));
@@ -182,7 +184,7 @@ void tfd_lane_fail(struct tfd_lane *lane)
 void tfd_lane_release(struct tfd_client *client, uint32_t slot)
 {
 	if (client && slot < client->watcher_count)
-		tfd_store_seq(&client->watchers[slot].value, UINT64_MAX);
+		tfd_store_seq(&client->watchers[slot].value, TFD_LANE_TRIGGER_MAX);
 }
 
 /* ---- the stream's work ---- */
@@ -237,7 +239,7 @@ static struct shape shape_of(uint64_t longest, uint32_t count)
 		shape.block_y = THREADS / WARP;
 	}
 	shape.grid_x = (count + shape.block_y - 1) / shape.block_y;
-	shape.grid_y = (unsigned int)((longest + shape.chunk - 1) / shape.chunk);
+	shape.grid_y = longest ? (unsigned int)((longest + shape.chunk - 1) / shape.chunk) : 1;
 	return shape;
 }
 
@@ -263,7 +265,7 @@ static int launch_pages(const struct tfd_lane *lane, const struct tfd_entry *ent
 	uint64_t dst = copy->dst + entry->dst_offset;
 	uint64_t table =
 		entry->table_count ? device_address(lane, lane->client->arena_base + entry->table_offset) : 0;
-	uint32_t bit = (uint32_t)(entry->fire_at & 63);
+	uint64_t word = device_address(lane, lane->word);
 	void *parameters[] = {
 		&src,
 		&dst,
@@ -274,7 +276,9 @@ static int launch_pages(const struct tfd_lane *lane, const struct tfd_entry *ent
 		&count,
 		&shape.chunk,
 		&voids,
-		&bit,
+		&word,
+		(void *)&entry->fire_at,
+		(void *)&lane->options.watcher,
 	};
 
 	return launch(lane, lane->options.pages, &shape, parameters);
@@ -293,50 +297,72 @@ static int launch_targets(const struct tfd_lane *lane, const struct tfd_entry *e
                           const struct tfd_copy *copy, uint64_t voids)
 {
 	const void *targets = lane->client->arena_base + entry->table_offset;
-	uint64_t longest = longest_of(targets, entry->table_count);
-	struct shape shape = shape_of(longest, entry->table_count);
+	struct shape shape = shape_of(longest_of(targets, entry->table_count), entry->table_count);
 	uint64_t src = copy->src;
 	uint64_t table = device_address(lane, targets);
 	/* behind the targets, as tfd_client_table_fill has it */
 	uint64_t places = table + (uint64_t)entry->table_count * sizeof(struct tfd_target);
 	uint32_t count = entry->table_count;
-	uint32_t bit = (uint32_t)(entry->fire_at & 63);
-	void *parameters[] = { &src, &table, &places, &count, &shape.chunk, &voids, &bit };
+	uint64_t word = device_address(lane, lane->word);
+	void *parameters[] = {
+		&src,
+		&table,
+		&places,
+		&count,
+		&shape.chunk,
+		&voids,
+		&word,
+		(void *)&entry->fire_at,
+		(void *)&lane->options.watcher,
+	};
 
-	return !longest ? 0 : launch(lane, lane->options.targets, &shape, parameters);
+	return launch(lane, lane->options.targets, &shape, parameters);
 }
 
+static int word_write(const struct tfd_lane *lane, const struct tfd_entry *entry)
+{
+	return ((value_fn)lane->options.driver.write_value)(
+		lane->options.stream, device_address(lane, lane->word), entry->fire_at, 0);
+}
+
+static int memcpy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry,
+                          const struct tfd_copy *copy)
+{
+	int result = ((memcpy_fn)lane->options.driver.memcpy_dtod_async)(copy->dst + entry->dst_offset,
+	                                                                 copy->src + entry->src_offset,
+	                                                                 entry->length, lane->options.stream);
+
+	return result ? result : word_write(lane, entry);
+}
+
+/* Kernels store the word themselves. */
 static int copy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry,
                         const struct tfd_copy *copy)
 {
 	uint64_t voids = copy->trigger ? device_address(lane, lane->voids) : 0;
-	bool paged = entry->op == TFD_OP_WRITE_PAGES;
+	bool listed = entry->op != TFD_OP_WRITE;
 
+	if (listed && !entry->table_count)
+		return word_write(lane, entry);
 	if (entry->op == TFD_OP_SCATTER)
-		return entry->table_count ? launch_targets(lane, entry, copy, voids) : 0;
-	if (!entry->length || (paged && !entry->table_count))
-		return 0;
-	if (!paged && !copy->trigger && entry->length >= TFD_LANE_MEMCPY_MIN)
-		return ((memcpy_fn)lane->options.driver.memcpy_dtod_async)(
-			copy->dst + entry->dst_offset, copy->src + entry->src_offset, entry->length,
-			lane->options.stream);
+		return launch_targets(lane, entry, copy, voids);
+	if (!entry->length)
+		return word_write(lane, entry);
+	if (!listed && !copy->trigger && entry->length >= TFD_LANE_MEMCPY_MIN)
+		return memcpy_enqueue(lane, entry, copy);
 	return launch_pages(lane, entry, copy, voids);
 }
 
 static int enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
 {
-	const struct tfd_cuda_driver *driver = &lane->options.driver;
 	bool pushed;
 	int result = enter(lane, &pushed);
 
 	if (!result && copy->trigger)
-		result = ((value_fn)driver->wait_value)(lane->options.stream, copy->trigger, copy->trigger_at,
-		                                        0 /* GEQ */);
+		result = ((value_fn)lane->options.driver.wait_value)(lane->options.stream, copy->trigger,
+		                                                     copy->trigger_at, 0 /* GEQ */);
 	if (!result)
 		result = copy_enqueue(lane, entry, copy);
-	if (!result)
-		result = ((value_fn)driver->write_value)(lane->options.stream,
-		                                         device_address(lane, lane->word), entry->fire_at, 0);
 	leave(lane, pushed);
 	return result;
 }
@@ -408,7 +434,8 @@ int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct t
 	uint64_t deadline = tfd_client_deadline(timeout_ns);
 	int rc;
 
-	if (copy->trigger && (!lane->voids || copy->trigger_slot >= lane->client->watcher_count))
+	if (copy->trigger && (!lane->voids || copy->trigger_slot >= lane->client->watcher_count ||
+	                      copy->trigger_at > TFD_LANE_TRIGGER_MAX))
 		return -EINVAL;
 	rc = tfd_client_room_wait(lane->client, try_room, lane, timeout_ns);
 	if (rc)

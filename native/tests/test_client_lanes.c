@@ -24,7 +24,7 @@ static struct {
 	void *function;
 	unsigned int grid_x, grid_y, block_x, block_y;
 	uint64_t src, dst, bytes, chunk, voids, table;
-	uint32_t count, bit;
+	uint32_t count, slot;
 	uint64_t word, value, awaited, awaited_value;
 } driver;
 
@@ -50,13 +50,16 @@ static int launch(void *function, unsigned int grid_x, unsigned int grid_y, unsi
 		driver.count = *(uint32_t *)parameters[6];
 		driver.chunk = *(uint64_t *)parameters[7];
 		driver.voids = *(uint64_t *)parameters[8];
-		driver.bit = *(uint32_t *)parameters[9];
 	} else {
 		CHECK(function == TARGETS);
 		driver.table = *(uint64_t *)parameters[1];
 		driver.dst = *(uint64_t *)parameters[2]; /* the places */
 		driver.count = *(uint32_t *)parameters[3];
+		parameters -= 3; /* from here on they have the same */
 	}
+	driver.word = *(uint64_t *)parameters[9];
+	driver.value = *(uint64_t *)parameters[10];
+	driver.slot = *(uint32_t *)parameters[11];
 	return 0;
 }
 
@@ -207,12 +210,13 @@ static void test_a_write_is_published_and_enqueued(void)
 	CHECK(driver.bytes == 4096 && driver.count == 1 && !driver.table && !driver.voids);
 	CHECK(driver.value == 1 && driver.word == SEGMENT + world.fake.header->watcher_offset +
 	                                                  world.watcher * sizeof(struct tfd_watcher));
+	CHECK(driver.slot == world.watcher && !driver.writes); /* by the kernel itself */
 	CHECK(driver.pushes == 1 && !driver.current);
 	driver.current = CONTEXT; /* where it is current already nothing is pushed */
 	CHECK(copy(&world, &large, NULL, &with, 0) == 0);
 	CHECK(driver.copies == 1 && driver.launches == 1 && driver.value == 2 && driver.pushes == 1);
 	CHECK(copy(&world, &none, NULL, &with, 0) == 0);
-	CHECK(driver.copies == 1 && driver.launches == 1 && driver.writes == 3);
+	CHECK(driver.copies == 1 && driver.launches == 1 && driver.value == 3 && driver.writes == 2);
 	CHECK(tfd_lane_last(world.lane) == 3 && tfd_lane_pending(world.lane) == 3);
 	pass(&world, 3);
 	CHECK(tfd_lane_pending(world.lane) == 0 && tfd_lane_through(world.lane) == 0);
@@ -268,7 +272,7 @@ static void test_room_is_the_lanes(void)
 	CHECK(copy(&world, &entries[1], NULL, &with, 0) == 0);
 	CHECK(copy(&world, &entries[2], NULL, &with, 0) == -EAGAIN);
 	CHECK(copy(&world, &entries[2], NULL, &with, 1000000) == -ETIMEDOUT);
-	CHECK(world.fake.ring->tail == 2 && driver.writes == 2);
+	CHECK(world.fake.ring->tail == 2 && driver.launches == 2);
 	pass(&world, 1);
 	CHECK(copy(&world, &entries[2], NULL, &with, 0) == 0 && entries[2].fire_at == 3);
 	world_fini(&world);
@@ -353,7 +357,7 @@ static void test_an_armed_copy_is_void_once_its_job_has_ended(void)
 	CHECK(driver.waits == 1 && driver.awaited == 0x9000 && driver.awaited_value == 5);
 	CHECK(driver.voids ==
 	      SEGMENT + world.fake.header->watcher_offset + world.voids * sizeof(struct tfd_watcher));
-	CHECK(copy(&world, &other, NULL, &with, 0) == 0 && driver.bit == 2);
+	CHECK(copy(&world, &other, NULL, &with, 0) == 0 && driver.value == 2);
 	end(&world, &one, TFD_JOB_CANCELLED);
 	CHECK(tfd_lane_settle(world.lane, 2) == -EAGAIN); /* of the other nobody knows */
 	CHECK(*voids == 1ull << 1);
@@ -376,7 +380,10 @@ static void test_an_armed_copy_is_void_once_its_job_has_ended(void)
 	}
 	CHECK(one.fire_at == 65 && !(*voids & 1ull << 1));
 	tfd_lane_release(world.client, world.trigger);
-	CHECK(*trigger == UINT64_MAX);
+	CHECK((int64_t)(*trigger - 5) >= 0 &&
+	      (int64_t)(*trigger - TFD_LANE_TRIGGER_MAX) >= 0); /* as a stream compares */
+	with.trigger_at = TFD_LANE_TRIGGER_MAX + 1;
+	CHECK(copy(&world, &one, NULL, &with, 0) == -EINVAL);
 	world_fini(&world);
 }
 
@@ -390,7 +397,7 @@ static void test_a_refusal_closes_the_lane(void)
 	world_init(&world, 8, false);
 	CHECK(copy(&world, &good, NULL, &with, 0) == 0);
 	driver.refuse = REFUSED;
-	CHECK(copy(&world, &bad, NULL, &with, 0) == -EIO && bad.job_id && driver.writes == 1);
+	CHECK(copy(&world, &bad, NULL, &with, 0) == -EIO && bad.job_id && driver.launches == 1);
 	CHECK(tfd_lane_refused(world.lane, &refused) == REFUSED && refused == bad.job_id);
 	CHECK(tfd_lane_write(world.lane, 1, 2, 3, 4, 5, 6, 7, 0, 8, 9, 0) == -ENODEV);
 	driver.refuse = 0;

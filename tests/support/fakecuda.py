@@ -34,6 +34,7 @@ ILLEGAL_ADDRESS = 700
 CUBIN = b"\x7fELF of no device"
 SHM = "/dev/shm"
 CHUNK = 2 << 20
+SIGN = 1 << 63
 POLL_S = 0.0001
 PROT, SHARED, FIXED, PRIVATE_RESERVE = 3, 1, 0x10, 0x4022
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -233,7 +234,10 @@ class FakeCuda:
         return 0
 
     def _value_wait(self, stream: Stream, address: int, value: int) -> None:
-        while word(address).value < value and not self._stopped and not self._lost(stream):
+        # CU_STREAM_WAIT_VALUE_GEQ: (int64_t)(word - value) >= 0
+        while (
+            word(address).value - value & SIGN and not self._stopped and not self._lost(stream)
+        ):
             time.sleep(POLL_S)
 
     # ---- the calls, without their prefix and suffix ----
@@ -493,8 +497,8 @@ class FakeCuda:
         self.launches.append((name, tuple(shape)))
         cells = ctypes.cast(parameters, ctypes.POINTER(c_void_p))
         shapes: dict[str, list[Any]] = {
-            "tfd_pages": [c_uint64] * 6 + [c_uint32, c_uint64, c_uint64, c_uint32],
-            "tfd_targets": [c_uint64] * 3 + [c_uint32, c_uint64, c_uint64, c_uint32],
+            "tfd_pages": [*[c_uint64] * 6, c_uint32, *[c_uint64] * 4, c_uint32],
+            "tfd_targets": [*[c_uint64] * 3, c_uint32, *[c_uint64] * 4, c_uint32],
             "tfd_bump": [c_uint64] * 2,
         }
         values = [kind.from_address(cells[i] or 0).value for i, kind in enumerate(shapes[name])]
@@ -507,31 +511,30 @@ class FakeCuda:
         return self._enqueue(stream or 0, lambda: work(*values))
 
 
-def _is_void(voids: int, bit: int) -> bool:
-    return bool(voids and word(voids).value >> bit & 1)
+def _is_void(voids: int, value: int) -> bool:
+    return bool(voids and word(voids).value >> (value & 63) & 1)
 
 
 def _pages(
     src: int, dst: int, src_stride: int, dst_stride: int, size: int, table: int, count: int,
-    chunk: int, voids: int, bit: int,
+    chunk: int, voids: int, told: int, value: int, slot: int,
 ) -> None:  # fmt: skip
-    if _is_void(voids, bit):
-        return
     pages = (c_uint32 * (2 * count)).from_address(table) if table else (0, 0)
-    for i in range(count):
+    for i in range(0 if _is_void(voids, value) else count):
         ctypes.memmove(dst + pages[2 * i + 1] * dst_stride, src + pages[2 * i] * src_stride, size)
+    word(told).value = value
 
 
 def _targets(
-    src: int, table: int, places: int, count: int, chunk: int, voids: int, bit: int
-) -> None:
-    if _is_void(voids, bit):
-        return
+    src: int, table: int, places: int, count: int, chunk: int, voids: int, told: int, value: int,
+    slot: int,
+) -> None:  # fmt: skip
     numbers = (c_uint64 * (4 * count)).from_address(table)
     at = (c_uint64 * count).from_address(places)
-    for i in range(count):
+    for i in range(0 if _is_void(voids, value) else count):
         _, src_offset, dst_offset, length = numbers[4 * i : 4 * i + 4]
         ctypes.memmove(at[i] + dst_offset, src + src_offset, length)
+    word(told).value = value
 
 
 def _bump(address: int, n: int) -> None:

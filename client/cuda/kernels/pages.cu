@@ -4,15 +4,20 @@
 // watcher for CUDA graphs. Compiled by NVRTC on first use, without any header.
 //
 // A block is (threads of a piece, pieces): 256 threads of one piece, or 8 warps with a small piece each. Along y a grid has the chunks of a
-// piece. Tables are read from mapped host memory: 8 bytes a page, by every thread of a piece at once.
+// piece. Tables are read from mapped host memory, where each read crosses PCIe: one thread of a piece reads for all.
+//
+// The last block that is through stores the lane's word, so that nothing has to follow on the stream. Each block arrives by an atomic of GPU
+// scope that releases what its threads wrote (ordered before it by the block's barrier), the last one acquires all of that by its own, and
+// releases it with the word at system scope; releases are cumulative (PTX ISA, Memory Consistency Model, Release and Acquire Patterns;
+// Causality Order).
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-struct page { // struct tfd_page
-	u32 src;
-	u32 dst;
-};
+#define THREADS 256
+#define RESIDENT 8 // blocks of a multiprocessor: as many threads as it has, and few registers beside what an application computes
+#define PIECES 8   // of a block
+#define SLOTS 4096 // TFD_LANE_SLOTS of transferd/lane.h
 
 struct target { // struct tfd_target
 	u64 grant;
@@ -21,54 +26,69 @@ struct target { // struct tfd_target
 	u64 length;
 };
 
+// Blocks that are through of the launch that runs on a lane; by the slot of its watcher. 0 between launches.
+static __device__ u64 arrived[SLOTS];
+
+static __device__ bool is_first()
+{
+	return !(threadIdx.x | threadIdx.y);
+}
+
 // A copy whose job has ended before its trigger was reached. Its bit was set before; the host's word is never cached.
-static __device__ bool is_void(const u64 *voids, u32 bit)
+static __device__ bool is_void(const u64 *voids, u64 value)
 {
-	return voids && (*(const volatile u64 *)voids >> bit & 1);
+	return voids && (*(const volatile u64 *)voids >> (value & 63) & 1);
 }
 
-template <typename T>
-static __device__ void copy_by(char *to, const char *from, u64 bytes)
+// At the end of every block.
+static __device__ void tell(u64 *word, u64 value, u32 slot)
 {
-	const T *a = (const T *)from;
-	T *b = (T *)to;
-	const u64 count = bytes / sizeof(T);
-	const u64 step = blockDim.x;
-	u64 i = threadIdx.x;
+	const u64 blocks = (u64)gridDim.x * gridDim.y;
+	u64 before;
 
-	// Four loads under way for each thread: what hides the latency of a far GPU's memory.
-	for (; i + 3 * step < count; i += 4 * step) {
-		const T v0 = a[i], v1 = a[i + step], v2 = a[i + 2 * step], v3 = a[i + 3 * step];
-
-		b[i] = v0;
-		b[i + step] = v1;
-		b[i + 2 * step] = v2;
-		b[i + 3 * step] = v3;
+	__syncthreads();
+	if (!is_first())
+		return;
+	if (blocks > 1) {
+		asm volatile("atom.acq_rel.gpu.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(&arrived[slot]) : "memory");
+		if (before != blocks - 1)
+			return;
+		arrived[slot] = 0; // the lane's next launch begins after this one has ended
 	}
-	for (; i < count; i += step)
-		b[i] = a[i];
+	asm volatile("st.release.sys.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
 
-// The bytes in front of a boundary of `unit`, then units, then what is left.
+// One load under way for each thread, and as many threads as there are registers for: that hides the latency as well as several loads of
+// fewer threads do, and a block finds room beside an application's, whose registers are many.
 template <typename T>
-static __device__ void copy_aligned(char *to, const char *from, u64 bytes)
+static __device__ void copy_by(char *to, const char *from, u32 bytes)
 {
-	const u64 unit = sizeof(T);
-	u64 head = (unit - ((u64)to & (unit - 1))) & (unit - 1);
+	const u32 step = blockDim.x * sizeof(T);
 
-	if (head > bytes)
-		head = bytes;
-	copy_by<char>(to, from, head);
-	to += head;
-	from += head;
-	bytes -= head;
-	copy_by<T>(to, from, bytes);
-	copy_by<char>(to + bytes / unit * unit, from + bytes / unit * unit, bytes % unit);
+#pragma unroll 1
+	for (u32 at = threadIdx.x * sizeof(T); at < bytes; at += step)
+		*(T *)(to + at) = *(const T *)(from + at);
 }
 
-static __device__ void copy(char *to, const char *from, u64 bytes)
+// The bytes in front of a boundary of T, then Ts, then what is left.
+template <typename T>
+static __device__ void copy_aligned(char *to, const char *from, u32 bytes)
 {
-	const u64 apart = (u64)to ^ (u64)from;
+	const u32 unit = sizeof(T);
+	const u32 before = (u32)(0 - (u64)to) & (unit - 1);
+	const u32 head = before < bytes ? before : bytes;
+	const u32 whole = (bytes - head) & ~(unit - 1);
+
+	if (head)
+		copy_by<char>(to, from, head);
+	copy_by<T>(to + head, from + head, whole);
+	if (head + whole < bytes)
+		copy_by<char>(to + head + whole, from + head + whole, bytes - head - whole);
+}
+
+static __device__ void copy(char *to, const char *from, u32 bytes)
+{
+	const u32 apart = (u32)(u64)to ^ (u32)(u64)from;
 
 	if (!(apart & 15))
 		copy_aligned<uint4>(to, from, bytes);
@@ -78,37 +98,55 @@ static __device__ void copy(char *to, const char *from, u64 bytes)
 		copy_by<char>(to, from, bytes);
 }
 
-static __device__ void copy_chunk(char *to, const char *from, u64 bytes, u64 chunk)
+// A chunk is below 2^31 bytes (chunk_of in lane.c).
+static __device__ void copy_chunk(u64 to, u64 from, u64 bytes, u64 chunk)
 {
 	const u64 first = (u64)blockIdx.y * chunk;
 
 	if (first < bytes)
-		copy(to + first, from + first, bytes - first < chunk ? bytes - first : chunk);
+		copy((char *)(to + first), (const char *)(from + first), (u32)(bytes - first < chunk ? bytes - first : chunk));
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-tfd_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, const page *table, u32 count, u64 chunk,
-          const u64 *voids, u32 bit)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+tfd_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, const uint2 *table, u32 count, u64 chunk,
+          const u64 *voids, u64 *word, u64 value, u32 slot)
 {
+	__shared__ uint2 entries[PIECES]; // struct tfd_page: of the source, of the destination
+	__shared__ bool ended;
 	const u32 i = blockIdx.x * blockDim.y + threadIdx.y;
-	page at = { 0, 0 };
 
-	if (i >= count || is_void(voids, bit))
-		return;
-	if (table)
-		at = table[i];
-	copy_chunk((char *)(dst + at.dst * dst_stride), (const char *)(src + at.src * src_stride), bytes, chunk);
+	if (!threadIdx.x)
+		entries[threadIdx.y] = table && i < count ? table[i] : uint2{ 0, 0 };
+	if (is_first())
+		ended = is_void(voids, value);
+	__syncthreads();
+	if (i < count && !ended) {
+		const uint2 at = entries[threadIdx.y];
+
+		copy_chunk(dst + at.y * dst_stride, src + at.x * src_stride, bytes, chunk);
+	}
+	tell(word, value, slot);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chunk, const u64 *voids, u32 bit)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chunk, const u64 *voids, u64 *word,
+            u64 value, u32 slot)
 {
+	__shared__ u64 from[PIECES], to[PIECES], bytes[PIECES];
+	__shared__ bool ended;
 	const u32 i = blockIdx.x * blockDim.y + threadIdx.y;
 
-	if (i >= count || is_void(voids, bit))
-		return;
-	copy_chunk((char *)(places[i] + table[i].dst_offset), (const char *)(src + table[i].src_offset),
-	           table[i].length, chunk);
+	if (!threadIdx.x && i < count) {
+		from[threadIdx.y] = src + table[i].src_offset;
+		to[threadIdx.y] = places[i] + table[i].dst_offset;
+		bytes[threadIdx.y] = table[i].length;
+	}
+	if (is_first())
+		ended = is_void(voids, value);
+	__syncthreads();
+	if (i < count && !ended)
+		copy_chunk(to[threadIdx.y], from[threadIdx.y], bytes[threadIdx.y], chunk);
+	tell(word, value, slot);
 }
 
 // One thread. A word has one writer, so that reading and writing it need not be one step.

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Copies by a CUDA stream of the client's own: a lane is one stream and one watcher of the session. A copy is a job with TFD_FLAG_COPIED that is
- * armed on the lane's watcher, the work on the stream, and a stream write of the value that the job waits for. A stream is in order and
- * so are the values, so one word tells of all its copies.
+ * armed on the lane's watcher, and work on the stream that ends with a store of the value that the job waits for: by the kernel itself, or a
+ * stream write. A stream is in order and so are the values, so one word tells of all its copies.
  *
  * No header and no symbol of CUDA's is needed: the caller finds the driver's entry points. Any thread may call any function; a lane is
  * freed with its client.
@@ -32,13 +32,16 @@ struct tfd_lane_options {
 	void *pages;   /* CUfunction tfd_pages of client/cuda/kernels/pages.cu */
 	void *targets; /* CUfunction tfd_targets */
 	uint64_t segment; /* device address of the segment's first byte */
-	uint32_t watcher; /* of tfd_client_watcher_open, for this lane alone */
+	uint32_t watcher; /* of tfd_client_watcher_open, for this lane alone; below TFD_LANE_SLOTS */
 	uint32_t voids;   /* another one, for a lane of armed copies; else TFD_LANE_NO_VOIDS */
 	uint32_t copies_max; /* enqueued at once; at most TFD_LANE_VOIDS_MAX with voids */
 };
 
 #define TFD_LANE_NO_VOIDS 0xffffffffu
+#define TFD_LANE_SLOTS 4096u /* of client/cuda/kernels/pages.cu; a daemon gives no more watchers */
 #define TFD_LANE_VOIDS_MAX 64u
+/* A stream compares words as signed differences (CU_STREAM_WAIT_VALUE_GEQ), so what it waits for is at most this. */
+#define TFD_LANE_TRIGGER_MAX (UINT64_MAX >> 1)
 /* Writes of this size and more are one cuMemcpyDtoDAsync; smaller ones one kernel. */
 #define TFD_LANE_MEMCPY_MIN (1u << 20)
 
@@ -51,7 +54,7 @@ struct tfd_copy {
 		dst; /* write, pages: of the grant's first byte, as this process has it mapped; scatter: in the table */
 	/* An armed copy waits for a word; lanes with voids only. */
 	uint64_t trigger; /* device address; 0: it starts at once */
-	uint64_t trigger_at;
+	uint64_t trigger_at; /* at most TFD_LANE_TRIGGER_MAX; else -EINVAL */
 	uint32_t trigger_slot; /* its watcher */
 	uint32_t _pad;
 };
@@ -92,8 +95,8 @@ int tfd_lane_through(struct tfd_lane *lane);
 /* Its stream's work is over for good, done or not: the context has failed, or is gone. */
 void tfd_lane_fail(struct tfd_lane *lane);
 /*
- * Lets the streams through that wait for a watcher whose jobs have ended (TFD_OP_DISARM) and are settled: its word takes its highest
- * value. Before tfd_client_watcher_close.
+ * Lets the streams through that wait for a watcher whose jobs have ended (TFD_OP_DISARM) and are settled: its word becomes
+ * TFD_LANE_TRIGGER_MAX. Before tfd_client_watcher_close.
  */
 void tfd_lane_release(struct tfd_client *client, uint32_t slot);
 
