@@ -25,6 +25,7 @@ UUID_BYTES = 16
 
 NOT_READY = 600
 INVALID_VALUE = 1
+INVALID_CONTEXT = 201
 PEER_ACCESS_ALREADY_ENABLED = 704
 
 MEMORY_HOST = 1
@@ -33,6 +34,7 @@ MEMORY_DEVICE = 2
 # CUpointer_attribute
 _MEMORY_TYPE, _SYNC_MEMOPS, _BUFFER_ID, _IS_MANAGED = 2, 6, 7, 8
 _DEVICE_ORDINAL, _IS_LEGACY_IPC = 9, 10
+_OF_POINTERS = (_MEMORY_TYPE, _DEVICE_ORDINAL, _BUFFER_ID, _IS_LEGACY_IPC, _IS_MANAGED)
 # CUdevice_attribute
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR, _FLUSH_OPTIONS, _WRITES_ORDERING = 75, 76, 117, 118
 _POSIX_FD = 1  # CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
@@ -42,6 +44,7 @@ _READ_WRITE = 3
 _NON_BLOCKING = 1
 _LAZY_PEER_ACCESS = 1
 _PORTABLE_DEVICEMAP = 3
+_CAPTURE_MODE_RELAXED = 2
 
 _int, _ptr, _u64, _size, _out = c_int, c_void_p, c_uint64, c_size_t, POINTER
 _CALLS: dict[str, tuple[Any, ...]] = {
@@ -60,6 +63,7 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "cuCtxEnablePeerAccess": (_ptr, c_uint),
     "cuCtxGetStreamPriorityRange": (_out(c_int), _out(c_int)),
     "cuPointerGetAttribute": (_ptr, c_int, _u64),
+    "cuPointerGetAttributes": (c_uint, _out(c_int), _out(c_void_p), _u64),
     "cuPointerSetAttribute": (_ptr, c_int, _u64),
     "cuMemGetAddressRange_v2": (_out(c_uint64), _out(c_size_t), _u64),
     "cuMemGetHandleForAddressRange": (_ptr, _u64, _size, c_int, _u64),
@@ -84,6 +88,7 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "cuStreamGetCtx": (_ptr, _out(c_void_p)),
     "cuStreamGetId": (_ptr, _out(c_uint64)),
     "cuStreamIsCapturing": (_ptr, _out(c_int)),
+    "cuThreadExchangeStreamCaptureMode": (_out(c_int),),
     "cuStreamWaitValue64_v2": (_ptr, _u64, _u64, c_uint),
     "cuStreamWriteValue64_v2": (_ptr, _u64, _u64, c_uint),
     "cuModuleLoadData": (_out(c_void_p), c_char_p),
@@ -91,6 +96,8 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "cuModuleGetFunction": (_out(c_void_p), _ptr, c_char_p),
     "cuLaunchKernel": (_ptr, *[c_uint] * 7, _ptr, _ptr, _ptr),
 }
+# Of drivers that are new enough: without it a kernel is loaded by its first launch.
+_OPTIONAL: dict[str, tuple[Any, ...]] = {"cuFuncLoad": (_ptr,)}  # CUDA 12.4
 # Fields of struct tfd_cuda_driver.
 ENTRY_POINTS = {
     "launch_kernel": "cuLaunchKernel",
@@ -167,6 +174,12 @@ class Driver:
             function.argtypes = arguments
             function.restype = c_int
             self._functions[name] = function
+        for name, arguments in _OPTIONAL.items():
+            function = getattr(library, name, None)
+            if function is not None:
+                function.argtypes = arguments
+                function.restype = c_int
+                self._functions[name] = function
         self._call("cuInit", 0)
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -255,29 +268,34 @@ class Driver:
 
     def pointer(self, address: int) -> Pointer | None:
         """Tells what an address is; None: the driver does not know it, so it is plain memory."""
-        memory_type = c_uint()
-        result = self._functions["cuPointerGetAttribute"](
-            ctypes.addressof(memory_type), _MEMORY_TYPE, address
+        count = len(_OF_POINTERS)
+        found = (c_uint64 * count)()
+        at = ctypes.addressof(found)
+        places = (c_void_p * count)(*(at + 8 * i for i in range(count)))
+        result = self._functions["cuPointerGetAttributes"](
+            count, (c_int * count)(*_OF_POINTERS), places, address
         )
-        if result == INVALID_VALUE:
+        # It succeeds with zeros for what is nobody's; with an error for what is no context's.
+        if result in (INVALID_VALUE, INVALID_CONTEXT):
             return None
         if result:
-            raise self.error("cuPointerGetAttribute", result)
+            raise self.error("cuPointerGetAttributes", result)
+        memory_type, device, buffer_id, legacy_ipc, managed = found
+        if not memory_type:
+            return None
         return Pointer(
-            memory_type.value,
-            self._pointer_attribute(c_int(), _DEVICE_ORDINAL, address),
-            self._pointer_attribute(c_uint64(), _BUFFER_ID, address),
-            bool(self._pointer_attribute(c_uint(), _IS_LEGACY_IPC, address) & 0xFF),
-            bool(self._pointer_attribute(c_uint(), _IS_MANAGED, address) & 0xFF),
+            memory_type & 0xFFFFFFFF,
+            device & 0xFFFFFFFF,
+            buffer_id,
+            bool(legacy_ipc & 0xFF),
+            bool(managed & 0xFF),
         )
 
     def buffer_id(self, address: int) -> int:
         """Tells the buffer id alone."""
-        return self._pointer_attribute(c_uint64(), _BUFFER_ID, address)
-
-    def _pointer_attribute(self, out: Any, attribute: int, address: int) -> int:
-        self._call("cuPointerGetAttribute", ctypes.addressof(out), attribute, address)
-        return int(out.value)
+        out = c_uint64()
+        self._call("cuPointerGetAttribute", ctypes.addressof(out), _BUFFER_ID, address)
+        return out.value
 
     def sync_memops_set(self, address: int) -> None:
         """Has synchronous copies of an allocation be so for other devices too."""
@@ -397,6 +415,14 @@ class Driver:
         self._call("cuStreamIsCapturing", stream, byref(out))
         return bool(out.value)
 
+    def captures_disregard(self) -> None:
+        """Lets this thread call what would spoil a CUDA graph that another thread captures.
+
+        That is so for calls on streams and memory that no capture has to do with, as all of ours.
+        """
+        mode = c_int(_CAPTURE_MODE_RELAXED)
+        self._functions["cuThreadExchangeStreamCaptureMode"](byref(mode))
+
     def wait_value(self, stream: int, address: int, value: int) -> None:
         """Has a stream wait until a word is at least a value."""
         self._call("cuStreamWaitValue64_v2", stream, address, value, 0)
@@ -412,8 +438,16 @@ class Driver:
         self._call("cuModuleUnload", module)
 
     def function(self, module: int, name: str) -> int:
-        """Finds a kernel."""
-        return self._get(c_void_p, "cuModuleGetFunction", module, name.encode())
+        """Finds a kernel, and loads it.
+
+        With lazy loading the first launch would, for which the driver may wait for all streams of
+        the context: for ever, if one of them waits for what that kernel does (CUDA C++ Programming
+        Guide, Lazy Loading, Concurrent Execution).
+        """
+        function = self._get(c_void_p, "cuModuleGetFunction", module, name.encode())
+        if "cuFuncLoad" in self._functions:
+            self._functions["cuFuncLoad"](function)  # if it fails the launch tells
+        return function
 
     def launch(self, function: int, stream: int, arguments: Sequence[Any]) -> None:
         """Launches one thread of a kernel; the arguments are ctypes values."""

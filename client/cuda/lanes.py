@@ -248,6 +248,7 @@ class Lanes:
 
     def _run(self) -> None:
         """Finds contexts that have failed, whose streams would never write their words."""
+        self._gpu.driver.captures_disregard()
         while True:
             with self._lock:
                 while self._idle and not self._stop:
@@ -312,11 +313,14 @@ class Lanes:
                     errors.Unavailable
                 ):  # the session is over, and they with it
                     self._gpu.session.job_cancel(job_id)
+        end = time.monotonic() + timeout_s
         self.until(
             lambda: all(not lib.tfd_lane_settle(x.native, x.last) for x in waiting), timeout_s
         )
         lib.tfd_lane_release(self._gpu.session.client, slot)
-        self.until(lambda: not any(lane.pending for lane in waiting), timeout_s)
+        self.until(
+            lambda: not any(lane.pending for lane in waiting), max(0.0, end - time.monotonic())
+        )
 
     def close(self, timeout_s: float) -> bool:
         """Ends all work; tells whether all streams are through. Nothing is enqueued any more."""
@@ -326,9 +330,9 @@ class Lanes:
         if self._guard is not None:
             self._guard.join()
         lanes = self.all()
-        for slot in {lane.trigger_slot for lane in lanes if lane.armed}:
-            self.release(slot, timeout_s)
         end = time.monotonic() + timeout_s
+        for slot in {lane.trigger_slot for lane in lanes if lane.armed}:
+            self.release(slot, max(0.0, end - time.monotonic()))
         quiet = False
         while not quiet and time.monotonic() < end:
             quiet = self.until(lambda: not any(lane.pending for lane in lanes), GUARD_S)

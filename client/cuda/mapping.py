@@ -298,7 +298,11 @@ class Mappings:
             mapped.revoked = True
             self._forget(mapped)
             if self._revokers is None:
-                self._revokers = ThreadPoolExecutor(REVOKERS, thread_name_prefix="transferd-unmap")
+                self._revokers = ThreadPoolExecutor(
+                    REVOKERS,
+                    thread_name_prefix="transferd-unmap",
+                    initializer=self._driver.captures_disregard,
+                )
             if not mapped._pins:
                 self._revokers.submit(self._give_back, mapped)
 

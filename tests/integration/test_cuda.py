@@ -458,7 +458,7 @@ def test_warming_up(
     assert sender.write(region[0:64], grant.descriptor, imm=1).wait(WAIT_S) is OK
     assert set(cuda.calls) <= {
         "cuCtxGetCurrent", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuLaunchKernel",
-        "cuStreamWriteValue64_v2", "cuStreamQuery",
+        "cuThreadExchangeStreamCaptureMode", "cuStreamQuery",
     }  # fmt: skip
 
 

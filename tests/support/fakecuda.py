@@ -101,7 +101,7 @@ class FakeCuda:
         self._lock = threading.RLock()
         self._stopped = False
         self.pages = self.targets = self.bumps = 0
-        for name, arguments in drivers._CALLS.items():
+        for name, arguments in (drivers._CALLS | drivers._OPTIONAL).items():
             made = ctypes.CFUNCTYPE(c_int, *arguments)(self._wrapped(name))
             setattr(self, name, made)
 
@@ -235,9 +235,7 @@ class FakeCuda:
 
     def _value_wait(self, stream: Stream, address: int, value: int) -> None:
         # CU_STREAM_WAIT_VALUE_GEQ: (int64_t)(word - value) >= 0
-        while (
-            word(address).value - value & SIGN and not self._stopped and not self._lost(stream)
-        ):
+        while word(address).value - value & SIGN and not self._stopped and not self._lost(stream):
             time.sleep(POLL_S)
 
     # ---- the calls, without their prefix and suffix ----
@@ -312,6 +310,11 @@ class FakeCuda:
         }[attribute]
         c_uint32.from_address(out).value = value
         return 0
+
+    def do_cuPointerGetAttributes(self, count: int, kinds: Any, out: Any, address: int) -> None:
+        if self.find(address) is not None:
+            for i in range(count):
+                self.do_cuPointerGetAttribute(out[i], kinds[i], address)
 
     def do_cuPointerSetAttribute(self, value: int, attribute: int, address: int) -> int:
         return 0 if self.find(address) else INVALID_VALUE
@@ -467,6 +470,9 @@ class FakeCuda:
     def do_cuStreamIsCapturing(self, stream: int, out: Any) -> None:
         out[0] = stream in self.capturing
 
+    def do_cuThreadExchangeStreamCaptureMode(self, mode: Any) -> None:
+        mode[0] = 0
+
     def do_cuStreamWaitValue64_v2(self, stream: int, address: int, value: int, flags: int) -> int:
         found = self.streams.get(stream)
         if found is None:
@@ -490,6 +496,9 @@ class FakeCuda:
         number = next(self._numbers)
         self._functions[number] = name.decode()
         out[0] = number
+
+    def do_cuFuncLoad(self, function: int) -> int:
+        return 0 if function in self._functions else INVALID_VALUE
 
     def do_cuLaunchKernel(self, function: int, *arguments: Any) -> int:
         *shape, _, stream, parameters, _ = arguments
