@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,20 @@ __all__ = ["shared_pair", "show_shared_logs"]
 
 
 HERE = Path(__file__).parent
+TEST_S = 30
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Tells a failure when it happens: of a run that is cut short it is known, too."""
+    if report.failed and report.nodeid.startswith("tests/gpu/"):
+        print(f"\n{report.longreprtext}", file=sys.__stderr__, flush=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU one of our tests stands for all."""
+    """Without a GPU one of our tests stands for all. No test takes longer than its bound."""
     ours = [item for item in items if item.path.parent == HERE]
+    for item in ours:
+        item.add_marker(pytest.mark.timeout(TEST_S, method="signal"))
     if not ours or not (why := gpus.why_not()):
         return
     config.hook.pytest_deselected(items=ours[1:])

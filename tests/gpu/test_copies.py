@@ -19,6 +19,7 @@ from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
     from transferd import Client
 
@@ -152,7 +153,7 @@ def test_map_gives_the_memory(
         with sender.map(peer.descriptor, device=0) as pointer:
             stream = gpu.stream()
             gpu.copy(pointer, source.address, MIB, stream)
-            gpu.sync(stream)
+            gpu.wait(stream)
             assert peer.ask("revoke") == "STILL_MAPPED"
         assert peer.bytes_at(0, MIB) == data
         assert peer.ask("revoke") == "OK"
@@ -186,31 +187,47 @@ def test_between_gpus(gpu: Gpu, sender: Client, receiver: Client, seeded: random
     assert target.read() == data
 
 
-def test_memory_that_cannot_be_registered(gpu: Gpu, sender: Client) -> None:
-    freed = gpu.malloc(MIB)
-    freed.free()
+class Liar:
+    """Host memory that says it is CUDA's."""
 
-    class Liar:
-        """Host memory that says it is CUDA's."""
+    def __init__(self) -> None:
+        self.memory = np.zeros(64)
 
-        memory = np.zeros(64)
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        about = {"shape": (64,), "typestr": "<f8", "version": 3}
+        return {**about, "data": (self.memory.ctypes.data, False)}
 
-        @property
-        def __cuda_array_interface__(self) -> dict[str, Any]:
-            about = {"shape": (64,), "typestr": "<f8", "version": 3}
-            return {**about, "data": (self.memory.ctypes.data, False)}
 
-    for wrong, message in (
+def freed(gpu: Gpu) -> Any:
+    buffer = gpu.malloc(8 * MIB)
+    buffer.free()
+    return buffer
+
+
+def too_long(gpu: Gpu) -> Any:
+    buffer = gpu.malloc(8 * MIB)
+    buffer.length = 64 * MIB
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
         (freed, "freed"),
-        (Liar(), "host memory"),
-        (gpu.pinned(4096), "pinned host memory"),
-    ):
-        with pytest.raises(transferd.InvalidRequest, match=message):
-            sender.register(wrong)
-    small = gpu.malloc(MIB)
-    small.length = 64 * MIB
-    with pytest.raises(transferd.InvalidRequest, match="allocation ends"):
-        sender.register(small)
+        (lambda gpu: Liar(), "host memory"),
+        (lambda gpu: gpu.pinned(4096), "pinned host memory"),
+        (too_long, "allocation ends"),
+    ],
+    ids=["freed", "host", "pinned", "too-long"],
+)
+def test_memory_that_cannot_be_registered(
+    gpu: Gpu, sender: Client, make: Callable[[Gpu], Any], message: str
+) -> None:
+    wrong = make(gpu)
+    print("the driver says", gpu.driver.pointer(wrong.__cuda_array_interface__["data"][0]))
+    with pytest.raises(transferd.InvalidRequest, match=message):
+        sender.register(wrong)
 
 
 def test_torch_and_cupy(gpu: Gpu, sender: Client, receiver: Client) -> None:
@@ -267,4 +284,4 @@ def test_a_client_that_closes_with_copies_under_way(
             client.write(region, grant.descriptor, imm=1)
         watcher = client.watcher()
         client.arm(watcher, 1, Write(src=region[0:64], dst=grant.descriptor, imm=1))
-    gpu.check(gpu.lib.cuCtxSynchronize())
+    gpu.settle()

@@ -67,7 +67,7 @@ def test_armed_copies(gpu: Gpu, sender: Client, receiver: Client, seeded: random
         assert two.cancel(WAIT_S) is CANCELLED
         target.clear()
     eventually(left.done, "its end")
-    gpu.check(gpu.lib.cuCtxSynchronize())  # nothing waits any more
+    gpu.settle()  # nothing waits any more
     assert not any(target.read())
 
 
@@ -90,7 +90,7 @@ def test_a_kernel_starts_a_job_and_another_waits_for_it(
             filling = (source.address, value, 1024, watcher.device_ptr)
             gpu.launch(fill, 1, 256, first, [c_uint64(number) for number in filling])
             assert job.wait(WAIT_S) is OK
-            gpu.sync(second)
+            gpu.wait(second)
             assert int.from_bytes(out.read(0, 4), "little") == value
 
 
@@ -110,7 +110,7 @@ def test_streams_wait_and_bump(gpu: Gpu, sender: Client, receiver: Client, place
             assert not gpu.done(waits)
             watcher.cuda_bump(bumps)
             assert job.wait(WAIT_S) is OK
-            gpu.sync(waits)
+            gpu.wait(waits)
         assert watcher.value == 20
 
 
@@ -153,4 +153,4 @@ def test_a_session_that_ends_lets_its_streams_go(gpu: Gpu, receiver: Client) -> 
     receiver.counter(3).cuda_wait(5, stream)
     assert not gpu.done(stream)
     receiver.close()
-    gpu.sync(stream)
+    gpu.wait(stream)

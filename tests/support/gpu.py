@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from typing import Any
 
@@ -12,7 +13,10 @@ from transferd.client.cuda import driver as drivers
 from transferd.client.cuda import nvrtc
 from transferd.client.errors import TransferdError
 
+from support.waiting import eventually
+
 CHUNK = 2 << 20
+TEST_WAIT_S = 10.0
 
 
 @functools.cache
@@ -91,6 +95,24 @@ class Gpu:
 
     def sync(self, stream: int) -> None:
         self.check(self.lib.cuStreamSynchronize(c_void_p(stream)))
+
+    def wait(self, stream: int) -> None:
+        """As sync, with a bound: a device that hangs is a failure, not the end of a run."""
+        eventually(lambda: self.done(stream), "the stream is through", TEST_WAIT_S)
+
+    def settle(self) -> None:
+        """Waits for all work of the context, with a bound."""
+        results: list[int] = []
+
+        def settle() -> None:
+            with self.driver.entered(self.context):
+                results.append(self.lib.cuCtxSynchronize())
+
+        thread = threading.Thread(target=settle, daemon=True)
+        thread.start()
+        thread.join(TEST_WAIT_S)
+        assert results, f"not within {TEST_WAIT_S:g} s: nothing of the context waits any more"
+        self.check(results[0])
 
     def done(self, stream: int) -> bool:
         return self.driver.stream_result(stream) == 0
