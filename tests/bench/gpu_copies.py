@@ -39,6 +39,13 @@ def rows(run: Run) -> list[Row]:
                     us: functools.partial(flood, here, peer.descriptor, size, count),
                     them: plain_copies(here.gpu, here.source, plain, size, count),
                 }
+                if size <= 32 * MIB:
+                    measured |= {
+                        f"plain copies with a word each, {n} streams": word_copies(
+                            here.gpu, here.source, plain, size, count, n
+                        )
+                        for n in (1, 2)
+                    }
                 for measure in measured.values():
                     measure()
                 found = in_turn(run, measured, run.turns)
@@ -76,6 +83,26 @@ def plain_copies(
         for _ in range(count):
             gpu.copy(target.address, source.address, size, stream)
         gpu.sync(stream)
+        return size * count * 8 / (time.perf_counter() - begin) / 1e9
+
+    return measure
+
+
+def word_copies(
+    gpu: Gpu, source: Buffer, target: Buffer, size: int, count: int, streams: int
+) -> Callable[[], float]:
+    """The same with a store of a word after each, as a job has it, on streams in turn."""
+    taken = [gpu.stream() for _ in range(streams)]
+    words = gpu.pinned(8 * streams)
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        for i in range(count):
+            stream = taken[i % streams]
+            gpu.copy(target.address, source.address, size, stream)
+            gpu.word(words.address + 8 * (i % streams), i, stream)
+        for stream in taken:
+            gpu.sync(stream)
         return size * count * 8 / (time.perf_counter() - begin) / 1e9
 
     return measure

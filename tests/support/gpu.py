@@ -143,6 +143,14 @@ class Gpu:
             )
         )
 
+    def word(self, address: int, value: int, stream: int) -> None:
+        """Enqueues a store of 64 bits."""
+        self.check(
+            self.lib.cuStreamWriteValue64_v2(
+                c_void_p(stream), c_uint64(address), c_uint64(value), c_uint(0)
+            )
+        )
+
     def event(self) -> int:
         out = c_void_p()
         self.check(self.lib.cuEventCreate(byref(out), c_uint(0)))
