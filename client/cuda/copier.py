@@ -27,6 +27,7 @@ _copy = lib.tfd_lane_copy
 _write = lib.tfd_lane_write
 _new = ffi.new
 TRIGGER_MAX = (1 << 63) - 1  # TFD_LANE_TRIGGER_MAX
+NOTHING = contextlib.nullcontext()  # it has no state
 FAULT_GRANT = int(lib.TFD_FAULT_GRANT)
 
 
@@ -73,7 +74,7 @@ class Copier:
             return None  # it cannot be, or its owner takes it back: the daemon tells
         lane, value = None, 0
         # Who arms chooses a lane by what is enqueued on it, so no other may come in between.
-        with self._lanes.arming if request.trigger is not None else contextlib.nullcontext():
+        with self._lanes.arming if request.trigger is not None else NOTHING:
             try:
                 lane = self._lane(request)
                 job_id, value = self._enqueue(request, mapped, lane, timeout_s)
@@ -99,7 +100,7 @@ class Copier:
             TransferdError: As for any job; CudaError: the driver refused.
         """
         mappings = self._mappings
-        lane = self._lanes.known(source.device, priority)
+        lane = self._lanes.known(source.device, priority, length)
         mapped = mappings.known(dst, source.device)
         grant = self._gpu.session.handles.get(dst)
         if (
@@ -179,7 +180,8 @@ class Copier:
                 )
             return self._lanes.of_armed(device, request.trigger.slot, request.trigger.value)
         if request.stream is None:
-            return self._lanes.of(device, request.priority)
+            length = request.length if request.op == OP_WRITE else 0
+            return self._lanes.of(device, request.priority, length)
         stream = to_stream(request.stream)
         driver = self._gpu.driver
         context = self._gpu.context(device)
@@ -205,7 +207,10 @@ class Copier:
         plain = request
         if request.flags & FLAG_EXACT or request.trigger is not None:
             plain = request._replace(flags=request.flags & ~FLAG_EXACT, trigger=None)
-        batch = tables.make([plain], session.handles_of([plain]), session.lengths)
+        known = session.handles
+        if request.op == OP_SCATTER or request.dst not in known:
+            known = session.handles_of([plain])
+        batch = tables.make([plain], known, session.lengths)
         copy = self._struct(request, mapped)
         kept = self._places(request, batch, mapped)
         fault = _new("struct tfd_table_fault *")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lanes: streams that copy, each with a watcher of the session; see native/shm/lane.c.
 
-A lane for each device and priority, so that small jobs do not wait for large ones; one for each
+Two lanes for each device and priority, so that small jobs do not wait for large ones; one for each
 stream of the caller's that is passed as ``stream=``; and some for armed copies, whose streams wait.
 """
 
@@ -31,6 +31,9 @@ ARMED_COPIES_MAX = 16
 # Streams of one priority share 8 queues of the device (CUDA_DEVICE_MAX_CONNECTIONS); one that waits
 # for a word may hold up what shares its queue, so there are few.
 ARMED_LANES_MAX = 4
+# Writes of such sizes take turns on two streams: what lies between two copies on one stream (the
+# store of the word, the next one's start) takes microseconds, in which the other stream copies.
+TURNS_MIN, TURNS_END = int(lib.TFD_LANE_MEMCPY_MIN), 128 << 20
 NO_VOIDS = int(lib.TFD_LANE_NO_VOIDS)
 POLL_S = 0.0005
 GUARD_S = 0.05
@@ -128,7 +131,8 @@ class Lanes:
         self._gpu = gpu
         self.arming = threading.Lock()  # held from choosing a lane to wait until it does
         self._lock = threading.Lock()  # guards what follows
-        self._copying: dict[tuple[int, int], Lane] = {}  # by device and priority
+        self._copying: dict[tuple[int, int, int], Lane] = {}  # by device, priority and turn
+        self._turn = 0  # of the next that takes turns; guarded by nothing: any will do
         self._callers: dict[int, Lane] = {}  # by the stream's number
         self._armed: list[Lane] = []
         self._old: list[Lane] = []  # take no more; their copies may be under way
@@ -139,19 +143,33 @@ class Lanes:
 
     # ---- choosing one ----
 
-    def of(self, device: int, priority: int) -> Lane:
-        """The lane of a device for a priority."""
-        lane = self._copying.get((device, priority))
-        if lane is None:
-            with self._lock:
-                lane = self._copying.get((device, priority))
-                if lane is None:
-                    lane = self._copying[device, priority] = self._make(device, armed=False)
-        return lane
+    def of(self, device: int, priority: int, length: int = 0) -> Lane:
+        """A lane of a device for a priority, and a write of so many bytes."""
+        turns = (0, 1) if TURNS_MIN <= length < TURNS_END else (0,)
+        with self._lock:
+            for turn in turns:
+                if (device, priority, turn) not in self._copying:
+                    first = self._copying.get((device, priority, 0))
+                    self._copying[device, priority, turn] = self._copying_lane(device, first)
+            return self._copying[device, priority, self._take_turn(length)]
 
-    def known(self, device: int, priority: int) -> Lane | None:
+    def _copying_lane(self, device: int, first: Lane | None) -> Lane:
+        try:
+            return self._make(device, armed=False)
+        except errors.QuotaExceeded:  # of watchers: one lane has to do
+            if first is None:
+                raise
+            return first
+
+    def known(self, device: int, priority: int, length: int = 0) -> Lane | None:
         """The same, if it is there."""
-        return self._copying.get((device, priority))
+        return self._copying.get((device, priority, self._take_turn(length)))
+
+    def _take_turn(self, length: int) -> int:
+        if TURNS_MIN <= length < TURNS_END:
+            self._turn = 1 - self._turn
+            return self._turn
+        return 0
 
     def of_caller(self, device: int, stream: int) -> Lane:
         """The lane of a stream of the caller's, which belongs to the device's context."""
@@ -228,7 +246,8 @@ class Lanes:
     def all(self) -> list[Lane]:
         """Lists the lanes."""
         with self._lock:
-            return [*self._copying.values(), *self._callers.values(), *self._armed, *self._old]
+            copying = dict.fromkeys(self._copying.values())
+            return [*copying, *self._callers.values(), *self._armed, *self._old]
 
     # ---- watching over them ----
 

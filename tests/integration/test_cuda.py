@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -251,6 +252,20 @@ def test_armed_copies(
     assert not any(target.view[128:192])  # its stream has gone past it
 
 
+def test_a_copy_waits_for_what_streams_can_compare(
+    cuda: FakeCuda, sender: Client, receiver: Client
+) -> None:
+    region = sender.register(memory(cuda))
+    _, _, grant = granted(receiver, cuda)
+    with sender.watcher() as watcher:
+        copy = Write(src=region[0:64], dst=grant.descriptor, imm=1)
+        with pytest.raises(transferd.InvalidRequest, match=r"2\^63 - 1"):
+            sender.arm(watcher, 1 << 63, copy)
+        job = sender.arm(watcher, (1 << 63) - 1, copy)
+    eventually(job.done, "its end")
+    assert job.status is CANCELLED
+
+
 def test_armed_copies_that_a_device_starts(
     cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
 ) -> None:
@@ -392,6 +407,37 @@ def test_many_in_flight(
     ]  # fmt: skip
     receiver.counter(1).wait(1000, WAIT_S)
     assert {job.wait(WAIT_S) for job in jobs} == {OK}
+
+
+def test_large_writes_take_turns(
+    cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
+) -> None:
+    source = memory(cuda, seeded)
+    region = sender.register(source)
+    target, _, grant = granted(receiver, cuda)
+    lengths = [64, LARGE, LARGE, 64, LARGE]
+    streams = []
+    for length in lengths:
+        assert sender.write(region[0:length], grant.descriptor, imm=1).wait(WAIT_S) is OK
+        streams.append(len(cuda.streams))
+    assert streams == [1, 2, 2, 2, 2]
+    assert cuda.copied == 3
+    assert target.view[0:LARGE] == source.view[0:LARGE]
+
+
+def test_streams_without_a_watcher_left(
+    cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
+) -> None:
+    region = sender.register(memory(cuda, seeded))
+    _, _, grant = granted(receiver, cuda)
+    assert sender.write(region[0:64], grant.descriptor, imm=1).wait(WAIT_S) is OK
+    with contextlib.ExitStack() as taken:
+        with contextlib.suppress(transferd.QuotaExceeded):
+            while True:
+                taken.enter_context(sender.watcher())
+        for _ in range(3):
+            assert sender.write(region[0:LARGE], grant.descriptor, imm=1).wait(WAIT_S) is OK
+    assert len(cuda.streams) == 1
 
 
 def test_a_second_tensor_asks_nobody(cuda: FakeCuda, sender: Client) -> None:
