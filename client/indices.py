@@ -43,7 +43,7 @@ ROW_NUMBERS = 4
 _HOST = (1, 3)  # kDLCPU, kDLCUDAHost: memory that we can read
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # freezing it would double the cost of making one
 class Indices:
     """Indices of pages, or rows of numbers one after the other.
 

@@ -297,6 +297,13 @@ class Session(abc.ABC):
     def table_bytes(self, request: Request) -> int:
         """What its table takes of ``table_limit``."""
 
+    def _check_owners(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if request.trigger is not None:
+                request.trigger.watcher.check(self)
+            if request.launch is not None:
+                request.launch.plan.check(self)
+
     def parts(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         """Cuts a batch into what :meth:`submit_many` takes.
 
@@ -305,12 +312,15 @@ class Session(abc.ABC):
                 Client's; raised before the first part.
             Conflict: A watcher or plan was closed.
         """
-        for request in requests:
-            if request.trigger is not None:
-                request.trigger.watcher.check(self)
-            if request.launch is not None:
-                request.launch.plan.check(self)
-        if any(r.source is not None for r in requests) and len(requests) > 1:
+        self._check_owners(requests)
+        if len(requests) == 1:
+            request = requests[0]
+            listed = request.pages or request.targets or request.rows
+            if listed and self.table_bytes(request) > self.table_limit:
+                raise self.table_too_large(request)
+            yield requests
+            return
+        if any(r.source is not None for r in requests):
             # What a stream copies is submitted by itself.
             for copied, group in itertools.groupby(requests, lambda r: r.source is not None):
                 run = list(group)

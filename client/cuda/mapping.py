@@ -137,8 +137,11 @@ class Mappings:
     def begin(self, used: Iterable[Mapped]) -> bool:
         """Says that a copy is about to be enqueued; False: one of them is being taken back."""
         with self._lock:
-            if self._closed or any(mapped.revoked for mapped in used):
+            if self._closed:
                 return False
+            for mapped in used:
+                if mapped.revoked:
+                    return False
             for mapped in used:
                 mapped._active += 1
             return True
