@@ -151,8 +151,15 @@ class Gpu:
         """Words of the segment go to streams or kernels of the application's.
 
         Nobody knows when they look at them for the last time, and memory that is gone would cost
-        them their context.
+        them their context. And while one waits no module should be loaded, for which the driver may
+        wait for all streams: so the kernels are, now. Who has no NVRTC learns it from a bump.
         """
+        if not self._lent:
+            self._keep_segment()
+            with contextlib.suppress(errors.TransferdError):
+                self.kernels(self.any_device())
+
+    def _keep_segment(self) -> None:
         if not self._lent:
             self._lent = True
             _left.append(self.session.client)
@@ -206,7 +213,7 @@ class Gpu:
         self.mappings.shut()
         quiet = self.lanes.close(CLOSE_S)
         if not quiet:  # what a stream may still write to stays as it is
-            self.lend()
+            self._keep_segment()
             return
         self.lanes.destroy()
         self.mappings.close()

@@ -364,5 +364,7 @@ class Lanes:
         driver = self._gpu.driver
         for lane in self.all():
             if lane.own:
+                # A kernel stores its word before its end.
+                self.until(lambda on=lane.stream: driver.stream_result(on) != NOT_READY, GUARD_S)
                 with contextlib.suppress(errors.TransferdError):
                     driver.stream_destroy(lane.stream)
