@@ -12,10 +12,11 @@ from transferd.client.operations import (
     PeerGroup,
     Read,
     Scatter,
-    WritePages,
     open_group,
+    pages_request,
 )
 from transferd.client.plan import Plan, keep
+from transferd.client.session import FLAG_CHECKSUM, FLAG_EXACT
 from transferd.client.watcher import Armed, Watcher, take_watcher
 
 if TYPE_CHECKING:
@@ -99,25 +100,23 @@ class Calls:
             InvalidRequest: A value is out of range; the message names the index. TABLE: more
                 pages than the session has room for; use several jobs.
         """
-        spec = WritePages(
-            src=src,
-            src_pages=src_pages,
-            dst=dst,
-            dst_pages=dst_pages,
-            page_bytes=page_bytes,
-            imm=imm,
-            src_stride=src_stride,
-            dst_stride=dst_stride,
-            src_offset=src_offset,
-            dst_offset=dst_offset,
-            count=count,
-            exact=exact,
-            checksum=checksum,
-            priority=priority,
-            deadline_s=deadline_s,
-            stream=stream,
+        # Not by way of a WritePages: making one would take a third of the time until here.
+        request = pages_request(
+            src,
+            src_pages,
+            dst,
+            dst_pages,
+            page_bytes,
+            imm,
+            (src_stride, dst_stride),
+            (src_offset, dst_offset),
+            count,
+            (FLAG_EXACT if exact else 0) | (FLAG_CHECKSUM if checksum else 0),
+            priority,
+            deadline_s,
+            stream,
         )
-        return self._submit_one(spec.request(), timeout_s)
+        return self._submit_one(request, timeout_s)
 
     def peer_group(self, descriptors: Sequence[bytes]) -> PeerGroup:
         """Opens descriptors and connects to their owners, for scatters and barriers.

@@ -111,49 +111,78 @@ class WritePages:
 
     def request(self) -> Request:
         """Checks the values and makes the request."""
-        src = self.src
-        handle = to_handle("src", src)
-        size = self.page_bytes
-        if not isinstance(size, int) or not 1 <= size <= LENGTH_MAX:
-            raise errors.InvalidRequest(
-                f"page_bytes is a number of bytes from 1 to 2^40, not {size!r}"
-            )
-        if self.count not in _COUNTS:
-            raise errors.InvalidRequest(f'count is "page" or "job", not {self.count!r}')
-        src_pages = to_indices("src_pages", self.src_pages)
-        dst_pages = to_indices("dst_pages", self.dst_pages)
-        if src_pages.count != dst_pages.count:
-            raise errors.InvalidRequest(
-                f"src_pages and dst_pages are as many: not {src_pages.count} and {dst_pages.count}"
-            )
-        src_offset = to_offset("src_offset", self.src_offset)
-        if src_offset > src.length:
-            raise errors.InvalidRequest(
-                f"src_offset {src_offset} is past the {src.length} bytes", reason="SOURCE_BOUNDS"
-            )
-        return Request(
-            OP_WRITE_PAGES,
-            to_priority(self.priority),
-            to_imm(self.imm),
-            handle,
-            src.start + src_offset,
-            to_descriptor(self.dst),
-            to_offset("dst_offset", self.dst_offset),
-            size,
-            to_deadline_ns(self.deadline_s),
-            _COUNTS[self.count]
-            | (FLAG_EXACT if self.exact else 0)
-            | (FLAG_CHECKSUM if self.checksum else 0),
-            Pages(
-                src_pages,
-                dst_pages,
-                _stride("src_stride", self.src_stride, size),
-                _stride("dst_stride", self.dst_stride, size),
-                src.start + src.length,
-            ),
-            source=src.source,
-            stream=to_copied(src, self.stream),
+        return pages_request(
+            self.src,
+            self.src_pages,
+            self.dst,
+            self.dst_pages,
+            self.page_bytes,
+            self.imm,
+            (self.src_stride, self.dst_stride),
+            (self.src_offset, self.dst_offset),
+            self.count,
+            (FLAG_EXACT if self.exact else 0) | (FLAG_CHECKSUM if self.checksum else 0),
+            self.priority,
+            self.deadline_s,
+            self.stream,
         )
+
+
+def pages_request(
+    src: BaseRegion | RegionSlice,
+    src_pages: Any,
+    dst: bytes,
+    dst_pages: Any,
+    page_bytes: int,
+    imm: int,
+    strides: tuple[int | None, int | None],
+    offsets: tuple[int, int],
+    count: str,
+    flags: int,
+    priority: str,
+    deadline_s: float | None,
+    stream: Any,
+) -> Request:
+    """Checks the values of a paged write, makes its request; pairs are of source, destination."""
+    handle = to_handle("src", src)
+    if not isinstance(page_bytes, int) or not 1 <= page_bytes <= LENGTH_MAX:
+        raise errors.InvalidRequest(
+            f"page_bytes is a number of bytes from 1 to 2^40, not {page_bytes!r}"
+        )
+    if count not in _COUNTS:
+        raise errors.InvalidRequest(f'count is "page" or "job", not {count!r}')
+    from_pages = to_indices("src_pages", src_pages)
+    to_pages = to_indices("dst_pages", dst_pages)
+    if from_pages.count != to_pages.count:
+        raise errors.InvalidRequest(
+            f"src_pages and dst_pages are as many: not {from_pages.count} and {to_pages.count}"
+        )
+    src_offset = to_offset("src_offset", offsets[0])
+    if src_offset > src.length:
+        raise errors.InvalidRequest(
+            f"src_offset {src_offset} is past the {src.length} bytes", reason="SOURCE_BOUNDS"
+        )
+    return Request(
+        OP_WRITE_PAGES,
+        to_priority(priority),
+        to_imm(imm),
+        handle,
+        src.start + src_offset,
+        to_descriptor(dst),
+        to_offset("dst_offset", offsets[1]),
+        page_bytes,
+        to_deadline_ns(deadline_s),
+        _COUNTS[count] | flags,
+        Pages(
+            from_pages,
+            to_pages,
+            _stride("src_stride", strides[0], page_bytes),
+            _stride("dst_stride", strides[1], page_bytes),
+            src.start + src.length,
+        ),
+        source=src.source,
+        stream=to_copied(src, stream),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
