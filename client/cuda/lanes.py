@@ -8,6 +8,7 @@ stream of the caller's that is passed as ``stream=``; and some for armed copies,
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
@@ -352,19 +353,26 @@ class Lanes:
         end = time.monotonic() + timeout_s
         for slot in {lane.trigger_slot for lane in lanes if lane.armed}:
             self.release(slot, max(0.0, end - time.monotonic()))
-        quiet = False
+        quiet = not any(lane.pending for lane in lanes)
         while not quiet and time.monotonic() < end:
             quiet = self.until(lambda: not any(lane.pending for lane in lanes), GUARD_S)
             if not quiet:
                 self.check()
         return quiet
 
+    def _has_ended(self, stream: int) -> bool:
+        return self._gpu.driver.stream_result(stream) != NOT_READY
+
     def destroy(self) -> None:
         """Ends our own streams, after :meth:`close`."""
         driver = self._gpu.driver
         for lane in self.all():
-            if lane.own:
+            if not lane.own:
+                continue
+            with (
+                contextlib.suppress(errors.TransferdError),
+                driver.entered(self._gpu.context(lane.device)),
+            ):
                 # A kernel stores its word before its end.
-                self.until(lambda on=lane.stream: driver.stream_result(on) != NOT_READY, GUARD_S)
-                with contextlib.suppress(errors.TransferdError):
-                    driver.stream_destroy(lane.stream)
+                self.until(functools.partial(self._has_ended, lane.stream), GUARD_S)
+                driver.stream_destroy(lane.stream)
