@@ -275,10 +275,12 @@ class Driver:
         result = self._functions["cuPointerGetAttributes"](
             count, (c_int * count)(*_OF_POINTERS), places, address
         )
-        # It succeeds with zeros for what is nobody's; with an error for what is no context's.
+        # It succeeds with zeros for what is nobody's. Where it refuses, one of the attributes may be
+        # meant, or the address: each is asked for alone, and is 0 where the driver has no answer.
         if result in (INVALID_VALUE, INVALID_CONTEXT):
-            return None
-        if result:
+            for attribute, place in zip(_OF_POINTERS, places, strict=True):
+                self._functions["cuPointerGetAttribute"](place, attribute, address)
+        elif result:
             raise self.error("cuPointerGetAttributes", result)
         memory_type, device, buffer_id, legacy_ipc, managed = found
         if not memory_type:

@@ -29,7 +29,7 @@ TEST_S = 30
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Tells a failure when it happens: of a run that is cut short it is known, too."""
     if report.failed and report.nodeid.startswith("tests/gpu/"):
-        print(f"\n{report.longreprtext}", file=sys.__stderr__, flush=True)
+        print(f"\n{report.longreprtext}\n{report.capstdout}", file=sys.__stderr__, flush=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -191,6 +191,19 @@ def take(gpu: Any, table: Allocations, address: int, length: int) -> Any:
     return table.take(device_array(DeviceBuffer(gpu, address, length)), "name")
 
 
+def test_pointers_that_the_driver_answers_for_one_by_one(cuda: FakeCuda, gpu: Any) -> None:
+    base = cuda.malloc(MIB, 1)
+    told = gpu.driver.pointer(base + 100)
+    assert told == (drivers.MEMORY_DEVICE, 1, 1000, True, False)
+    cuda.fail("cuPointerGetAttributes", drivers.INVALID_VALUE, 2)
+    assert gpu.driver.pointer(base + 100) == told
+    assert gpu.driver.pointer(base + MIB) is None
+    assert gpu.driver.pointer(base + MIB) is None
+    cuda.fail("cuPointerGetAttributes", 700)
+    with pytest.raises(CudaError, match="wrong address"):
+        gpu.driver.pointer(base)
+
+
 def test_an_allocation_is_shared_once(cuda: FakeCuda, gpu: Any) -> None:
     table = Allocations(gpu)
     base = cuda.malloc(MIB, 1)
