@@ -275,8 +275,8 @@ class Driver:
         result = self._functions["cuPointerGetAttributes"](
             count, (c_int * count)(*_OF_POINTERS), places, address
         )
-        # It succeeds with zeros for what is nobody's. Where it refuses, one of the attributes may be
-        # meant, or the address: each is asked for alone, and is 0 where the driver has no answer.
+        # It succeeds with zeros for what is nobody's. Where it refuses,
+        # each is asked for alone, and is 0 where the driver has no answer.
         if result in (INVALID_VALUE, INVALID_CONTEXT):
             for attribute, place in zip(_OF_POINTERS, places, strict=True):
                 self._functions["cuPointerGetAttribute"](place, attribute, address)
