@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
 from transferd.client.cuda import driver as drivers
-from transferd.client.cuda import nvrtc
+from transferd.client.cuda import modules
 from transferd.client.cuda.allocation import Allocation, Allocations
 from transferd.client.cuda.arrays import device_array
 from transferd.client.cuda.copier import Copier
 from transferd.client.cuda.lanes import Lanes
 from transferd.client.cuda.mapping import DevicePointer, Mappings
+from transferd.client.cuda.workers import bounded
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
@@ -23,16 +25,9 @@ if TYPE_CHECKING:
     from transferd.client.ring import RingSession
 
 CLOSE_S = 10.0  # how long the streams' work is waited for at the end
+LEAVE_S = 2.0  # and then the driver, which may wait for streams that are not ours
 # Segments that streams or kernels may still look at: mapped and registered until the process ends.
 _left: list[Any] = []
-
-
-class Kernels(NamedTuple):
-    """Kernels of a device's context."""
-
-    pages: int
-    targets: int
-    bump: int
 
 
 class Gpu:
@@ -57,8 +52,8 @@ class Gpu:
         self.driver = drivers.load()
         self._lock = threading.RLock()  # guards what follows
         self._contexts: dict[int, int] = {}
-        self._kernels: dict[int, Kernels] = {}
-        self._modules: dict[int, int] = {}
+        self._kernels: dict[int, modules.Kernels] = {}
+        self._prepared: set[int] = set()
         self._uuids: dict[bytes, int] = {}
         self._segment = 0
         self._lent = False
@@ -113,24 +108,27 @@ class Gpu:
         with self.driver.entered(self.driver.stream_context(stream)):
             yield self.driver.current_device()
 
-    def kernels(self, device: int) -> Kernels:
-        """Loads the kernels of a device, compiling them if they are not kept yet."""
-        kernels = self._kernels.get(device)
-        if kernels is not None:
-            return kernels
+    def prepare(self, device: int) -> None:
+        """Does ahead, on the first use of a device, what the driver may wait for streams for.
+
+        From then on some may wait for words: of this session, or for what it is to do. What fails
+        is tried again by whatever needs it, which tells.
+        """
+        if device in self._prepared:
+            return
         with self._lock:
-            if device not in self._kernels:
-                driver = self.driver
-                image = nvrtc.cubin(driver.capability(device), driver.version())
-                with driver.entered(self.context(device)):
-                    module = driver.module_load(image)
-                    self._modules[device] = module
-                    self._kernels[device] = Kernels(
-                        driver.function(module, "tfd_pages"),
-                        driver.function(module, "tfd_targets"),
-                        driver.function(module, "tfd_bump"),
-                    )
-            return self._kernels[device]
+            if device not in self._prepared:
+                self._prepared.add(device)
+                for call in (self.kernels, self.segment):
+                    with contextlib.suppress(errors.TransferdError):
+                        call(device)
+
+    def kernels(self, device: int) -> modules.Kernels:
+        """Gives the kernels of a device: see :func:`modules.kernels`."""
+        kernels = self._kernels.get(device)
+        if kernels is None:
+            kernels = self._kernels[device] = modules.kernels(self.driver, device)
+        return kernels
 
     def segment(self, device: int) -> int:
         """Registers the session's segment with CUDA, once; tells where devices see it."""
@@ -151,13 +149,11 @@ class Gpu:
         """Words of the segment go to streams or kernels of the application's.
 
         Nobody knows when they look at them for the last time, and memory that is gone would cost
-        them their context. And while one waits no module should be loaded, for which the driver may
-        wait for all streams: so the kernels are, now. Who has no NVRTC learns it from a bump.
+        them their context.
         """
         if not self._lent:
             self._keep_segment()
-            with contextlib.suppress(errors.TransferdError):
-                self.kernels(self.any_device())
+            self.prepare(self.any_device())
 
     def _keep_segment(self) -> None:
         if not self._lent:
@@ -174,6 +170,7 @@ class Gpu:
         """
         array = device_array(memory)
         allocation = self.allocations.take(array, name)
+        self.prepare(allocation.device)
         return allocation, array.address - allocation.base, array.length
 
     def warm(self, descriptors: Iterable[bytes]) -> None:
@@ -193,6 +190,7 @@ class Gpu:
             AccessDenied: It cannot be mapped; the message says why.
         """
         chosen = self.any_device() if device is None else device
+        self.prepare(chosen)
         mapped = self.mappings.find(descriptor, chosen)
         if mapped is None or not self.mappings.pin(mapped):
             raise errors.AccessDenied(
@@ -209,22 +207,25 @@ class Gpu:
         self.fault = f"device {device}: {error}"
 
     def close(self) -> None:
-        """Ends all work of streams, then unmaps and unregisters. Idempotent."""
+        """Ends all work of streams, then unmaps and unregisters, within bounds. Idempotent.
+
+        Unmapping waits for every stream of the context, of whomever. So a thread does it, which is
+        left behind if it takes long: it holds what is still mapped and registered.
+        """
         self.mappings.shut()
         quiet = self.lanes.close(CLOSE_S)
         if not quiet:  # what a stream may still write to stays as it is
             self._keep_segment()
             return
+        leave = functools.partial(self._leave, self.session.client)
+        bounded(self.driver, "transferd-cuda-end", leave, LEAVE_S)
+
+    def _leave(self, _client: Any) -> None:
+        """Has the client, whose segment is unmapped when nobody has it any more."""
         self.lanes.destroy()
         self.mappings.close()
         with contextlib.suppress(errors.TransferdError):
             self._unregister()
-        for device, module in self._modules.items():
-            with (
-                contextlib.suppress(errors.TransferdError),
-                self.driver.entered(self._contexts[device]),
-            ):
-                self.driver.module_unload(module)
         for device in self._contexts:
             with contextlib.suppress(errors.TransferdError):
                 self.driver.context_release(device)

@@ -348,7 +348,7 @@ class Lanes:
             self._stop = True
             self._work.notify()
         if self._guard is not None:
-            self._guard.join()
+            self._guard.join(timeout_s)
         lanes = self.all()
         end = time.monotonic() + timeout_s
         for slot in {lane.trigger_slot for lane in lanes if lane.armed}:

@@ -8,13 +8,14 @@ idle, and with the session.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
+from transferd.client.cuda.workers import Workers
 from transferd.native.client_half import lib
 from transferd.v1 import attach_pb2
 
@@ -40,14 +41,16 @@ class _Opened:
         address: Where it begins here.
         users: Grants that are reached by it.
         close: Unmaps it.
+        waits: Whether that waits for every stream of the device's context.
     """
 
-    __slots__ = ("address", "close", "users")
+    __slots__ = ("address", "close", "users", "waits")
 
-    def __init__(self, address: int, close: Callable[[], None]) -> None:
+    def __init__(self, address: int, close: Callable[[], None], *, waits: bool = False) -> None:
         self.address = address
         self.users = 0
         self.close = close
+        self.waits = waits
 
 
 class Mapped:
@@ -95,7 +98,9 @@ class Mappings:
         self._refused: dict[bytes, str] = {}
         self._opening = threading.Lock()  # held while one is asked for and mapped
         self._revoked_early: set[int] = set()  # told before their answer was read
-        self._revokers: ThreadPoolExecutor | None = None
+        self._revokers = Workers(gpu.driver, "transferd-unmap", REVOKERS)
+        # For each device one, for what waits for its context: others are unmapped meanwhile.
+        self._closers: dict[int, Workers] = {}
         self._closed = False
 
     def known(self, descriptor: bytes, device: int) -> Mapped | None:
@@ -252,7 +257,7 @@ class Mappings:
             with driver.entered(context):
                 driver.ipc_close(address)
 
-        return _Opened(address, close)
+        return _Opened(address, close, waits=True)
 
     def _map_chunks(self, sizes: list[int], fds: list[int], device: int) -> _Opened:
         driver = self._driver
@@ -300,14 +305,8 @@ class Mappings:
                 return
             mapped.revoked = True
             self._forget(mapped)
-            if self._revokers is None:
-                self._revokers = ThreadPoolExecutor(
-                    REVOKERS,
-                    thread_name_prefix="transferd-unmap",
-                    initializer=self._driver.captures_disregard,
-                )
             if not mapped._pins:
-                self._revokers.submit(self._give_back, mapped)
+                self._revokers.submit(functools.partial(self._give_back, mapped))
 
     def _forget(self, mapped: Mapped) -> None:
         for key in [key for key, other in self._by_grant.items() if other is mapped]:
@@ -320,9 +319,23 @@ class Mappings:
             if self._closed or self._by_number.pop(mapped.map_id, None) is None:
                 return
             opened = self._drop(mapped)
+            if opened is not None and opened.waits:
+                self._closer(mapped.device).submit(
+                    functools.partial(self._unmap, opened, mapped.map_id)
+                )
+                return
+        self._unmap(opened, mapped.map_id)
+
+    def _unmap(self, opened: _Opened | None, map_id: int) -> None:
         if opened is not None:
             self._close_opened(opened)
-        self._unmap_tell(mapped.map_id)
+        self._unmap_tell(map_id)
+
+    def _closer(self, device: int) -> Workers:
+        """Under the lock."""
+        if device not in self._closers:
+            self._closers[device] = Workers(self._driver, "transferd-unmap-ipc", 1)
+        return self._closers[device]
 
     def _drop(self, mapped: Mapped) -> _Opened | None:
         """Takes a user from what is opened; tells it if that was the last. Under the lock."""
@@ -362,15 +375,18 @@ class Mappings:
             self._closed = True
 
     def close(self) -> None:
-        """Unmaps all; the streams are idle, or their contexts gone. After :meth:`shut`."""
+        """Unmaps all; the streams are idle, or their contexts gone. After :meth:`shut`.
+
+        Waits as long as the driver does.
+        """
         with self._lock:
             self._by_grant.clear()
             self._by_number.clear()
             opened = list(self._opened.values())
             self._opened.clear()
-            revokers = self._revokers
-        if revokers is not None:
-            revokers.shutdown(wait=True)
+            closers = list(self._closers.values())
+        for workers in (self._revokers, *closers):
+            workers.close()
         for one in opened:
             self._close_opened(one)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from transferd import Write, WritePages
 from transferd.client.cuda.driver import CudaError
 from transferd.native.names import JobStatus
 
-from support import cuda_peer
+from support import cuda_peer, fakecuda
 from support.fakecuda import CHUNK, DeviceBuffer, FakeCuda, installed
 from support.waiting import WAIT_S, eventually
 
@@ -559,12 +560,59 @@ def test_closing_waits_for_streams(
         region = client.register(memory(cuda, seeded))
         watcher = client.watcher()
         job = client.arm(watcher, 1, Write(src=region[0:64], dst=grant.descriptor, imm=1))
-        assert len(cuda.registered) == 1
-    assert not cuda.registered
+        assert len(cuda.registered) == 2
+    assert len(cuda.registered) == 1
     with pytest.raises(transferd.Unavailable):
         job.wait(WAIT_S)
     with pytest.raises(transferd.Unavailable):
         client.write(region[0:64], grant.descriptor, imm=1)
+
+
+def test_what_waits_for_streams_is_done_ahead(
+    cuda: FakeCuda, sender: Client, receiver: Client, shared_pair: Daemons
+) -> None:
+    _, _, grant = granted(receiver, cuda)
+    region = sender.register(memory(cuda))
+    stream = cuda.stream()
+    with sender.watcher(device=True) as watcher, transferd.Client(shared_pair[0].socket) as other:
+        job = sender.arm(watcher, 1, Write(src=region[0:64], dst=grant.descriptor, imm=1))
+        assert receiver.counter(1).device_ptr
+        assert watcher.device_ptr
+        receiver.counter(1).cuda_wait(1, stream)
+        other.register(memory(cuda))
+        with other.watcher(device=True) as word:
+            word.cuda_bump(cuda.stream())
+            eventually(lambda: word.value == 1, "the kernel runs")
+        assert job.status is PENDING
+        watcher.bump()
+        assert job.wait(WAIT_S) is OK
+    assert cuda.calls.count("cuModuleLoadData") == 1
+    assert "cuModuleUnload" not in cuda.calls
+
+
+def test_closing_leaves_behind_what_the_stream_of_another_holds_up(
+    cuda: FakeCuda,
+    sender: Client,
+    receiver: Client,
+    shared_pair: Daemons,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transferd.client.cuda.gpu.LEAVE_S", 0.05)
+    _, _, grant = granted(receiver, cuda)
+    region = sender.register(memory(cuda))
+    with sender.watcher() as watcher:
+        job = sender.arm(watcher, 1, Write(src=region[0:64], dst=grant.descriptor, imm=1))
+        with transferd.Client(shared_pair[0].socket) as other:
+            copy = other.write(other.register(memory(cuda)), grant.descriptor, imm=1)
+            assert copy.wait(WAIT_S) is OK
+            before = set(cuda.registered)
+        gc.collect()
+        assert set(cuda.registered) == before
+        for address in before:
+            assert fakecuda.word(address).value  # still mapped
+        watcher.bump()
+        assert job.wait(WAIT_S) is OK
+    eventually(lambda: len(cuda.registered) == len(before) - 1, "it is unregistered")
 
 
 def test_the_end_lets_waiting_streams_go(cuda: FakeCuda, shared_pair: Daemons) -> None:

@@ -36,6 +36,10 @@ SHM = "/dev/shm"
 CHUNK = 2 << 20
 SIGN = 1 << 63
 POLL_S = 0.0001
+# For these the driver waits until no stream of the context has anything to do.
+WAITING = frozenset(
+    {"cuModuleLoadData", "cuModuleUnload", "cuMemHostUnregister", "cuIpcCloseMemHandle"}
+)
 PROT, SHARED, FIXED, PRIVATE_RESERVE = 3, 1, 0x10, 0x4022
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = c_void_p
@@ -118,6 +122,8 @@ class FakeCuda:
                 ("cuMem", "cuIpc", "cuLaunch", "cuStreamW", "cuStreamC")
             ):
                 return self.broken[context]
+            if name in WAITING:
+                self._settle(context)
             return int(method(*arguments) or 0)
 
         return call
@@ -219,6 +225,13 @@ class FakeCuda:
                     work()
             if not self._lost(stream):
                 stream.pending -= 1
+
+    def _settle(self, context: int) -> None:
+        while not self._stopped and any(
+            s.pending and s.context == context and not self._lost(s)
+            for s in list(self.streams.values())
+        ):
+            time.sleep(POLL_S)
 
     def _lost(self, stream: Stream) -> bool:
         return stream.context in self.broken

@@ -402,6 +402,28 @@ def test_what_is_taken_back_waits_for_its_users(cuda: FakeCuda, gpu: Any) -> Non
     assert gpu.session.asked[-1].map_id == 1
 
 
+def test_one_that_waits_for_streams_holds_up_no_other(cuda: FakeCuda, gpu: Any) -> None:
+    mappings = Mappings(gpu)
+    handle = drivers.load().ipc_handle(cuda.malloc(MIB))
+    gpu.session.answers = [
+        (map_answer(1, 9, ipc_handle=handle), []),
+        (map_answer(2, 8, own_process=True, base=4096), []),
+    ]
+    for descriptor in (b"one", b"other"):
+        assert mappings.find(descriptor, 0) is not None
+    word = ctypes.c_uint64(0)
+    stream = cuda.stream()
+    drivers.load().wait_value(stream, ctypes.addressof(word), 1)
+    mappings.revoke(1)
+    eventually(lambda: "cuIpcCloseMemHandle" in cuda.calls, "it is about to be unmapped")
+    mappings.revoke(2)
+    eventually(lambda: gpu.session.asked[-1].map_id == 2, "the other is given back")
+    word.value = 1
+    eventually(lambda: gpu.session.asked[-1].map_id == 1, "and then the first")
+    mappings.shut()
+    mappings.close()
+
+
 def test_one_that_is_taken_back_before_it_is_known(cuda: FakeCuda, gpu: Any) -> None:
     mappings = Mappings(gpu)
     mappings.revoke(1)
