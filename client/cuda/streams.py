@@ -67,7 +67,8 @@ def counter_wait(gpu: Gpu, slot: int, target: int, stream: Any) -> None:
     """Has a stream wait until the gate of a counter has reached a target."""
     number = to_stream(stream)
     address = counter_pointer(gpu, slot)
-    with gpu.entered_by(number):
+    with gpu.entered_by(number) as device:
+        gpu.prepare(device)
         gpu.driver.wait_value(number, address, target)
 
 

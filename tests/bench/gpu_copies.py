@@ -15,7 +15,7 @@ from bench.turns import in_turn, ratio_row
 from support import cuda_peer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bench.topic import Run
 
@@ -27,9 +27,8 @@ WINDOW = 8
 SMALL, SMALL_US, PINGS, WARM_UP = 4 * KIB, 20.0, 2000, 200
 
 
-def rows(run: Run) -> list[Row]:
+def rows(run: Run) -> Iterator[Row]:
     """Measures the bars."""
-    made = []
     with world(GIB) as here:
         with cuda_peer.running(here.socket, "malloc", GIB) as peer:
             plain = here.gpu.malloc(GIB)
@@ -50,12 +49,11 @@ def rows(run: Run) -> list[Row]:
                     measure()
                 found = in_turn(run, measured, run.turns)
                 what = f"{size // MIB:,} MiB between two processes, same GPU"
-                made.append(ratio_row(f"{what}: ratio to a plain copy", found, us, them, share))
                 for name, values in found.items():
                     run.beside(f"{what}: {name}", f"{spread(values, 0)} Gbps")
+                yield ratio_row(f"{what}: ratio to a plain copy", found, us, them, share)
             plain.free()
-        made.append(small(run, here))
-    return made
+        yield small(run, here)
 
 
 def flood(here: World, descriptor: bytes, size: int, count: int) -> float:

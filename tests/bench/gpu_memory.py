@@ -13,6 +13,8 @@ from bench.stats import median, spread
 from support import cuda_peer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bench.topic import Run
 
 FIRST_MS, SECOND_US, BACK_S = 5.0, 20.0, 1.0
@@ -20,10 +22,11 @@ ROUNDS, TENSORS = 50, 8
 HELD = 8 * GIB
 
 
-def rows(run: Run) -> list[Row]:
+def rows(run: Run) -> Iterator[Row]:
     """Measures the bars."""
     with world(MIB) as here:
-        return [*registering(run, here), death(run, here)]
+        yield from registering(run, here)
+        yield death(run, here)
 
 
 def registering(run: Run, here: World) -> list[Row]:

@@ -12,7 +12,7 @@ from bench.report import Row
 from bench.stats import median, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bench.topic import Run
 
@@ -22,13 +22,11 @@ SUBMIT_US, SUBMIT_PAGE_US = 20.0, 0.02
 ROUNDS = 100
 
 
-def rows(run: Run) -> list[Row]:
+def rows(run: Run) -> Iterator[Row]:
     """Measures the bars."""
-    made = []
     with world(64 << 20) as here:
         for page, count in SHAPES:
-            made += shape_rows(run, here, page, count)
-    return made
+            yield from shape_rows(run, here, page, count)
 
 
 def shape_rows(run: Run, here: World, page: int, count: int) -> list[Row]:

@@ -20,6 +20,8 @@ from transferd import Write
 from support import tree
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bench.topic import Run
     from transferd import Grant, Region
 
@@ -50,9 +52,8 @@ P99_RATIO = 2.0
 AHEAD_S = 0.0002
 
 
-def rows(run: Run) -> list[Row]:
+def rows(run: Run) -> Iterator[Row]:
     """Measures the bars."""
-    made = []
     with world(1 << 20) as here:
         host = here.sender.alloc(BYTES)
         host_grant = here.receiver.alloc(BYTES).grant(imms=range(16))
@@ -62,9 +63,8 @@ def rows(run: Run) -> list[Row]:
             middle, tail = median(times), percentile(times, 99)
             what = f"kernel bumps, armed write of 4 KiB, stream released: {place} memory"
             note = f"p90 {percentile(times, 90):.1f}, p99 {tail:.1f}, most {max(times):.1f} us"
-            made.append(Row(what, middle, "us", "<=", BARS_US[place], note))
-            made.append(Row(f"{what}: p99 over p50", tail / middle, "x", "<=", P99_RATIO))
-    return made
+            yield Row(what, middle, "us", "<=", BARS_US[place], note)
+            yield Row(f"{what}: p99 over p50", tail / middle, "x", "<=", P99_RATIO)
 
 
 def chain_us(run: Run, here: World, region: Region, grant: Grant, imm: int) -> list[float]:

@@ -104,6 +104,9 @@ def test_streams_wait_and_bump(gpu: Gpu, sender: Client, receiver: Client, place
         grant = receiver.alloc(4096).grant(imms=range(4))
     bumps, waits = gpu.stream(), gpu.stream()
     with sender.watcher(device=True) as watcher:
+        # A Client's first use of the device, before any stream waits for what it is to do.
+        assert watcher.device_ptr
+        assert receiver.counter(1).device_ptr
         for value in range(1, 21):
             job = sender.arm(watcher, value, Write(src=region[:], dst=grant.descriptor, imm=1))
             receiver.counter(1).cuda_wait(value, waits)

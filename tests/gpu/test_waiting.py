@@ -14,7 +14,7 @@ from transferd import JobStatus, Write
 
 from support import cuda_peer
 from support.gpu import TEST_WAIT_S
-from support.waiting import WAIT_S
+from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 MIB = 1 << 20
 MAP = {"write", "map"}
 OK, PENDING = JobStatus.OK, JobStatus.PENDING
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
 
 
 @contextlib.contextmanager
@@ -56,7 +60,30 @@ def test_memory_is_taken_back_while_a_stream_waits(
     with cuda_peer.running(shared_pair[0].socket, kind, 4 * MIB) as peer:
         assert sender.write(source, peer.descriptor, imm=1).wait(WAIT_S) is OK
         with waiting_copy(gpu, sender, receiver):
-            assert peer.ask("revoke") == "OK"
+            # The driver closes an IPC handle when no stream of the context waits.
+            assert peer.ask("revoke") == ("STILL_MAPPED" if kind == "malloc" else "OK")
+            host = sender.alloc(4096)
+            grant = receiver.alloc(4096).grant(imms=range(4))
+            assert sender.write(host, grant.descriptor, imm=2).wait(WAIT_S) is OK
+        eventually(lambda: peer.ask("revoke") == "OK", "it is given back", TEST_WAIT_S)
+
+
+@pytest.mark.parametrize("kind", ["malloc", "vmm"])
+def test_memory_is_mapped_while_a_stream_waits(
+    gpu: Gpu, sender: Client, receiver: Client, shared_pair: Daemons, kind: str
+) -> None:
+    source = sender.register(gpu.malloc(4 * MIB))
+    results = []
+    with cuda_peer.running(shared_pair[0].socket, kind, 4 * MIB) as peer:
+
+        def write() -> None:
+            results.append(sender.write(source, peer.descriptor, imm=1).wait(WAIT_S))
+
+        thread = threading.Thread(target=write, daemon=True)
+        with waiting_copy(gpu, sender, receiver):
+            thread.start()
+            thread.join(TEST_WAIT_S)
+            assert results == [OK]
 
 
 def test_a_client_closes_while_the_stream_of_another_waits(
@@ -67,10 +94,12 @@ def test_a_client_closes_while_the_stream_of_another_waits(
     copy = other.write(other.register(gpu.malloc(4096)), grant.descriptor, imm=1)
     assert copy.wait(WAIT_S) is OK
     closing = threading.Thread(target=other.close, daemon=True)
-    try:
-        with waiting_copy(gpu, sender, receiver):
-            closing.start()
-            closing.join(TEST_WAIT_S)
-            assert not closing.is_alive(), "closing waits for the other's stream"
-    finally:
+    with waiting_copy(gpu, sender, receiver):
+        closing.start()
         closing.join(TEST_WAIT_S)
+        assert not closing.is_alive(), "closing waits for the other's stream"
+        left = threads("transferd-cuda-end")
+        assert left, "unregistering waits for it"
+    for thread in left:
+        thread.join(TEST_WAIT_S)
+        assert not thread.is_alive(), "it ends with the stream's wait"
