@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,9 @@ from transferd import Write, WritePages
 from transferd.client.cuda.driver import CudaError
 from transferd.native.names import JobStatus
 
-from support import cuda_peer, fakecuda
-from support.fakecuda import CHUNK, DeviceBuffer, FakeCuda, installed
+from support import cuda_peer
+from support.cuda_memory import LENGTH, MAP, granted, memory
+from support.fakecuda import CHUNK, DeviceBuffer, FakeCuda
 from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
@@ -38,15 +38,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 OK, CANCELLED, PENDING = JobStatus.OK, JobStatus.CANCELLED, JobStatus.PENDING
-LENGTH = 4 << 20
 LARGE = 1 << 20  # from here on a write is one copy by the driver
-MAP = {"write", "map"}
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    with installed(monkeypatch) as made:
-        yield made
 
 
 @pytest.fixture
@@ -73,21 +65,6 @@ def run_forked(call: Callable[[], int]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def memory(cuda: FakeCuda, seeded: random.Random | None = None, device: int = 0) -> DeviceBuffer:
-    made = DeviceBuffer(cuda, cuda.malloc(LENGTH, device), LENGTH)
-    if seeded is not None:
-        made.view[:] = seeded.randbytes(LENGTH)
-    return made
-
-
-def granted(
-    client: Client, cuda: FakeCuda, device: int = 0
-) -> tuple[DeviceBuffer, transferd.Region, transferd.Grant]:
-    buffer = memory(cuda, device=device)
-    region = client.register(buffer)
-    return buffer, region, region.grant(rights=MAP, imms=range(16))
 
 
 @pytest.mark.parametrize("device", [0, 1], ids=["same-gpu", "other-gpu"])
@@ -550,95 +527,3 @@ async def test_asyncio(
         pointer.close()
         await region.close()
     assert target.view[8192:12288] == source.view[8192:12288]
-
-
-def test_closing_waits_for_streams(
-    cuda: FakeCuda, receiver: Client, shared_pair: Daemons, seeded: random.Random
-) -> None:
-    _, _, grant = granted(receiver, cuda)
-    with transferd.Client(shared_pair[0].socket) as client:
-        region = client.register(memory(cuda, seeded))
-        watcher = client.watcher()
-        job = client.arm(watcher, 1, Write(src=region[0:64], dst=grant.descriptor, imm=1))
-        assert len(cuda.registered) == 2
-    assert len(cuda.registered) == 1
-    with pytest.raises(transferd.Unavailable):
-        job.wait(WAIT_S)
-    with pytest.raises(transferd.Unavailable):
-        client.write(region[0:64], grant.descriptor, imm=1)
-
-
-def test_what_waits_for_streams_is_done_ahead(
-    cuda: FakeCuda, sender: Client, receiver: Client, shared_pair: Daemons
-) -> None:
-    _, _, grant = granted(receiver, cuda)
-    region = sender.register(memory(cuda))
-    stream = cuda.stream()
-    with sender.watcher(device=True) as watcher, transferd.Client(shared_pair[0].socket) as other:
-        job = sender.arm(watcher, 1, Write(src=region[0:64], dst=grant.descriptor, imm=1))
-        assert receiver.counter(1).device_ptr
-        assert watcher.device_ptr
-        receiver.counter(1).cuda_wait(1, stream)
-        other.register(memory(cuda))
-        with other.watcher(device=True) as word:
-            word.cuda_bump(cuda.stream())
-            eventually(lambda: word.value == 1, "the kernel runs")
-        assert job.status is PENDING
-        watcher.bump()
-        assert job.wait(WAIT_S) is OK
-    assert cuda.calls.count("cuModuleLoadData") == 1
-    assert "cuModuleUnload" not in cuda.calls
-
-
-def test_closing_leaves_behind_what_the_stream_of_another_holds_up(
-    cuda: FakeCuda,
-    sender: Client,
-    receiver: Client,
-    shared_pair: Daemons,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("transferd.client.cuda.gpu.LEAVE_S", 0.05)
-    _, _, grant = granted(receiver, cuda)
-    region = sender.register(memory(cuda))
-    with sender.watcher() as watcher:
-        job = sender.arm(watcher, 1, Write(src=region[0:64], dst=grant.descriptor, imm=1))
-        with transferd.Client(shared_pair[0].socket) as other:
-            copy = other.write(other.register(memory(cuda)), grant.descriptor, imm=1)
-            assert copy.wait(WAIT_S) is OK
-            before = set(cuda.registered)
-        gc.collect()
-        assert set(cuda.registered) == before
-        for address in before:
-            assert fakecuda.word(address).value  # still mapped
-        watcher.bump()
-        assert job.wait(WAIT_S) is OK
-    eventually(lambda: len(cuda.registered) == len(before) - 1, "it is unregistered")
-
-
-def test_the_end_lets_waiting_streams_go(cuda: FakeCuda, shared_pair: Daemons) -> None:
-    stream = cuda.stream()
-    with transferd.Client(shared_pair[0].socket) as client:
-        client.counter(3).cuda_wait(5, stream)
-        assert not cuda.done(stream)
-    eventually(lambda: cuda.done(stream), "the stream goes on")
-    assert len(cuda.registered) == 1  # whatever looks at it later finds it
-
-
-def test_without_a_driver_host_memory_works(
-    shared_pair: Daemons, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda
-) -> None:
-    def none() -> None:
-        raise transferd.Unavailable("no driver", reason="NO_CUDA")
-
-    buffer = memory(cuda)
-    monkeypatch.setattr("transferd.client.cuda.driver.load", none)
-    with transferd.Client(shared_pair[0].socket) as client:
-        with pytest.raises(transferd.Unavailable, match="no driver"):
-            client.register(buffer)
-        grant = client.alloc(4096).grant(imms=range(2))
-        assert client.write(client.alloc(4096), grant.descriptor, imm=1).wait(WAIT_S) is OK
-    with (
-        transferd.Client(shared_pair[0].socket, shared_memory=False) as client,
-        pytest.raises(transferd.Conflict, match="Unix socket"),
-    ):
-        client.register(buffer)

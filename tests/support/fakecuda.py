@@ -24,6 +24,9 @@ from transferd.client.cuda import driver as drivers
 from transferd.client.cuda import nvrtc
 from transferd.client.cuda.driver import NOT_READY, Driver
 
+from support import fakekernels
+from support.fakekernels import word
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -45,11 +48,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = c_void_p
 _libc.mmap.argtypes = (c_void_p, c_size_t, c_int, c_int, c_int, ctypes.c_long)
 _libc.munmap.argtypes = (c_void_p, c_size_t)
-
-
-def word(address: int) -> c_uint64:
-    """Looks at 64 bits of memory."""
-    return c_uint64.from_address(address)
 
 
 @dataclass
@@ -525,42 +523,12 @@ class FakeCuda:
         }
         values = [kind.from_address(cells[i] or 0).value for i, kind in enumerate(shapes[name])]
         works: dict[str, Callable[..., None]] = {
-            "tfd_pages": _pages,
-            "tfd_targets": _targets,
-            "tfd_bump": _bump,
+            "tfd_pages": fakekernels.pages,
+            "tfd_targets": fakekernels.targets,
+            "tfd_bump": fakekernels.bump,
         }
         work = works[name]
         return self._enqueue(stream or 0, lambda: work(*values))
-
-
-def _is_void(voids: int, value: int) -> bool:
-    return bool(voids and word(voids).value >> (value & 63) & 1)
-
-
-def _pages(
-    src: int, dst: int, src_stride: int, dst_stride: int, size: int, table: int, count: int,
-    chunk: int, voids: int, told: int, value: int, slot: int,
-) -> None:  # fmt: skip
-    pages = (c_uint32 * (2 * count)).from_address(table) if table else (0, 0)
-    for i in range(0 if _is_void(voids, value) else count):
-        ctypes.memmove(dst + pages[2 * i + 1] * dst_stride, src + pages[2 * i] * src_stride, size)
-    word(told).value = value
-
-
-def _targets(
-    src: int, table: int, places: int, count: int, chunk: int, voids: int, told: int, value: int,
-    slot: int,
-) -> None:  # fmt: skip
-    numbers = (c_uint64 * (4 * count)).from_address(table)
-    at = (c_uint64 * count).from_address(places)
-    for i in range(0 if _is_void(voids, value) else count):
-        _, src_offset, dst_offset, length = numbers[4 * i : 4 * i + 4]
-        ctypes.memmove(at[i] + dst_offset, src + src_offset, length)
-    word(told).value = value
-
-
-def _bump(address: int, n: int) -> None:
-    word(address).value += n
 
 
 class DeviceBuffer:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of client/cuda, as Python functions on host memory, for :mod:`support.fakecuda`."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_uint32, c_uint64
+
+
+def word(address: int) -> c_uint64:
+    """Looks at 64 bits of memory."""
+    return c_uint64.from_address(address)
+
+
+def _is_void(voids: int, value: int) -> bool:
+    return bool(voids and word(voids).value >> (value & 63) & 1)
+
+
+def pages(
+    src: int, dst: int, src_stride: int, dst_stride: int, size: int, table: int, count: int,
+    chunk: int, voids: int, told: int, value: int, slot: int,
+) -> None:  # fmt: skip
+    rows = (c_uint32 * (2 * count)).from_address(table) if table else (0, 0)
+    for i in range(0 if _is_void(voids, value) else count):
+        ctypes.memmove(dst + rows[2 * i + 1] * dst_stride, src + rows[2 * i] * src_stride, size)
+    word(told).value = value
+
+
+def targets(
+    src: int, table: int, places: int, count: int, chunk: int, voids: int, told: int, value: int,
+    slot: int,
+) -> None:  # fmt: skip
+    numbers = (c_uint64 * (4 * count)).from_address(table)
+    at = (c_uint64 * count).from_address(places)
+    for i in range(0 if _is_void(voids, value) else count):
+        _, src_offset, dst_offset, length = numbers[4 * i : 4 * i + 4]
+        ctypes.memmove(at[i] + dst_offset, src + src_offset, length)
+    word(told).value = value
+
+
+def bump(address: int, n: int) -> None:
+    word(address).value += n
