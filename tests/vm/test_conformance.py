@@ -65,11 +65,7 @@ def test_rxm_over_verbs(guest: Guest) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(ALL_S + 240)
 def test_operations_over_verbs(guest: Guest) -> None:
-    """What clients do by two daemons of one host, both on its device.
-
-    One run of four failed beside other work, for a reason that is not known yet: until it is, this
-    is not a part of what every change has to pass.
-    """
+    """What clients do by two daemons of one host, both on its device."""
     tests = inner.run_pytest(
         guest,
         "tests/conformance/test_operations.py",
