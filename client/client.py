@@ -256,8 +256,24 @@ class Client(Calls, Closing):
             source = src.source
         except AttributeError:
             raise no_region("src", src) from None
-        if source is not None and stream is None and not (exact or checksum):
-            job_id = self._session.gpu().copier.write(
+        session, job_id = self._session, 0
+        if exact or checksum or stream is not None:
+            pass  # nothing of these in the two short ways
+        elif source is None:
+            job_id = session.submit(
+                OP_WRITE,
+                to_priority(priority),
+                imm,
+                handle,
+                src.start,
+                dst,
+                dst_offset,
+                src.length,
+                0 if deadline_s is None else to_deadline_ns(deadline_s),
+                timeout_s,
+            )
+        else:
+            job_id = session.gpu().copier.write(
                 source,
                 to_priority(priority),
                 imm,
@@ -268,35 +284,20 @@ class Client(Calls, Closing):
                 0 if deadline_s is None else to_deadline_ns(deadline_s),
                 timeout_s,
             )
-            if job_id:
-                return Job(self._session, self._driver, job_id, dst)
-        if exact or checksum or source is not None or stream is not None:
-            spec = Write(
-                src=src,
-                dst=dst,
-                imm=imm,
-                dst_offset=dst_offset,
-                exact=exact,
-                checksum=checksum,
-                priority=priority,
-                deadline_s=deadline_s,
-                stream=stream,
-            )
-            return self._submit_one(spec.request(), timeout_s)
-        session = self._session
-        job_id = session.submit(
-            OP_WRITE,
-            to_priority(priority),
-            imm,
-            handle,
-            src.start,
-            dst,
-            dst_offset,
-            src.length,
-            0 if deadline_s is None else to_deadline_ns(deadline_s),
-            timeout_s,
+        if job_id:
+            return Job(session, self._driver, job_id, dst)
+        spec = Write(
+            src=src,
+            dst=dst,
+            imm=imm,
+            dst_offset=dst_offset,
+            exact=exact,
+            checksum=checksum,
+            priority=priority,
+            deadline_s=deadline_s,
+            stream=stream,
         )
-        return Job(session, self._driver, job_id, dst)
+        return self._submit_one(spec.request(), timeout_s)
 
     def imm(
         self,
