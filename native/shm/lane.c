@@ -463,11 +463,8 @@ int64_t tfd_lane_write(struct tfd_lane *lane, uint8_t priority, uint32_t imm, ui
 	int32_t result;
 	int rc;
 
-	if (deadline_ns) {
-		uint64_t now = tfd_client_now_ns();
-
-		entry.deadline_ns = deadline_ns > UINT64_MAX - now ? UINT64_MAX : now + deadline_ns;
-	}
+	if (deadline_ns)
+		entry.deadline_ns = tfd_client_deadline((int64_t)deadline_ns); /* 2^63 and more: for ever */
 	rc = tfd_lane_copy(lane, &entry, NULL, &copy, timeout_ns, NULL, &result);
 	return rc ? rc : (int64_t)entry.job_id;
 }

@@ -172,11 +172,8 @@ int64_t tfd_client_one_submit(struct tfd_client *client, uint32_t ring, struct t
 {
 	int rc;
 
-	if (deadline_ns) {
-		uint64_t now = tfd_client_now_ns();
-
-		entry->deadline_ns = deadline_ns > UINT64_MAX - now ? UINT64_MAX : now + deadline_ns;
-	}
+	if (deadline_ns)
+		entry->deadline_ns = tfd_client_deadline((int64_t)deadline_ns); /* 2^63 and more: for ever */
 	rc = tfd_client_submit_wait(client, ring, entry, 1, timeout_ns);
 	return rc ? rc : (int64_t)entry->job_id;
 }
