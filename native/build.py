@@ -95,6 +95,11 @@ MODULES = {
             ),
             sources=("shm/*.c", "core/names.c"),
         ),
+        Module(
+            name="transferd.native._gpu",
+            headers=("transferd/gpu.h",),
+            sources=("gpu/*.c", "core/error.c"),
+        ),
     )
 }
 
