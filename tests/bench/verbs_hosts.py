@@ -15,6 +15,7 @@ from bench.guests import GuestEndpoint, telling
 from bench.topic import guarded
 
 from vm.daemons import GuestDaemon
+from vm.errors import VmError
 from vm.image import ensure
 from vm.pair import ROLES, Pair
 
@@ -100,6 +101,16 @@ class Hosts:
         """All that run."""
         return [daemon for side in self.sides.values() for daemon in side.daemons.values()]
 
+    def check_cards(self) -> None:
+        """Sees to it that no figure is taken of a guest that QEMU has cut off.
+
+        Raises:
+            VmError: A card stands still.
+        """
+        stalled = [guest.name for guest in self.pair.guests if guest.card_stalled]
+        if stalled:
+            raise VmError(f"QEMU has let a card of {', '.join(stalled)} stand still")
+
     def shape(self, *discipline: str) -> None:
         """Gives what all cards send a queueing discipline, as tc names it; none: takes it away.
 
@@ -138,7 +149,10 @@ def rows(run: Run) -> list[Row]:
 
             def measured(step: Callable[[Run, Hosts], list[Row]] = step) -> list[Row]:
                 with telling(*both.daemons()):
-                    return step(run, both)
+                    try:
+                        return step(run, both)
+                    finally:
+                        both.check_cards()
 
             found += guarded(run, f"verbs, two hosts: {name}", measured)
     return found

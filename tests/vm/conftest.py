@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +17,10 @@ from vm.guest import Guest, Machine
 from vm.pair import Pair
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
 HERE = Path(__file__).parent
 TEST_S = 600
-WATCHDOG_S = 11.0
-PAIRS = {"vm_pair": "pair1", "vm_pair_of_two_links": "pair2"}  # fixtures, and folders of guests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,37 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TEST_S))
-
-
-def stalled_of(guests: list[Guest]) -> list[Guest]:
-    """Finds those with a card that stands still; a kernel takes 5 to 10 s to say so."""
-    deadline = time.monotonic() + WATCHDOG_S
-    while True:
-        stalled = [guest for guest in guests if guest.card_stalled]
-        if stalled or not guests or time.monotonic() > deadline:
-            return stalled
-        time.sleep(0.5)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Skips a test that failed because a card of QEMU's stands still: it says nothing of ours."""
-    report = yield
-    if HERE not in item.path.parents or not report.failed:
-        return report
-    used = {PAIRS[name] for name in getattr(item, "fixturenames", ()) if name in PAIRS}
-    guests = [guest for path, guest in Guest.latest.items() if path.parent.name in used]
-    stalled = stalled_of(guests)
-    for guest in stalled:
-        guest.kill()
-    if stalled:
-        names = ", ".join(guest.name for guest in stalled)
-        why = f"Skipped: QEMU's network card of {names} stands still; run it again"
-        report.outcome = "skipped"
-        report.longrepr = (str(item.path), item.location[1] or 0, why)
-    return report
 
 
 @pytest.fixture(scope="session")

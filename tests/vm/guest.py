@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from vm import needs
 from vm.errors import CommandFailed, CommandTimeout, GuestDied, VmError
@@ -173,13 +173,7 @@ class Process:
 
 
 class Guest:
-    """A virtual machine that runs the host's tree.
-
-    Attributes:
-        latest: The last one that was started of each name in a folder.
-    """
-
-    latest: ClassVar[dict[Path, Guest]] = {}
+    """A virtual machine that runs the host's tree."""
 
     def __init__(self, image: Image, machine: Machine, folder: Path) -> None:
         """Prepares a guest; :meth:`start` starts it.
@@ -225,7 +219,6 @@ class Guest:
 
     def start(self) -> Guest:
         """Starts QEMU; :meth:`wait_ready` waits for the guest."""
-        self.latest[self.folder.parent / self.machine.name] = self
         for folder in (self.share, self.out, self.share / "processes"):
             folder.mkdir(parents=True, exist_ok=True)
         (self.share / "start").write_text(start_script(self.machine))
@@ -260,7 +253,11 @@ class Guest:
             append += " without=rdma_rxe"
         command = [qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
         command += ["-accel", os.environ.get("TRANSFERD_VM_ACCEL", "tcg,thread=multi")]
-        command += ["-cpu", "max", "-smp", str(machine.cpus), "-m", str(machine.memory_mib)]
+        # A place for a second processor: of a guest that can have but one, QEMU before 8.1 leaves
+        # out every memory barrier, and virtio's queues, which are shared with threads of QEMU's
+        # own, lose a kick now and then: a card stands still for good (QEMU c914d46d0a64).
+        smp = f"{machine.cpus},maxcpus={max(machine.cpus, 2)}"
+        command += ["-cpu", "max", "-smp", smp, "-m", str(machine.memory_mib)]
         command += ["-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)]
         command += ["-append", append, "-serial", f"file:{_escaped(self.folder / 'console.log')}"]
         command += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,"
@@ -272,9 +269,8 @@ class Guest:
         for number, nic in enumerate(machine.nics):
             command += ["-netdev", f"dgram,id=n{number},local.type=unix,local.path={nic.local},"
                         f"remote.type=unix,remote.path={nic.remote}"]  # fmt: skip
-            # Merged buffers stall a card for ever: QEMU before 9.1 waits for a kick that has come
-            # already when the guest added buffers, too few for the packet, while it looked. Without
-            # them it is rare, not gone (7.2; the cause is not known): see conftest.py.
+            # Merged buffers stall a card for ever, too: QEMU before 9.1 waits for a kick that has
+            # come already when the guest added buffers, too few for the packet, while it looked.
             command += ["-device", f"virtio-net-pci,netdev=n{number},mac={nic.mac},"
                         f"mrg_rxbuf=off,host_mtu={MTU},romfile="]  # fmt: skip
         return command
@@ -324,7 +320,7 @@ class Guest:
 
     @property
     def card_stalled(self) -> bool:
-        """Whether its kernel waits for ever for a card: QEMU's fault, which nothing here heals."""
+        """Whether its kernel waits for ever for a card: QEMU's fault, see :meth:`_command`."""
         return "NETDEV WATCHDOG" in self.console()
 
     def console_tail(self) -> str:

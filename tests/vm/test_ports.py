@@ -47,9 +47,6 @@ class Hosts:
             # What happens to eth0 is a matter of one rail: the daemons stay in touch.
             config = self.daemons[role].config
             config["peer_listen"] = f"{address(role, 1)}:{PEER_PORT}"
-            # Nobody is lost here, and guests that share a processor stand still for seconds.
-            config["heartbeat"] = {"interval": 0.5, "timeout": 20.0}
-            config["timeouts"] = {"peer_call": 20.0}
         self.daemons.boot()
         for role in ROLES:
             daemon = self.daemons[role]
