@@ -9,6 +9,7 @@
 	X(open_cycles, "rails opened and closed again leave no fd and no thread")                     \
 	X(memory_keys, "registrations have keys of their own, and closing them leaves nothing")       \
 	X(memory_lengths, "any length can be registered, to its last byte, or is refused")            \
+	X(memory_dmabuf, "a dma-buf, which is mapped nowhere, is written to, written from and read")  \
 	X(connect_orders, "halves may be started in either order, and late")                          \
 	X(connect_both_ways, "connections both ways, and answers by incoming halves")                 \
 	X(connect_truncated, "an address cut anywhere is refused, and its half can be closed")        \

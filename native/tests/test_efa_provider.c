@@ -91,8 +91,8 @@ static void test_versions(void)
 		{ FI_VERSION(1, 21), "", NEAR, -ENOTSUP, NULL, false },
 		{ FI_VERSION(1, 22), "", NEAR, 0, "fabric efa (", true },
 		{ FI_VERSION(1, 22), "efa-direct", NEAR, -ENODEV, NULL, false },
-		{ FI_VERSION(2, 2), "", NEAR, 0, "fabric efa-direct; writes by the device; no wait fd",
-		  true },
+		{ FI_VERSION(2, 2), "", NEAR, 0,
+		  "fabric efa-direct; writes by the device; takes dma-bufs; no wait fd", true },
 		{ FI_VERSION(2, 3), "efa-direct", NEAR, 0, "fabric efa-direct", false },
 		{ FI_VERSION(2, 5), "efa", NEAR "-rdm", 0, "fabric efa-direct", false },
 		{ FI_VERSION(2, 5), "", "rdmap99s1", -ENODEV, NULL, false },
@@ -429,6 +429,67 @@ static void test_restart(void)
 	pair_close(&again);
 }
 
+/* Of a rail that is opened as told: what registering a dma-buf answers. */
+static int try_dmabuf(const char *fabric, const struct tfd_dmabuf *dmabuf, struct tfd_rail_info *info)
+{
+	struct tfd_region_key key;
+	struct tfd_domain *domain;
+	struct tfd_mr *mr = NULL;
+	int rc;
+
+	memset(&error, 0, sizeof(error));
+	CHECK_OK(try_open(fabric, NEAR, info, &domain));
+	rc = ops->mr_open_dmabuf(domain, dmabuf, 1, &mr, &key, &error);
+	if (rc == 0) {
+		CHECK(key.address == dmabuf->address && counts->dmabufs == 1);
+		ops->mr_close(domain, mr);
+	} else {
+		CHECK(!mr && strstr(error.text, "dma-buf"));
+	}
+	CHECK(counts->dmabufs == 0);
+	ops->domain_close(domain);
+	return rc;
+}
+
+/*
+ * Which rails take one: those whose device does all there is to do with it. Moving bytes is native/conformance's case memory_dmabuf. What cannot
+ * be is EOPNOTSUPP, so that other rails carry the region; what fails is told.
+ */
+static void test_dmabuf(void)
+{
+	struct tfd_dmabuf dmabuf = { .offset = 4096, .length = 8192, .address = 0x7000001000 };
+	struct tfd_rail_info info;
+
+	/* No driver of a GPU comes into this process with the library. */
+	CHECK(strcmp(getenv("FI_HMEM"), "system") == 0);
+	dmabuf.fd = memfd_create("dmabuf", MFD_CLOEXEC);
+	CHECK(dmabuf.fd >= 0 && ftruncate(dmabuf.fd, 4096 + 8192) == 0);
+	CHECK_OK(try_dmabuf("", &dmabuf, &info));
+	CHECK(strstr(info.why, "takes dma-bufs"));
+	knobs->version = FI_VERSION(2, 1); /* has fabric efa alone, which emulates when a peer cannot write */
+	CHECK(try_dmabuf("", &dmabuf, &info) == -EOPNOTSUPP && !strstr(info.why, "dma-buf"));
+	*knobs = plain_knobs;
+	knobs->stubborn = 1; /* its processor would read short writes */
+	CHECK(try_dmabuf("", &dmabuf, &info) == -EOPNOTSUPP && !strstr(info.why, "dma-buf"));
+	*knobs = plain_knobs;
+	knobs->dmabuf = 0;
+	CHECK(try_dmabuf("", &dmabuf, &info) == -EOPNOTSUPP && strstr(error.text, "too old"));
+	knobs->dmabuf = EOPNOTSUPP;
+	CHECK(try_dmabuf("", &dmabuf, &info) == -EOPNOTSUPP && strstr(error.text, "too old"));
+	knobs->dmabuf = ENOMEM;
+	CHECK(try_dmabuf("", &dmabuf, &info) == -ENOMEM);
+	*knobs = plain_knobs;
+	dmabuf.length++; /* than it is long */
+	CHECK(try_dmabuf("", &dmabuf, &info) == -EINVAL);
+	dmabuf.length--;
+	dmabuf.address++; /* elsewhere in its page */
+	CHECK(try_dmabuf("", &dmabuf, &info) == -EINVAL);
+	dmabuf.address--;
+	(void)close(dmabuf.fd);
+	dmabuf.fd = -1;
+	CHECK(try_dmabuf("", &dmabuf, &info) == -EBADF);
+}
+
 static void test_bad_addresses(void)
 {
 	struct tfd_fi_address address;
@@ -464,6 +525,7 @@ int main(void)
 	test_overrun();
 	test_restart();
 	test_bad_addresses();
+	test_dmabuf();
 	side_close(&b);
 	side_close(&a);
 	return 0;

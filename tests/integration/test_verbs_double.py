@@ -19,15 +19,12 @@ from click.testing import CliRunner
 
 import transferd
 from transferd.client.ctl import main as ctl
-from transferd.native.client_half import lib
-from transferd.native.names import JobStatus
-from transferd.v1 import admin_pb2, admin_pb2_grpc, attach_pb2
+from transferd.v1 import admin_pb2, admin_pb2_grpc
 
-from support.cuda_client import SIZE, CudaClient
 from support.providers import SOFTVERBS
 from support.tree import ROOT
 from support.twins import Twins
-from support.waiting import WAIT_S, eventually
+from support.waiting import WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,47 +77,6 @@ def rails_told(daemon: DaemonProcess) -> admin_pb2.ListRailsResponse:
         stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
         reply: admin_pb2.ListRailsResponse = stub.ListRails(admin_pb2.ListRailsRequest(), timeout=5)
     return reply
-
-
-# ---- memory of devices ----
-
-
-def test_a_dmabuf_at_either_end(short_tmp: Path, request: pytest.FixtureRequest) -> None:
-    """A memfd that the daemons and the double take for one."""
-    pair = Twins(short_tmp, VERBS)
-    pair.environment["MEMFD_IS_DMABUF"] = "1"
-    request.node.transferd_daemons = [pair, pair.second]
-    data = os.urandom(SIZE)
-    files = [os.memfd_create("dmabuf") for _ in range(2)]
-    for fd in files:
-        os.ftruncate(fd, SIZE)
-    os.pwrite(files[0], data, 0)
-    with pair, CudaClient(pair, "from") as sender, CudaClient(pair.second, "to") as receiver:
-        source, target = (
-            client.registered(
-                client.share_cuda(fd, dmabuf=True, flush=attach_pb2.CUDA_FLUSH_NOT_NEEDED),
-                offset_bytes=4112,
-            )
-            for client, fd in ((sender, files[0]), (receiver, files[1]))
-        )
-        assert (source.rails, target.rails) == (2, 2)
-        assert source.length_bytes == SIZE - 4112
-        granted = receiver.grant(target.region)
-        handle = sender.open(granted.descriptor).handle
-        assert sender.map(handle).error.reason == "MAP_OTHER_HOST"
-        job = sender.submit(
-            op=lib.TFD_OP_WRITE,
-            src_region=source.region,
-            dst_grant=handle,
-            length=target.length_bytes,
-            imm=2,
-        )
-        assert eventually(lambda: sender.end_of(job), "the job's end") == (JobStatus.OK, 0)
-        counter = receiver.counters[granted.counter_slots[2]]
-        eventually(lambda: counter.value == 1, "the count")
-        assert os.pread(files[1], SIZE, 0) == bytes(4112) + data[4112:]
-    for fd in files:
-        os.close(fd)
 
 
 # ---- it works ----

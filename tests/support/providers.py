@@ -126,6 +126,7 @@ NO_WAIT_FD = dict.fromkeys(
 UNORDERED = dict.fromkeys(("imm_after_earlier", "close_counts"), "its rails are not ordered")
 ONE_RAIL = dict.fromkeys(("close_far_rail", "sleep_exchange"), "both sides are one rail")
 ONE_PART = {"write_parts": "a post of it has one part"}
+NO_DMABUF = {"memory_dmabuf": "it takes no dma-buf: what it moves a processor of the host copies"}
 ENDLESS = {"write_largest": "its largest message is larger than what is tried"}
 ONE_PROCESS = {OPERATIONS: "it is a fabric inside of one process, and two daemons are two"}
 SIMULATED = {
@@ -147,6 +148,7 @@ PROVIDERS = (
         "sim0",
         left_out={
             **SIMULATED,
+            **NO_DMABUF,
             **ONE_PART,
             **ENDLESS,
             "canary": "nothing is under way on it, which a fence could catch",
@@ -157,14 +159,14 @@ PROVIDERS = (
         "sim",
         "sim0",
         fabric="ordered=0,delay_us=300",
-        left_out={**SIMULATED, **ONE_PART, **ENDLESS, **UNORDERED},
+        left_out={**SIMULATED, **NO_DMABUF, **ONE_PART, **ENDLESS, **UNORDERED},
     ),
     Provider(
         "sim-narrow",
         "sim",
         "sim0",
         fabric="delay_us=300,again=20,parts=9,imm_depth=900,max_message=200000",
-        left_out=SIMULATED,
+        left_out={**SIMULATED, **NO_DMABUF},
     ),
     Provider(
         "local",
@@ -173,17 +175,18 @@ PROVIDERS = (
         left_out={
             **dict.fromkeys(CORE, "both ends are one domain group: native/tests/test_local*.c"),
             OPERATIONS: "both ends are clients of one daemon",
+            **NO_DMABUF,
             **ANY_NAME,
             **ONE_RAIL,
         },
     ),
-    Provider("tcp", "tcp", LOOPBACK, left_out={**DEFAULT, **ENDLESS}),
+    Provider("tcp", "tcp", LOOPBACK, left_out={**DEFAULT, **NO_DMABUF, **ENDLESS}),
     Provider(
         "libfabric",
         "libfabric",
         LOOPBACK,
         missing=without_libfabric,
-        left_out={**ONE_PART, **ENDLESS},
+        left_out={**NO_DMABUF, **ONE_PART, **ENDLESS},
     ),
     Provider(
         "libfabric-2",
@@ -192,7 +195,7 @@ PROVIDERS = (
         library=str(LIBFABRIC_2),
         missing=without_libfabric_2,
         environment={"FI_PROVIDER_PATH": "/nonexistent"},  # what it has built in is enough
-        left_out={**ONE_PART, **ENDLESS},
+        left_out={**NO_DMABUF, **ONE_PART, **ENDLESS},
     ),
     Provider(
         "efa-face",
@@ -211,14 +214,20 @@ PROVIDERS = (
         goals=("softverbs",),
         left_out={**ENDLESS, **ONE_PROCESS},
     ),
-    Provider("verbs", "verbs", FIRST_DEVICE, missing=without_devices, may_skip=tuple(ENDLESS)),
+    Provider(
+        "verbs",
+        "verbs",
+        FIRST_DEVICE,
+        missing=without_devices,
+        may_skip=(*ENDLESS, *NO_DMABUF),  # soft-RoCE takes none
+    ),
     Provider(
         "libfabric-verbs",
         "libfabric",
         FIRST_DEVICE,
         fabric="verbs;ofi_rxm",
         missing=lambda: without_libfabric() or without_devices(),
-        left_out=ONE_PART,
+        left_out={**NO_DMABUF, **ONE_PART},
         may_skip=tuple(ENDLESS),
         known={
             **dict.fromkeys(CLOSED_WHILE_WRITTEN_TO, RXM_CLOSES),

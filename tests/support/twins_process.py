@@ -23,11 +23,12 @@ from transferd.daemon.server import Server
 async def run(paths: list[str]) -> None:
     """Starts a daemon for each configuration, in order; stops them all."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     servers = [Server(config.load(Path(path))) for path in paths]
     for server in servers:
         await server.start()
+    # By now libraries have been loaded that would handle them, too (libfabric).
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await stop.wait()
     for server in servers:
         await server.stop()

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Opening a rail with libfabric: choosing the provider, getinfo, fabric, domain, address vector, completion queue;
- * memory registration as the returned mr_mode asks (fi_mr(3), fi_domain(3)).
+ * Opening a rail with libfabric: choosing the provider, getinfo, fabric, domain, address vector, completion queue.
  */
 #include "domain.h"
 
@@ -243,48 +242,4 @@ void tfd_fi_domain_close(struct tfd_domain *domain)
 	tfd_fi_efa_close(domain->efa);
 	free(domain->links);
 	free(domain);
-}
-
-/* ---- memory ---- */
-
-int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
-                   struct tfd_region_key *key, struct tfd_error *error)
-{
-	uint64_t access = FI_WRITE | FI_REMOTE_READ | (writable ? FI_READ | FI_REMOTE_WRITE : 0);
-	int mode = domain->info->domain_attr->mr_mode;
-	struct tfd_mr *mr = calloc(1, sizeof(*mr));
-	uint64_t wanted = 0;
-	int rc;
-
-	if (!mr)
-		return tfd_fail(error, -ENOMEM, "no memory for a registration");
-	/* Where the key is ours to choose it is a secret: nobody guesses his way into a region. */
-	if (!(mode & FI_MR_PROV_KEY) && getrandom(&wanted, sizeof(wanted), 0) != (ssize_t)sizeof(wanted)) {
-		free(mr);
-		return tfd_fail(error, -EIO, "getrandom gave no key");
-	}
-	if (domain->info->domain_attr->mr_key_size < sizeof(wanted))
-		wanted &= (1ull << (8 * domain->info->domain_attr->mr_key_size)) - 1;
-	rc = fi_mr_reg(domain->domain, address, length, access, 0, wanted, 0, &mr->mr, NULL);
-	if (rc) {
-		free(mr);
-		if (rc == -FI_ENOMEM)
-			return tfd_fail(error, -ENOMEM,
-			                "registering %zu bytes failed: raise the memlock limit (ulimit -l, "
-			                "LimitMEMLOCK)",
-			                length);
-		return tfd_fi_fail(domain, error, "fi_mr_reg", rc);
-	}
-	mr->descriptor = fi_mr_desc(mr->mr);
-	key->key = fi_mr_key(mr->mr);
-	key->address = mode & FI_MR_VIRT_ADDR ? (uint64_t)(uintptr_t)address : 0;
-	*out = mr;
-	return 0;
-}
-
-void tfd_fi_mr_close(struct tfd_domain *domain, struct tfd_mr *mr)
-{
-	(void)domain;
-	(void)fi_close(&mr->mr->fid);
-	free(mr);
 }

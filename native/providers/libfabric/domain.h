@@ -34,6 +34,7 @@ struct tfd_domain {
 	uint32_t last_link; /* worker; counts up, so that one comes again only after 2^32 others */
 	int epoll_fd; /* with a queue for each half: readable while one of them may have work; else -1 */
 	bool polled; /* `cq` has no wait fd */
+	bool takes_dmabuf; /* no processor reads or writes what is posted or landed */
 	struct tfd_fi_efa *efa; /* NULL: another provider */
 	struct tfd_half *halves; /* worker; ring of all, next in turn first */
 	uint32_t half_count; /* worker */
@@ -97,6 +98,8 @@ int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name
 void tfd_fi_domain_close(struct tfd_domain *domain);
 int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
                    struct tfd_region_key *key, struct tfd_error *error);
+int tfd_fi_mr_open_dmabuf(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
+                          struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 void tfd_fi_mr_close(struct tfd_domain *domain, struct tfd_mr *mr);
 
 #endif

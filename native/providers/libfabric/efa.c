@@ -13,11 +13,12 @@
 #include "../../core/parts.h"
 
 #define MINIMUM FI_VERSION(1, 22) /* writes with immediate that are not emulated */
-/* The API that is asked for. Before 1.18 some devices do not write by themselves; from 1.20 an error entry is longer than ours. */
-#define EFA_API FI_VERSION(1, 18)
+/* The API that is asked for. Before 1.18 some devices do not write by themselves, before 1.20 there are no dma-bufs. */
+#define EFA_API FI_VERSION(1, 20)
 #define DOMAIN_SUFFIX "-rdm" /* of a device's domain for reliable datagrams */
 #define OPT_EMULATED_WRITE                                                                   \
 	(-(0xefa << 16) + 2) /* FI_OPT_EFA_EMULATED_WRITE, which headers of 1.17 have not */
+#define OPT_INJECT_RMA_SIZE 18 /* FI_OPT_INJECT_RMA_SIZE, of headers from 1.22 on */
 #define REMOTE_BAD_ADDRESS                                                                    \
 	7 /* prov_errno: key, range or rights at the far side, of which err says FI_EINVAL */
 
@@ -102,8 +103,22 @@ int tfd_fi_efa_find(struct tfd_domain *domain, const char *fabric, const char *d
 	return rc ? tfd_fi_fail(domain, error, "fi_getinfo", rc) : 0;
 }
 
-/* Asks an endpoint, which also shows that the device has one to give. */
-static int ask_emulated(struct tfd_domain *domain, bool *emulated, struct tfd_error *error)
+/*
+ * efa-direct moves bytes by the device alone, but for short writes: after 2.6 the processor copies those into the request, where it takes their
+ * memory for its own, as it takes a dma-buf's.
+ */
+int tfd_fi_efa_leave_to_device(const struct tfd_half *half)
+{
+	size_t none = 0;
+
+	return fi_setopt(&half->ep->fid, FI_OPT_ENDPOINT, OPT_INJECT_RMA_SIZE, &none, sizeof(none));
+}
+
+/*
+ * Asks an endpoint, which also shows that the device has one to give. Fabric efa takes no dma-buf, though its library would: what it emulates,
+ * for which the far side's device may be the reason, processors copy, and write to wherever a dma-buf says that it is.
+ */
+static int ask_endpoint(struct tfd_domain *domain, bool *emulated, struct tfd_error *error)
 {
 	size_t bytes = sizeof(*emulated);
 	struct tfd_half *half;
@@ -113,6 +128,8 @@ static int ask_emulated(struct tfd_domain *domain, bool *emulated, struct tfd_er
 		return rc;
 	if (fi_getopt(&half->ep->fid, FI_OPT_ENDPOINT, OPT_EMULATED_WRITE, emulated, &bytes) != 0)
 		*emulated = false;
+	domain->takes_dmabuf = strcmp(domain->info->fabric_attr->name, "efa-direct") == 0 &&
+	                       tfd_fi_efa_leave_to_device(half) == 0;
 	tfd_fi_half_free(half);
 	return 0;
 }
@@ -121,19 +138,20 @@ int tfd_fi_efa_describe(struct tfd_domain *domain, struct tfd_rail_info *info, s
 {
 	const char *fabric = domain->info->fabric_attr->name;
 	bool emulated = false;
-	int rc = ask_emulated(domain, &emulated, error);
+	int rc = ask_endpoint(domain, &emulated, error);
 
 	if (rc)
 		return rc;
 	info->ordered = 0;
 	info->emulated = emulated;
-	(void)snprintf(info->why, sizeof(info->why), "fabric %s%s; %s%s", fabric,
+	(void)snprintf(info->why, sizeof(info->why), "fabric %s%s; %s%s%s", fabric,
 	               strcmp(fabric, "efa") == 0 ?
 	                       " (efa-direct is for libfabric 2.2 and devices with RDMA write)" :
 	                       "",
 	               emulated ?
 	                       "WRITES ARE EMULATED: this device or libfabric's settings have no RDMA write" :
 	                       "writes by the device",
+	               domain->takes_dmabuf ? "; takes dma-bufs" : "",
 	               domain->polled ? "; no wait fd: an idle worker polls every millisecond" : "");
 	return 0;
 }

@@ -16,6 +16,8 @@ int tfd_fi_efa_find(struct tfd_domain *domain, const char *fabric, const char *d
 int tfd_fi_efa_open(struct tfd_domain *domain, struct tfd_error *error);
 void tfd_fi_efa_close(struct tfd_fi_efa *efa);
 int tfd_fi_efa_describe(struct tfd_domain *domain, struct tfd_rail_info *info, struct tfd_error *error);
+/* Of an endpoint: has no processor look at what is posted. -FI_E…: it will. */
+int tfd_fi_efa_leave_to_device(const struct tfd_half *half);
 /* Whether the far side refused the key, the range or the right. */
 bool tfd_fi_efa_refused(int prov_errno);
 

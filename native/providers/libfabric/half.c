@@ -48,6 +48,8 @@ static int endpoint_open(struct tfd_half *half)
 	rc = fi_ep_bind(half->ep, &domain->av->fid, 0);
 	if (!rc)
 		rc = fi_ep_bind(half->ep, &cq->fid, FI_TRANSMIT | FI_RECV);
+	if (!rc && domain->takes_dmabuf)
+		rc = tfd_fi_efa_leave_to_device(half);
 	return rc ? rc : fi_enable(half->ep);
 }
 

@@ -115,25 +115,30 @@ static struct tfd_wr *wr_of(const struct tfd_domain *domain, void *context)
 static int cq_poll_error(const struct tfd_domain *domain, const struct tfd_half *queue_of, struct fid_cq *cq,
                          struct tfd_wc *wc)
 {
-	struct fi_cq_err_entry entry = { 0 };
+	/* From API 1.20 on it is longer than our headers may say. */
+	union {
+		struct fi_cq_err_entry entry;
+		uint64_t room[sizeof(struct fi_cq_err_entry) / sizeof(uint64_t) + 8];
+	} told = { 0 };
+	const struct fi_cq_err_entry *entry = &told.entry;
 	struct tfd_wr *wr;
 
-	if (fi_cq_readerr(cq, &entry, 0) != 1)
+	if (fi_cq_readerr(cq, &told.entry, 0) != 1)
 		return 0;
-	if (entry.err == FI_EOVERRUN) { /* of the queue, whatever the entry names */
+	if (entry->err == FI_EOVERRUN) { /* of the queue, whatever the entry names */
 		*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
 		                       .error = EOVERFLOW,
 		                       .owner = queue_of ? queue_of->owner : NULL };
 		return 1;
 	}
-	wr = entry.op_context ? wr_of(domain, entry.op_context) : NULL;
+	wr = entry->op_context ? wr_of(domain, entry->op_context) : NULL;
 	/* But of EFA prov_errno is not looked at, nor fi_cq_strerror called: stale and, in rxm 1.17, fatal after a close. */
 	*wc = (struct tfd_wc){ .type = TFD_WC_ERROR,
 	                       .wr = wr,
-	                       .error =
-	                               wr || !domain->efa ? entry.err : ESTALE, /* no errno that means more */
-	                       .remote_access = is_access_error(entry.err) ||
-		                                (domain->efa && tfd_fi_efa_refused(entry.prov_errno)),
+	                       .error = wr || !domain->efa ? entry->err :
+		                                             ESTALE, /* no errno that means more */
+	                       .remote_access = is_access_error(entry->err) ||
+		                                (domain->efa && tfd_fi_efa_refused(entry->prov_errno)),
 	                       .owner = queue_of ? queue_of->owner : NULL };
 	return 1;
 }
@@ -246,6 +251,7 @@ const struct tfd_provider_ops tfd_libfabric_ops = {
 	.domain_open = tfd_fi_domain_open,
 	.domain_close = tfd_fi_domain_close,
 	.mr_open = tfd_fi_mr_open,
+	.mr_open_dmabuf = tfd_fi_mr_open_dmabuf,
 	.mr_close = tfd_fi_mr_close,
 	.half_open = half_open,
 	.half_start = half_start,

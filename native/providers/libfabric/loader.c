@@ -61,6 +61,8 @@ static int load_locked(const char *path, struct tfd_error *error)
 	(void)setenv("FI_MR_CACHE_MAX_COUNT", "0", 0);
 	/* Peers of one endpoint, by which rxm over verbs sizes its queues: the default asks for more than devices have. */
 	(void)setenv("FI_UNIVERSE_SIZE", "16", 0);
+	/* Else it loads the CUDA driver, and makes contexts, as it is loaded (ofi_hmem_init): not in this process. From 1.20 on. */
+	(void)setenv("FI_HMEM", "system", 0);
 	handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!handle)
 		return tfd_fail(

@@ -28,6 +28,11 @@ struct efaface_control {
 	uint32_t fail_lands; /* not 0: it lands all the same */
 	uint32_t
 		late; /* not 0: what is in flight as an endpoint is closed ends in the queue, which the real library does not do; 2: with an error */
+	uint32_t
+		dmabuf; /* 1: they are registered; 0: the library was built without; else refused with that errno */
+	uint32_t
+		inject; /* efa-direct: bytes at most of a write that the processor copies, unless told otherwise */
+	uint32_t stubborn; /* not 0: it cannot be told otherwise */
 };
 
 struct efaface_stats {
@@ -42,6 +47,7 @@ struct efaface_stats {
 	uint64_t strays; /* immediates for another life of the endpoint */
 	uint64_t purged; /* completions that nobody had read when their endpoint was closed */
 	uint64_t eps; /* open */
+	uint64_t dmabufs; /* registered */
 };
 
 /* For programs of one thread. */

@@ -12,10 +12,6 @@
 
 #include "face.h"
 
-#define OPT_EMULATED_READ (-(0xefa << 16) + 1)
-#define OPT_EMULATED_WRITE (-(0xefa << 16) + 2)
-#define RDMA_BY_DEFAULT                                                                                \
-	FI_VERSION(1, 18) /* API: before it, fabric efa emulates on devices of the first generation */
 #define UNREACHABLE_MS 3000 /* tcp says nothing but -FI_EAGAIN of an address where nobody listens */
 #define CONTEXT_MAGIC 0xefaface0c0ffee00ull
 #define DRAIN 16
@@ -275,6 +271,15 @@ static void op_inject(struct face_op *op)
 	}
 }
 
+/* tcp knows the far memory by where it is mapped. */
+static void op_aim(struct face_op *op, const struct face_mr *far)
+{
+	if (far)
+		op->remote = (uint64_t)(uintptr_t)face_mr_bytes(far, op->remote);
+	else
+		op_fail(op, FI_EINVAL, FACE_BAD_ADDRESS);
+}
+
 /*
  * What the far device would refuse, and go on: tcp would end the connection, and not say why. Of other processes' that is not
  * seen here.
@@ -289,8 +294,8 @@ static void op_refuse(struct face_ep *ep, struct face_op *op)
 		op_fail(op, FI_EHOSTUNREACH, FACE_UNREACHABLE);
 	else if (far && ep->domain->fabric->direct && is_stranger(ep, far))
 		op_fail(op, FI_ENOTCONN, FACE_UNKNOWN_PEER);
-	else if (far && op->length && !face_mr_covers(far->domain, op->key, op->remote, op->length, access))
-		op_fail(op, FI_EINVAL, FACE_BAD_ADDRESS);
+	else if (far && op->length)
+		op_aim(op, face_mr_find(far->domain, op->key, op->remote, op->length, access));
 }
 
 static void message_check(const struct face_ep *ep, const struct fi_msg_rma *message)
@@ -305,6 +310,21 @@ static void message_check(const struct face_ep *ep, const struct fi_msg_rma *mes
 		face_abort("a post is longer than the device takes");
 	if (!message->context)
 		face_abort("a post without context");
+}
+
+/* Where the bytes are that a post names. */
+static uint8_t *local_bytes(const struct face_ep *ep, const struct iovec *local, const struct face_mr *mr,
+                            bool read)
+{
+	uint64_t address = (uint64_t)(uintptr_t)local->iov_base;
+
+	if (!mr || !mr->mapping || !local->iov_len)
+		return local->iov_base;
+	if (address < mr->address || address - mr->address > mr->length - local->iov_len)
+		face_abort("a post reaches beyond the dma-buf that it names");
+	if (!read && local->iov_len <= ep->inject)
+		face_abort("a short write of a dma-buf is left to the processor");
+	return face_mr_bytes(mr, address);
 }
 
 static ssize_t post(struct fid_ep *fid, const struct fi_msg_rma *message, uint64_t flags, bool read)
@@ -327,7 +347,7 @@ static ssize_t post(struct fid_ep *fid, const struct fi_msg_rma *message, uint64
 		.ep = ep,
 		.context = message->context,
 		.flags = FI_RMA | (read ? FI_READ : FI_WRITE),
-		.local = message->msg_iov->iov_base,
+		.local = local_bytes(ep, message->msg_iov, mr, read),
 		.tcp_desc = mr ? fi_mr_desc(mr->tcp) : NULL,
 		.length = message->msg_iov->iov_len,
 		.remote = message->rma_iov->addr,
@@ -516,30 +536,6 @@ static int ep_getname(fid_t fid, void *out, size_t *bytes)
 	return 0;
 }
 
-static int ep_getopt(fid_t fid, int level, int name, void *value, size_t *bytes)
-{
-	const struct face_fabric *fabric = ((struct face_ep *)fid)->domain->fabric;
-
-	if (level != FI_OPT_ENDPOINT || (name != OPT_EMULATED_READ && name != OPT_EMULATED_WRITE))
-		return -FI_ENOPROTOOPT;
-	if (*bytes < sizeof(bool))
-		return -FI_ETOOSMALL;
-	*bytes = sizeof(bool);
-	*(bool *)value = !fabric->direct &&
-	                 (face_control.emulated || FI_VERSION_LT(fabric->api_version, RDMA_BY_DEFAULT));
-	return 0;
-}
-
-static int ep_setopt(fid_t fid, int level, int name, const void *value, size_t bytes)
-{
-	(void)fid;
-	(void)level;
-	(void)name;
-	(void)value;
-	(void)bytes;
-	return -FI_ENOPROTOOPT;
-}
-
 static struct fi_ops ep_fid_ops = {
 	.size = sizeof(struct fi_ops),
 	.close = ep_close,
@@ -549,8 +545,8 @@ static struct fi_ops ep_fid_ops = {
 
 static struct fi_ops_ep ep_ops = {
 	.size = sizeof(struct fi_ops_ep),
-	.getopt = ep_getopt,
-	.setopt = ep_setopt,
+	.getopt = face_ep_getopt,
+	.setopt = face_ep_setopt,
 };
 
 static struct fi_ops_cm cm_ops = { .size = sizeof(struct fi_ops_cm), .getname = ep_getname };
@@ -571,6 +567,7 @@ int face_ep_open(struct fid_domain *domain, struct fi_info *info, struct fid_ep 
 		return -FI_ENOMEM;
 	ep->domain = (struct face_domain *)domain;
 	ep->last = &ep->ops;
+	ep->inject = ep->domain->fabric->direct ? face_control.inject : 0;
 	rc = fi_endpoint(ep->domain->tcp, ep->domain->info, &ep->tcp, NULL);
 	if (rc) {
 		free(ep);

@@ -22,6 +22,16 @@
 #define FACE_MAX_RDMA (1ull << 30)
 #define FACE_TX_SIZE 256
 #define FACE_TABLE 4096 /* addresses of an address vector */
+#define FACE_INJECT 64 /* of a later version; those up to 2.6 have 0 */
+
+/* Of headers from 1.20 on. */
+#define FACE_MR_DMABUF (1ull << 40)
+struct face_dmabuf {
+	int fd;
+	uint64_t offset;
+	size_t len;
+	void *base_addr;
+};
 
 /* Status codes of the device, which the provider hands on as prov_errno. */
 #define FACE_BAD_ADDRESS 7 /* remote key, range or right */
@@ -82,6 +92,9 @@ struct face_mr {
 	struct fid_mr *tcp;
 	struct face_domain *domain;
 	uint64_t address, length, access;
+	uint8_t *memory; /* what `address` is here: of a dma-buf it is nowhere */
+	uint8_t *mapping; /* of a dma-buf: ours; else NULL */
+	size_t mapping_bytes;
 	struct face_mr *next; /* of its domain */
 };
 
@@ -140,6 +153,7 @@ struct face_ep {
 	struct fid_cq *tcp_cq; /* owned, or the queue's */
 	struct face_address name;
 	bool enabled;
+	size_t inject; /* so many bytes at most of a write are copied by the processor */
 	struct face_op *ops, **last;
 	uint32_t op_count;
 	uint64_t tick;
@@ -162,6 +176,10 @@ bool face_is_rxm(void);
 /* A mistake of the caller's by which the real library would crash, or do what nobody asked for. */
 void face_abort(const char *what) __attribute__((noreturn));
 
+/* What an object has not. */
+int face_no_bind(struct fid *fid, struct fid *other, uint64_t flags);
+int face_no_control(struct fid *fid, int command, void *argument);
+
 int face_fabric_open(struct fi_fabric_attr *attr, struct fid_fabric **out, void *context);
 /* tcp's info for the address of a device. */
 int face_tcp_info(const char *ip, struct fi_info **out);
@@ -170,6 +188,8 @@ const char *face_device_ip(const char *domain_name);
 void face_gid(const char *ip, uint8_t gid[16]);
 
 int face_ep_open(struct fid_domain *domain, struct fi_info *info, struct fid_ep **out, void *context);
+int face_ep_getopt(fid_t fid, int level, int name, void *value, size_t *bytes);
+int face_ep_setopt(fid_t fid, int level, int name, const void *value, size_t bytes);
 void face_ep_progress(struct face_ep *ep);
 bool face_ep_waits(const struct face_ep *ep);
 int face_cq_open(struct fid_domain *domain, struct fi_cq_attr *attr, struct fid_cq **out, void *context);
@@ -179,10 +199,13 @@ void face_cq_purge(struct face_cq *cq, const struct face_ep *ep);
 int face_cq_trywait(struct face_cq *cq);
 int face_av_open(struct fid_domain *domain, struct fi_av_attr *attr, struct fid_av **out, void *context);
 void face_av_done(struct face_av *av, fi_addr_t address);
-/* Whether the device lets a peer do that with the key. */
-bool face_mr_covers(const struct face_domain *domain, uint64_t key, uint64_t address, uint64_t length,
-                    uint64_t access);
+/* What the device lets a peer do that with, by its key; NULL: it refuses. */
+const struct face_mr *face_mr_find(const struct face_domain *domain, uint64_t key, uint64_t address,
+                                   uint64_t length, uint64_t access);
+/* Where the bytes of that address are. */
+uint8_t *face_mr_bytes(const struct face_mr *mr, uint64_t address);
 int face_mr_reg(struct fid *domain, const void *buf, size_t length, uint64_t access, uint64_t offset,
                 uint64_t key, uint64_t flags, struct fid_mr **out, void *context);
+int face_mr_regattr(struct fid *domain, const struct fi_mr_attr *attr, uint64_t flags, struct fid_mr **out);
 
 #endif

@@ -105,6 +105,9 @@ static void knobs_read(void)
 		.fail_prov_errno = number("FAIL_PROV_ERRNO", FACE_ABORT),
 		.fail_lands = number("FAIL_LANDS", 0),
 		.late = number("LATE", 0),
+		.dmabuf = number("DMABUF", 1),
+		.inject = number("INJECT", FACE_INJECT),
+		.stubborn = number("STUBBORN", 0),
 	};
 }
 

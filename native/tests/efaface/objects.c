@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Fabric, domain, memory registrations and address vectors of EFA's face. */
+/* Fabric, domain and address vectors of EFA's face. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdlib.h>
@@ -17,7 +17,7 @@ static int fabric_close(struct fid *fid)
 	return 0;
 }
 
-static int no_bind(struct fid *fid, struct fid *other, uint64_t flags)
+int face_no_bind(struct fid *fid, struct fid *other, uint64_t flags)
 {
 	(void)fid;
 	(void)other;
@@ -25,7 +25,7 @@ static int no_bind(struct fid *fid, struct fid *other, uint64_t flags)
 	return -FI_ENOSYS;
 }
 
-static int no_control(struct fid *fid, int command, void *argument)
+int face_no_control(struct fid *fid, int command, void *argument)
 {
 	(void)fid;
 	(void)command;
@@ -71,8 +71,8 @@ static int domain_close(struct fid *fid)
 static struct fi_ops domain_fid_ops = {
 	.size = sizeof(struct fi_ops),
 	.close = domain_close,
-	.bind = no_bind,
-	.control = no_control,
+	.bind = face_no_bind,
+	.control = face_no_control,
 	.ops_open = no_ops,
 };
 
@@ -83,7 +83,11 @@ static struct fi_ops_domain domain_ops = {
 	.endpoint = face_ep_open,
 };
 
-static struct fi_ops_mr mr_ops = { .size = sizeof(struct fi_ops_mr), .reg = face_mr_reg };
+static struct fi_ops_mr mr_ops = {
+	.size = sizeof(struct fi_ops_mr),
+	.reg = face_mr_reg,
+	.regattr = face_mr_regattr,
+};
 
 static int domain_open(struct fid_fabric *fabric, struct fi_info *info, struct fid_domain **out,
                        void *context)
@@ -121,8 +125,8 @@ static int domain_open(struct fid_fabric *fabric, struct fi_info *info, struct f
 static struct fi_ops fabric_fid_ops = {
 	.size = sizeof(struct fi_ops),
 	.close = fabric_close,
-	.bind = no_bind,
-	.control = no_control,
+	.bind = face_no_bind,
+	.control = face_no_control,
 	.ops_open = no_ops,
 };
 
@@ -147,75 +151,6 @@ int face_fabric_open(struct fi_fabric_attr *attr, struct fid_fabric **out, void 
 	};
 	*out = &fabric->fid;
 	return 0;
-}
-
-/* ---- memory ---- */
-
-static int mr_close(struct fid *fid)
-{
-	struct face_mr *mr = CONTAINER(fid, struct face_mr);
-	struct face_mr **at;
-	int rc = fi_close(&mr->tcp->fid);
-
-	face_lock();
-	for (at = &mr->domain->mrs; *at != mr;)
-		at = &(*at)->next;
-	*at = mr->next;
-	face_unlock();
-	free(mr);
-	return rc;
-}
-
-static struct fi_ops mr_fid_ops = {
-	.size = sizeof(struct fi_ops),
-	.close = mr_close,
-	.bind = no_bind,
-	.control = no_control,
-	.ops_open = no_ops,
-};
-
-int face_mr_reg(struct fid *domain, const void *buf, size_t length, uint64_t access, uint64_t offset,
-                uint64_t key, uint64_t flags, struct fid_mr **out, void *context)
-{
-	struct face_domain *of = CONTAINER(domain, struct face_domain);
-	struct face_mr *mr = calloc(1, sizeof(*mr));
-	int rc;
-
-	if (!mr)
-		return -FI_ENOMEM;
-	rc = fi_mr_reg(of->tcp, buf, length, access, offset, key, flags, &mr->tcp, NULL);
-	if (rc) {
-		free(mr);
-		return rc;
-	}
-	if (fi_mr_key(mr->tcp) > UINT32_MAX)
-		face_abort("tcp's key has more than the 4 bytes of EFA's");
-	mr->fid = (struct fid_mr){
-		.fid = { .fclass = FI_CLASS_MR, .context = context, .ops = &mr_fid_ops },
-		.mem_desc = mr,
-		.key = fi_mr_key(mr->tcp),
-	};
-	mr->domain = of;
-	mr->address = (uint64_t)(uintptr_t)buf;
-	mr->length = length;
-	mr->access = access;
-	face_lock();
-	mr->next = of->mrs;
-	of->mrs = mr;
-	face_unlock();
-	*out = &mr->fid;
-	return 0;
-}
-
-bool face_mr_covers(const struct face_domain *domain, uint64_t key, uint64_t address, uint64_t length,
-                    uint64_t access)
-{
-	for (const struct face_mr *mr = domain->mrs; mr; mr = mr->next) {
-		if (mr->fid.key == key)
-			return address >= mr->address && length <= mr->length &&
-			       address - mr->address <= mr->length - length && (mr->access & access);
-	}
-	return false;
 }
 
 /* ---- addresses ---- */
@@ -319,8 +254,8 @@ static int av_close(struct fid *fid)
 static struct fi_ops av_fid_ops = {
 	.size = sizeof(struct fi_ops),
 	.close = av_close,
-	.bind = no_bind,
-	.control = no_control,
+	.bind = face_no_bind,
+	.control = face_no_control,
 	.ops_open = no_ops,
 };
 
