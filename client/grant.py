@@ -155,6 +155,8 @@ class Grant(BaseGrant):
 
         Raises:
             InvalidRequest: None, or one that is not the grant's.
-            Conflict: The grant has ended; nothing can land by it.
+            Conflict: The grant has ended; nothing can land by it. STILL_COPIED: a stream of a
+                writer's is still copying to GPU memory after half a second, and may write yet;
+                :meth:`revoke` takes the memory back.
         """
         self._fence(imms)

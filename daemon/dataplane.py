@@ -116,6 +116,7 @@ class DataPlane:
         spin_us: int,
         busy: bool,
         max_sessions: int,
+        copy_s: float = 0.5,
     ) -> DataPlane:
         """Starts a core.
 
@@ -125,6 +126,7 @@ class DataPlane:
             spin_us: How long an idle worker polls before it sleeps.
             busy: Workers never sleep.
             max_sessions: At most 511.
+            copy_s: How long what has failed waits for its client's stream.
 
         Returns:
             The running core.
@@ -138,6 +140,7 @@ class DataPlane:
         options.spin_us = spin_us
         options.busy = busy
         options.max_sessions = max_sessions
+        options.copy_ns = int(copy_s * 1e9)
         out = ffi.new("struct tfd_core **")
         error = ffi.new("struct tfd_error *")
         _check(lib.tfd_core_open(options, out, error), "starting the data plane", error)

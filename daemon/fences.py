@@ -8,8 +8,8 @@ import errno
 import itertools
 from typing import TYPE_CHECKING
 
-from transferd.daemon.errors import Internal, TimedOut
-from transferd.daemon.plane import PlaneError
+from transferd.daemon.errors import Conflict, Internal, TimedOut
+from transferd.daemon.plane import Detail, PlaneError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -38,13 +38,15 @@ class OpenFences:
         self._quiet_s = quiet_s
         self._settled = settled
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._waiting: dict[int, asyncio.Future[bool]] = {}  # whether no stream copies on
 
     async def fenced(self, peer: Peer, fences: Sequence[GrantFence]) -> None:
         """The owner fences immediates; returns when nothing submitted before on them is in flight.
 
         Raises:
             TimedOut: Something still was, when the bound passed.
+            Conflict: STILL_COPIED: nothing is, but the stream of a client may be writing all the
+                same.
         """
         waits = []
         for fence in fences:
@@ -57,10 +59,18 @@ class OpenFences:
             if late:
                 raise TimedOut(f"{len(late)} opens did not become quiet in {self._quiet_s} s")
         await self._settled(peer)
+        copied = sum(not quiet.result() for quiet in waits)
+        if copied:
+            raise Conflict(
+                f"the streams of {copied} sessions were not through in time with copies that were "
+                "cancelled, and may write yet: revoke() the grant, which waits until they have "
+                "unmapped the memory, or ask again on other imms",
+                reason="STILL_COPIED",
+            )
 
-    def _start(self, opened: Open, imms: Sequence[range]) -> asyncio.Future[None]:
+    def _start(self, opened: Open, imms: Sequence[range]) -> asyncio.Future[bool]:
         number = next(self._numbers)
-        quiet: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        quiet: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[number] = quiet
         try:
             self._plane.open_fence(opened.session.handle, opened.handle, imms, number)
@@ -68,11 +78,11 @@ class OpenFences:
             del self._waiting[number]
             if error.errno != errno.ENOENT:
                 raise Internal(f"fencing an open: {error.text}") from error
-            quiet.set_result(None)  # it has been freed: nothing is in flight
+            quiet.set_result(True)  # it has been freed: nothing is in flight
         return quiet
 
     def on_quiet(self, event: Event) -> None:
         """TFD_EVENT_FENCE_QUIET."""
         quiet = self._waiting.pop(event.count, None)
         if quiet is not None:
-            quiet.set_result(None)
+            quiet.set_result(event.detail != Detail.STILL_COPIED)

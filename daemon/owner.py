@@ -223,20 +223,25 @@ class Owner:
             imms: Ascending, none overlaps another.
 
         Raises:
-            Conflict: GRANT_REVOKED: the grant has ended meanwhile, so nothing can land by it.
+            Conflict: GRANT_REVOKED: the grant has ended meanwhile, so nothing can land by it;
+                STILL_COPIED: a client's own stream may be writing yet.
         """
         fences = [GrantFence(grant.grant_id, imms)]
         async with grant.fencing:
             if grant.ended is None:
                 # Whoever opens it from here on submits later than this.
-                await asyncio.gather(
+                ends = await asyncio.gather(
                     *(
                         self._until_quiet(
                             peer, functools.partial(peer.link.fence_grants, fences, self._revoke_s)
                         )
                         for peer in list(grant.openers)
-                    )
+                    ),
+                    return_exceptions=True,
                 )
+                for end in ends:
+                    if end is not None:
+                        raise end
                 return
         await asyncio.shield(grant.ended)
         raise grant_over(grant.grant_id)
@@ -247,6 +252,8 @@ class Owner:
             peer.check()
             await ask()
         except TransferdError as error:
+            if error.reason == "STILL_COPIED":  # by a client's own stream: no fault of the relation
+                raise
             log.warning(
                 "opener did not become quiet; ending the relation with it",
                 peer=peer.address,

@@ -103,6 +103,7 @@ class Detail(enum.IntEnum):
     HEARTBEAT = 16
     CONNECTION = 17
     SESSION_ENDED = 20
+    STILL_COPIED = 31
 
 
 class Priority(enum.IntEnum):
@@ -463,6 +464,8 @@ class Plane(Protocol):
         self, session: int, open_handle: int, imms: Sequence[range], number: int
     ) -> None:
         """Stops what was submitted on these imms; FENCE_QUIET with the number as count follows.
+
+        With the detail STILL_COPIED: a stream of its client's was not through in time.
 
         Args:
             session: Whose open.

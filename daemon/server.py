@@ -169,6 +169,7 @@ class Server:
             spin_us=round(config.spin * 1e6),
             busy=config.polling == "busy",
             max_sessions=config.limits.sessions,
+            copy_s=config.timeouts.revoke / 2,  # before whoever waits for an opener cuts it off
         )
         self._undo.push_async_callback(self._plane.aclose)
         self._group, choice = await open_rails(self._plane, config)

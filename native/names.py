@@ -59,6 +59,7 @@ class Detail(enum.IntEnum):
     BAD_PLAN = 28
     DEVICE_MEMORY = 29
     NOT_COPIED = 30
+    STILL_COPIED = 31
 
 
 def _text(pointer: object) -> str:

@@ -35,7 +35,7 @@ ARMED_LANES_MAX = 4
 # Writes of such sizes take turns on two streams: what lies between two copies on one stream (the
 # store of the word, the next one's start) takes microseconds, in which the other stream copies.
 TURNS_MIN, TURNS_END = int(lib.TFD_LANE_MEMCPY_MIN), 128 << 20
-NO_VOIDS = int(lib.TFD_LANE_NO_VOIDS)
+NO_MARKS = int(lib.TFD_LANE_NO_MARKS)
 POLL_S = 0.0005
 GUARD_S = 0.05
 
@@ -86,7 +86,7 @@ class Lane:
                     "targets": ffi.cast("void *", kernels.targets),
                     "segment": gpu.segment(device),
                     "watcher": self._watchers[0],
-                    "voids": self._watchers[1] if armed else NO_VOIDS,
+                    "marks": self._watchers[1] if armed else NO_MARKS,
                     "copies_max": ARMED_COPIES_MAX if armed else COPIES_MAX,
                 },
             )
@@ -108,14 +108,13 @@ class Lane:
         """Value of the newest copy."""
         return int(lib.tfd_lane_last(self.native))
 
-    def disarm(self, gpu: Gpu) -> None:
-        """Ends the jobs that wait for it."""
+    def fail(self, gpu: Gpu) -> None:
+        """Ends the jobs that wait for it: its stream's work is over, done or not."""
+        disarmed = False
         with contextlib.suppress(errors.TransferdError):
             gpu.session.command(OP_DISARM, 0, self._watchers[0])
-
-    def fail(self) -> None:
-        """Its stream's work is over, done or not."""
-        lib.tfd_lane_fail(self.native)
+            disarmed = True
+        lib.tfd_lane_fail(self.native, disarmed)
 
     def give_back(self, gpu: Gpu) -> None:
         """Gives its watchers back; nothing waits for them any more."""
@@ -290,12 +289,11 @@ class Lanes:
             if result not in (0, NOT_READY):
                 self._gpu.failed(device, result)
                 for lane in on_device:
-                    lane.fail()
-                    lane.disarm(self._gpu)
+                    lane.fail(self._gpu)
         for lane in self._old:
             # What was refused will not be written; all before it is through.
             if lane.pending == 1:
-                lane.fail()
+                lane.fail(self._gpu)
         return bool(busy)
 
     def _probe(self, device: int) -> int:

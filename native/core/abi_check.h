@@ -82,7 +82,8 @@ TFD_ABI_AT(tfd_entry, plan, 92);
 TFD_ABI_AT(tfd_entry, src_stride, 96);
 TFD_ABI_AT(tfd_entry, dst_stride, 104);
 TFD_ABI_AT(tfd_entry, fire_at, 112);
-TFD_ABI_AT(tfd_entry, _resv3, 120);
+TFD_ABI_AT(tfd_entry, trigger, 120);
+TFD_ABI_AT(tfd_entry, marks, 124);
 
 TFD_ABI_SIZE(tfd_page, 8);
 TFD_ABI_AT(tfd_page, src, 0);

@@ -88,11 +88,20 @@ static struct tfd_job *first_of(const struct tfd_watch *watch)
 
 void tfd_watch_clear(struct tfd_watch *watch)
 {
-	while (watch->jobs.count) {
-		struct tfd_job *job = first_of(watch);
+	struct tfd_heap *jobs = &watch->jobs;
+	uint32_t left = jobs->count;
+
+	/* From the last place on: who leaves has others take places up to his own, which is looked at again. Copies may stay a while. */
+	while (left) {
+		struct tfd_job *job = tfd_container(jobs->items[left - 1], struct tfd_job, armed);
 
 		tfd_job_fail(job, TFD_JOB_CANCELLED, TFD_DETAIL_NONE);
-		tfd_job_finish_if_quiet(job); /* which disarms it */
+		if (tfd_copied_runs(job))
+			left--;
+		else
+			tfd_job_finish_if_quiet(job); /* which disarms it */
+		if (left > jobs->count)
+			left = jobs->count;
 	}
 }
 
@@ -117,6 +126,11 @@ void tfd_job_begin(struct tfd_job *job)
 	uint32_t detail = check_again(job);
 
 	tfd_disarm(job);
+	tfd_copied_leave(job);
+	if (job->status != TFD_JOB_PENDING) { /* its stream is through */
+		tfd_job_finish_if_quiet(job);
+		return;
+	}
 	if (!detail && job->launch)
 		detail = tfd_launch_read(job);
 	if (detail) {
@@ -138,6 +152,9 @@ static uint32_t watch_start(struct tfd_watch *watch, uint64_t value)
 
 	while (session->started < START_BUDGET && watch->jobs.count &&
 	       tfd_heap_first(&watch->jobs)->key <= value) {
+		/* What has failed only ends. */
+		if (session->state != TFD_STATE_OPEN && first_of(watch)->status == TFD_JOB_PENDING)
+			break;
 		session->started++;
 		count++;
 		tfd_job_begin(first_of(watch));
@@ -157,7 +174,7 @@ uint32_t tfd_watches_check(struct tfd_worker *worker)
 		uint32_t started;
 
 		next = link->next;
-		if (watch->session->state != TFD_STATE_OPEN || tfd_losses_wait(watch->session))
+		if (tfd_losses_wait(watch->session))
 			continue;
 		started = watch_start(watch, value);
 		count += started;

@@ -8,7 +8,7 @@
 /* A watcher and the jobs that wait for it. Owner: worker. */
 struct tfd_watch {
 	struct tfd_session *session;
-	const uint64_t *word; /* untrusted */
+	uint64_t *word; /* untrusted; in the segment */
 	struct tfd_heap jobs;
 	struct tfd_list link; /* worker->watched while there are any */
 };

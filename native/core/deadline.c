@@ -9,7 +9,13 @@
 
 void tfd_deadline_add(struct tfd_worker *worker, struct tfd_job *job)
 {
-	tfd_heap_add(&worker->deadlines, &job->deadline);
+	uint64_t at = job->status == TFD_JOB_PENDING ? job->deadline_ns : 0;
+
+	if (job->copy_until_ns && (!at || job->copy_until_ns < at))
+		at = job->copy_until_ns;
+	job->deadline.key = at;
+	if (at)
+		tfd_heap_add(&worker->deadlines, &job->deadline);
 }
 
 void tfd_deadline_remove(struct tfd_worker *worker, struct tfd_job *job)
@@ -31,6 +37,10 @@ void tfd_deadlines_check(struct tfd_worker *worker)
 			tfd_container(tfd_heap_first(&worker->deadlines), struct tfd_job, deadline);
 
 		tfd_deadline_remove(worker, job); /* it has failed: its deadline matters no more */
+		if (job->copy_until_ns && job->copy_until_ns <= worker->now_ns) {
+			tfd_copied_give_up(job);
+			continue;
+		}
 		tfd_job_fail(job, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
 		tfd_job_finish_if_quiet(job);
 	}

@@ -31,6 +31,7 @@ static void tell_if_quiet(struct tfd_open *open, struct tfd_fence *fence)
 	struct tfd_event event = { .type = TFD_EVENT_FENCE_QUIET,
 	                           .id = open->handle,
 	                           .session = open->session->handle,
+	                           .detail = fence->detail,
 	                           .count = fence->number };
 
 	if (fence->left)
@@ -52,6 +53,8 @@ void tfd_fences_leave(struct tfd_open *open, const struct tfd_shard *shard)
 		if (shard->number >= fence->before || !tfd_fence_names(fence, shard->job))
 			continue;
 		fence->left--;
+		if (shard->job->copy_given_up && (shard->job->open || shard->failed))
+			fence->detail = TFD_DETAIL_STILL_COPIED;
 		tell_if_quiet(open, fence);
 	}
 }

@@ -127,8 +127,7 @@ void tfd_job_enter(struct tfd_job *job)
 	tfd_store_relaxed(&session->stat.jobs_in_flight, session->job_count);
 	if (job->region)
 		job->region->jobs++;
-	if (job->deadline.key)
-		tfd_deadline_add(session->group->worker, job);
+	tfd_deadline_add(session->group->worker, job);
 	tfd_job_cut(job);
 	if (job->launch)
 		tfd_launch_enter(job);
@@ -160,6 +159,7 @@ void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail)
 		return;
 	job->status = (uint8_t)status;
 	job->detail = detail;
+	tfd_copied_fail(job);
 	for (uint32_t i = 0; i < job->shard_count; i++) {
 		struct tfd_shard *shard = &job->shards[i];
 
@@ -169,7 +169,7 @@ void tfd_job_fail(struct tfd_job *job, uint32_t status, uint32_t detail)
 			continue;
 		shard->failed = true;
 		job->part_status = (uint8_t)status;
-		if (!shard->inflight)
+		if (!shard->inflight && !tfd_copied_runs(job))
 			tfd_shard_done(shard);
 	}
 }
@@ -244,7 +244,7 @@ void tfd_job_finish_if_quiet(struct tfd_job *job)
 	struct tfd_worker *worker = session->group->worker;
 	struct tfd_record end;
 
-	if (job->inflight || (job->status == TFD_JOB_PENDING && job->shards_left))
+	if (job->inflight || (job->status == TFD_JOB_PENDING && job->shards_left) || tfd_copied_runs(job))
 		return;
 	decide_status(job);
 	if (job->status != TFD_JOB_OK)

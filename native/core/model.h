@@ -220,6 +220,7 @@ struct tfd_fence {
 	uint64_t number;
 	uint64_t before; /* shards with smaller numbers */
 	uint64_t left; /* of those that it names */
+	uint32_t detail; /* STILL_COPIED: one has left before its stream was through */
 	uint32_t range_count;
 	struct tfd_imm_range ranges[]; /* ascending, apart */
 };
@@ -299,11 +300,21 @@ struct tfd_tables {
 /* A job in flight. Owner: worker. */
 struct tfd_job {
 	struct tfd_list link; /* session->jobs, oldest first; free list afterwards */
-	struct tfd_heap_item deadline; /* worker->deadlines; key: CLOCK_MONOTONIC, 0: none */
+	struct tfd_heap_item
+		deadline; /* worker->deadlines; key: the earlier of deadline_ns and copy_until_ns */
 	struct tfd_heap_item armed; /* watch->jobs; key: the value that starts it */
 	struct tfd_watch *watch; /* NULL: it has started, or waits for nothing */
 	bool polled;
 	bool begun; /* its shards are on their way */
+	bool copy_void; /* its stream will find it so */
+	bool copy_given_up; /* its stream was not through in time */
+	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
+	uint64_t copy_until_ns; /* until when what has failed waits for its stream; 0: nothing does */
+	uint32_t *copy_mark; /* of what waits for a trigger: see struct tfd_copy_marks; else NULL */
+	const uint64_t *trigger; /* with it: the word; untrusted */
+	uint64_t trigger_at;
+	uint64_t *
+		places; /* of a copied scatter: where its stream writes, by target; in the arena, write only */
 	struct tfd_session *session;
 	struct tfd_source *source;
 	struct tfd_open *open; /* NULL: each shard has its own */

@@ -54,6 +54,7 @@ struct tfd_taking {
 	struct tfd_tables *tables;
 	const struct tfd_template *plan; /* that is launched, or made; NULL: none */
 	struct tfd_region *region;
+	uint64_t trigger_at; /* of what is copied after a trigger */
 };
 
 void tfd_take_job(struct tfd_taking *taking);
@@ -76,8 +77,16 @@ void tfd_jobs_discard(struct tfd_session *session);
 void tfd_record_end(struct tfd_session *session, struct tfd_source *source, uint32_t record,
                     const struct tfd_record *end);
 
+/* copied.c */
+bool tfd_copied_runs(const struct tfd_job *job); /* its client's stream may write for it yet */
+void tfd_copied_fail(struct tfd_job *job); /* it has failed: its copy is void, or waited for within a bound */
+/* One target of it has. True: no stream writes to it. */
+bool tfd_copied_target_fail(struct tfd_job *job, uint32_t target);
+void tfd_copied_leave(struct tfd_job *job); /* its stream is through: targets that failed are done */
+void tfd_copied_give_up(struct tfd_job *job); /* the bound has passed */
+
 /* deadline.c */
-void tfd_deadline_add(struct tfd_worker *worker, struct tfd_job *job);
+void tfd_deadline_add(struct tfd_worker *worker, struct tfd_job *job); /* if it has one */
 void tfd_deadline_remove(struct tfd_worker *worker, struct tfd_job *job); /* idempotent */
 uint64_t tfd_deadline_next(const struct tfd_worker *worker); /* UINT64_MAX: none */
 void tfd_deadlines_check(struct tfd_worker *worker);
@@ -116,7 +125,7 @@ void tfd_job_cut(struct tfd_job *job);
 struct tfd_plan {
 	uint64_t src_offset; /* of the first part */
 	uint64_t dst_offset;
-	uint64_t first;  /* bytes of the first part */
+	uint64_t first; /* bytes of the first part */
 	uint64_t length; /* of all parts */
 	uint64_t extent; /* of the shard: bytes, or pages that are complete with it */
 	uint32_t pieces; /* of the batch that are complete with it: parts of one post, or posts */

@@ -94,14 +94,18 @@ static uint32_t check_plan(const struct tfd_source *source, const struct tfd_ent
 }
 
 /* A device tells when the bytes are there, and nobody else has seen them. */
-static uint32_t check_copied(const struct tfd_entry *entry)
+static uint32_t check_copied(const struct tfd_session *session, const struct tfd_entry *entry)
 {
 	const uint8_t needed = TFD_FLAG_ARMED | TFD_FLAG_POLLED;
 
-	if (!(entry->flags & TFD_FLAG_COPIED) ||
-	    ((entry->flags & needed) == needed && !(entry->flags & (TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN))))
-		return TFD_DETAIL_NONE;
-	return TFD_DETAIL_BAD_FLAGS;
+	if (!(entry->flags & TFD_FLAG_COPIED))
+		return entry->marks || entry->trigger ? TFD_DETAIL_BAD_FLAGS : TFD_DETAIL_NONE;
+	if ((entry->flags & needed) != needed || entry->flags & (TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN) ||
+	    (entry->trigger && !entry->marks))
+		return TFD_DETAIL_BAD_FLAGS;
+	if (entry->marks > session->watcher_count || entry->trigger >= session->watcher_count)
+		return TFD_DETAIL_BAD_WATCHER;
+	return TFD_DETAIL_NONE;
 }
 
 static uint32_t check_form(const struct tfd_entry *entry)
@@ -112,8 +116,7 @@ static uint32_t check_form(const struct tfd_entry *entry)
 
 	if (!form->known)
 		return TFD_DETAIL_BAD_OP;
-	if (entry->flags & ~(form->flags | armed) || entry->priority > TFD_PRIORITY_LATENCY ||
-	    entry->_resv0 || entry->_resv3)
+	if (entry->flags & ~(form->flags | armed) || entry->priority > TFD_PRIORITY_LATENCY || entry->_resv0)
 		return TFD_DETAIL_BAD_FLAGS;
 	if (entry->imm >= TFD_IMM_COUNT)
 		return TFD_DETAIL_IMM_BITS;
@@ -205,9 +208,12 @@ static void take_disarm(struct tfd_session *session, struct tfd_source *source, 
 static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, struct tfd_source *source,
                        const struct tfd_entry *entry, struct tfd_tables *tables)
 {
-	struct tfd_taking taking = {
-		.worker = worker, .session = session, .source = source, .entry = entry, .tables = tables
-	};
+	struct tfd_taking taking = { .worker = worker,
+	                             .session = session,
+	                             .source = source,
+	                             .entry = entry,
+	                             .tables = tables,
+	                             .trigger_at = entry->argument };
 	uint32_t detail;
 
 	/* The record is where an answer goes: without one of its own an entry cannot even be refused. */
@@ -220,7 +226,7 @@ static bool take_entry(struct tfd_worker *worker, struct tfd_session *session, s
 	if (!detail)
 		detail = check_plan(source, entry);
 	if (!detail)
-		detail = check_copied(entry);
+		detail = check_copied(session, entry);
 	if (tables && (detail || is_command(entry->op)))
 		tfd_tables_put(source, tables);
 	if (detail)

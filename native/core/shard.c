@@ -115,7 +115,7 @@ void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail)
 		job->detail = detail;
 	}
 	tfd_shard_unqueue(shard);
-	if (!shard->inflight)
+	if (!shard->inflight && tfd_copied_target_fail(job, (uint32_t)(shard - job->shards)))
 		tfd_shard_done(shard);
 }
 

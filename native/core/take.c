@@ -104,6 +104,17 @@ static uint32_t check_region(struct tfd_taking *taking)
 	return TFD_DETAIL_NONE;
 }
 
+/* What its stream waits for before it copies. */
+static void trigger_fill(const struct tfd_taking *taking, struct tfd_job *job)
+{
+	const struct tfd_watch *watches = taking->session->watches;
+	struct tfd_copy_marks *marks = (void *)watches[taking->entry->marks - 1].word;
+
+	job->copy_mark = &marks->marks[taking->entry->fire_at % TFD_COPY_MARKS];
+	job->trigger = watches[taking->entry->trigger].word;
+	job->trigger_at = taking->trigger_at;
+}
+
 static struct tfd_job *make_job(const struct tfd_taking *taking, uint32_t shard_count)
 {
 	const struct tfd_entry *entry = taking->entry;
@@ -124,10 +135,12 @@ static struct tfd_job *make_job(const struct tfd_taking *taking, uint32_t shard_
 	job->src_offset = entry->src_offset;
 	job->dst_offset = entry->dst_offset;
 	job->length = entry->length;
-	job->deadline.key = entry->deadline_ns;
+	job->deadline_ns = entry->deadline_ns;
 	job->accepted_ns = taking->worker->now_ns;
 	if (is_deferred(taking))
 		job->launch = find_launch(taking->source, entry, &job->capacity);
+	if (entry->marks)
+		trigger_fill(taking, job);
 	return job;
 }
 
@@ -239,6 +252,12 @@ static uint32_t check_target(const struct tfd_taking *taking, const struct tfd_t
 	return TFD_DETAIL_NONE;
 }
 
+/* In a table of the arena: where a stream writes for a target follows all of them. */
+static size_t target_bytes(const struct tfd_entry *entry)
+{
+	return sizeof(struct tfd_target) + (entry->flags & TFD_FLAG_COPIED ? sizeof(uint64_t) : 0);
+}
+
 /* Scatter, barrier: every target is checked before anything is sent. */
 static uint32_t take_targets(struct tfd_taking *taking, struct tfd_job **out)
 {
@@ -249,12 +268,14 @@ static uint32_t take_targets(struct tfd_taking *taking, struct tfd_job **out)
 	if (detail)
 		return detail;
 	table = taking->plan ? (const uint8_t *)taking->plan->targets :
-	                       find_table(taking->source, taking->tables, entry, sizeof(struct tfd_target));
+	                       find_table(taking->source, taking->tables, entry, target_bytes(entry));
 	if (entry->table_count > TFD_MAX_TARGETS || (!table && entry->table_count))
 		return TFD_DETAIL_TABLE;
 	if (is_deferred(taking) && !within(entry->src_offset, entry->length, taking->region->length))
 		return TFD_DETAIL_SOURCE_BOUNDS;
 	*out = make_job(taking, entry->table_count);
+	if (*out && entry->flags & TFD_FLAG_COPIED)
+		(*out)->places = (void *)(table + entry->table_count * sizeof(struct tfd_target));
 	for (uint32_t i = 0; *out && !detail && i < entry->table_count; i++) {
 		struct tfd_target target; /* the one read of it */
 
@@ -311,8 +332,9 @@ void tfd_take_job(struct tfd_taking *taking)
 
 	detail = build_job(taking, &job);
 	status = status_of(detail, job);
-	if (status == TFD_JOB_PENDING && entry->deadline_ns &&
-	    taking->worker->now_ns >= entry->deadline_ns) { /* who counts on it is told as of any other */
+	/* Who counts on it is told as of any other. What a stream copies already is armed, and ends in the next pass. */
+	if (status == TFD_JOB_PENDING && entry->deadline_ns && taking->worker->now_ns >= entry->deadline_ns &&
+	    !(entry->flags & TFD_FLAG_COPIED)) {
 		tfd_job_enter(job);
 		tfd_job_fail(job, TFD_JOB_DEADLINE, TFD_DETAIL_NONE);
 		tfd_job_finish_if_quiet(job);

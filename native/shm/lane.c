@@ -37,8 +37,7 @@ struct tfd_lane {
 	struct tfd_client *client; /* borrowed: outlives the lane */
 	struct tfd_lane_options options; /* constant */
 	uint64_t *word; /* in the segment; writer: the stream */
-	uint64_t *
-		voids; /* in the segment, or NULL: bit i is set for the copy whose value is i modulo 64; under the client's lock */
+	struct tfd_copy_marks *marks; /* in the segment, or NULL */
 	uint32_t failed; /* any thread, atomically, as the next; never goes back to 0 */
 	uint32_t closed; /* it takes no more */
 	pthread_mutex_t lock; /* guards last: values are published, and enqueued, in order */
@@ -50,13 +49,13 @@ struct tfd_lane {
 int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *options, struct tfd_lane **out)
 {
 	struct tfd_lane *lane;
-	bool voids = options->voids != TFD_LANE_NO_VOIDS;
+	bool marks = options->marks != TFD_LANE_NO_MARKS;
 
 	if (!client || tfd_client_over(client))
 		return -EPIPE;
 	if (options->watcher >= client->watcher_count || options->watcher >= TFD_LANE_SLOTS ||
-	    (voids && options->voids >= client->watcher_count) ||
-	    (voids && options->copies_max > TFD_LANE_VOIDS_MAX))
+	    (marks && options->marks >= client->watcher_count) ||
+	    (marks && options->copies_max > TFD_COPY_MARKS))
 		return -ERANGE;
 	lane = calloc(1, sizeof(*lane));
 	if (!lane || pthread_mutex_init(&lane->lock, NULL)) {
@@ -66,7 +65,7 @@ int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *opti
 	lane->client = client;
 	lane->options = *options;
 	lane->word = &client->watchers[options->watcher].value;
-	lane->voids = voids ? &client->watchers[options->voids].value : NULL;
+	lane->marks = marks ? (void *)&client->watchers[options->marks] : NULL;
 	pthread_mutex_lock(&client->lock);
 	lane->next = client->lanes;
 	client->lanes = lane;
@@ -118,6 +117,8 @@ bool tfd_lane_passed(const struct tfd_client_slot *slot)
 bool tfd_lane_stop_locked(struct tfd_client *client, struct tfd_client_slot *slot)
 {
 	struct tfd_lane *lane = slot->lane;
+	uint32_t expected = TFD_COPY_MARK(slot->fire_at);
+	uint32_t *mark;
 
 	(void)client;
 	if (tfd_lane_passed(slot))
@@ -125,10 +126,13 @@ bool tfd_lane_stop_locked(struct tfd_client *client, struct tfd_client_slot *slo
 	if (!slot->trigger)
 		return false;
 	/*
-	 * The kernel looks at the bit after its trigger has been reached; so where that is not reached yet, after this store, it will
-	 * find the bit. Sequential: the store, then the load.
+	 * The kernel looks at the mark after its trigger has been reached; so where that is not reached yet, after this store, it will
+	 * find it. Sequential: the store, then the load. The worker does the same (core/copied.c), and may have been first.
 	 */
-	tfd_store_seq(lane->voids, tfd_load_relaxed(lane->voids) | 1ull << (slot->fire_at & 63));
+	mark = &lane->marks->marks[slot->fire_at % TFD_COPY_MARKS];
+	while (!tfd_replace_seq(mark, &expected, TFD_COPY_VOID(slot->fire_at)) &&
+	       expected == TFD_COPY_MARK(slot->fire_at))
+		continue;
 	return tfd_load_seq(slot->trigger) < slot->trigger_at;
 }
 
@@ -175,10 +179,12 @@ int tfd_lane_settle(struct tfd_lane *lane, uint64_t upto)
 	return rc;
 }
 
-void tfd_lane_fail(struct tfd_lane *lane)
+void tfd_lane_fail(struct tfd_lane *lane, uint32_t disarmed)
 {
 	tfd_store_relaxed(&lane->closed, 1u);
 	tfd_store_relaxed(&lane->failed, 1u);
+	if (disarmed)
+		tfd_store_release(lane->word, tfd_lane_last(lane)); /* pairs with the worker's look */
 }
 
 void tfd_lane_release(struct tfd_client *client, uint32_t slot)
@@ -257,7 +263,7 @@ static uint64_t device_address(const struct tfd_lane *lane, const void *at)
 }
 
 static int launch_pages(const struct tfd_lane *lane, const struct tfd_entry *entry,
-                        const struct tfd_copy *copy, uint64_t voids)
+                        const struct tfd_copy *copy, uint64_t marks)
 {
 	uint32_t count = entry->table_count ? entry->table_count : 1;
 	struct shape shape = shape_of(entry->length, count);
@@ -275,7 +281,7 @@ static int launch_pages(const struct tfd_lane *lane, const struct tfd_entry *ent
 		&table,
 		&count,
 		&shape.chunk,
-		&voids,
+		&marks,
 		&word,
 		(void *)&entry->fire_at,
 		(void *)&lane->options.watcher,
@@ -294,7 +300,7 @@ static uint64_t longest_of(const struct tfd_target *targets, uint32_t count)
 }
 
 static int launch_targets(const struct tfd_lane *lane, const struct tfd_entry *entry,
-                          const struct tfd_copy *copy, uint64_t voids)
+                          const struct tfd_copy *copy, uint64_t marks)
 {
 	const void *targets = lane->client->arena_base + entry->table_offset;
 	struct shape shape = shape_of(longest_of(targets, entry->table_count), entry->table_count);
@@ -310,7 +316,7 @@ static int launch_targets(const struct tfd_lane *lane, const struct tfd_entry *e
 		&places,
 		&count,
 		&shape.chunk,
-		&voids,
+		&marks,
 		&word,
 		(void *)&entry->fire_at,
 		(void *)&lane->options.watcher,
@@ -339,18 +345,18 @@ static int memcpy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *e
 static int copy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry,
                         const struct tfd_copy *copy)
 {
-	uint64_t voids = copy->trigger ? device_address(lane, lane->voids) : 0;
+	uint64_t marks = copy->trigger ? device_address(lane, lane->marks) : 0;
 	bool listed = entry->op != TFD_OP_WRITE;
 
 	if (listed && !entry->table_count)
 		return word_write(lane, entry);
 	if (entry->op == TFD_OP_SCATTER)
-		return launch_targets(lane, entry, copy, voids);
+		return launch_targets(lane, entry, copy, marks);
 	if (!entry->length)
 		return word_write(lane, entry);
 	if (!listed && !copy->trigger && entry->length >= TFD_LANE_MEMCPY_MIN)
 		return memcpy_enqueue(lane, entry, copy);
-	return launch_pages(lane, entry, copy, voids);
+	return launch_pages(lane, entry, copy, marks);
 }
 
 static int enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
@@ -386,15 +392,22 @@ static int try_room(struct tfd_client *client, void *argument)
 	return -EAGAIN;
 }
 
-/* A copy with a trigger: whoever ends its job has to know how to stop it. */
-static void trigger_hold(struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
+/* The worker is told with the job how to stop it; what had the mark before is through. */
+static void trigger_tell(const struct tfd_lane *lane, struct tfd_entry *entry, const struct tfd_copy *copy)
 {
-	struct tfd_client *client = lane->client;
+	entry->marks = lane->options.marks + 1;
+	entry->trigger = copy->trigger_slot;
+	entry->argument = copy->trigger_at;
+	tfd_store_seq(&lane->marks->marks[entry->fire_at % TFD_COPY_MARKS], TFD_COPY_MARK(entry->fire_at));
+}
+
+/* A copy with a trigger: whoever ends its job has to know how to stop it. */
+static void trigger_hold(struct tfd_client *client, const struct tfd_entry *entry,
+                         const struct tfd_copy *copy)
+{
 	struct tfd_client_slot *slot = &client->slots[entry->record];
 
 	pthread_mutex_lock(&client->lock);
-	/* What had the bit before is through: there are at most 64. */
-	tfd_store_relaxed(lane->voids, tfd_load_relaxed(lane->voids) & ~(1ull << (entry->fire_at & 63)));
 	if (slot->job_id == entry->job_id) {
 		slot->trigger = &client->watchers[copy->trigger_slot].value;
 		slot->trigger_at = copy->trigger_at;
@@ -411,13 +424,15 @@ static int copy_locked(struct tfd_lane *lane, struct tfd_entry *entry, const str
 	entry->flags |= TFD_FLAG_ARMED | TFD_FLAG_POLLED | TFD_FLAG_COPIED;
 	entry->watcher = lane->options.watcher;
 	entry->fire_at = lane->last + 1;
+	if (copy->trigger)
+		trigger_tell(lane, entry, copy);
 	rc = table ? tfd_client_submit_tables(lane->client, 0, entry, table, 1, timeout_ns, fault) :
 	             tfd_client_submit_wait(lane->client, 0, entry, 1, timeout_ns);
 	if (rc)
 		return rc;
 	lane->last = entry->fire_at;
 	if (copy->trigger)
-		trigger_hold(lane, entry, copy);
+		trigger_hold(lane->client, entry, copy);
 	*result = enqueue(lane, entry, copy);
 	if (!*result)
 		return 0;
@@ -434,7 +449,7 @@ int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct t
 	uint64_t deadline = tfd_client_deadline(timeout_ns);
 	int rc;
 
-	if (copy->trigger && (!lane->voids || copy->trigger_slot >= lane->client->watcher_count ||
+	if (copy->trigger && (!lane->marks || copy->trigger_slot >= lane->client->watcher_count ||
 	                      copy->trigger_at > TFD_LANE_TRIGGER_MAX))
 		return -EINVAL;
 	rc = tfd_client_room_wait(lane->client, try_room, lane, timeout_ns);

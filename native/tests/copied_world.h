@@ -12,6 +12,7 @@
 #define DEVICE_ADDRESS 0x700000000000ull /* nothing is mapped there */
 #define STEPS 100000
 #define RECEIVERS 3u
+#define COPY_NS 500000000ull
 #define COPIED_FLAGS (TFD_FLAG_COPIED | TFD_FLAG_ARMED | TFD_FLAG_POLLED)
 
 struct party {
@@ -78,7 +79,7 @@ static inline void party_open(struct world *w, struct party *party)
 
 static inline void world_open(struct world *w)
 {
-	struct tfd_core_options core = { .max_sessions = 16, .stepped = 1 };
+	struct tfd_core_options core = { .max_sessions = 16, .stepped = 1, .copy_ns = COPY_NS };
 	struct tfd_group_options group = { .provider = "local", .rails = { "local" }, .rail_count = 1 };
 
 	memset(w, 0, sizeof(*w));
@@ -167,6 +168,13 @@ static inline uint64_t value_of(const struct world *w, uint32_t receiver, uint32
 static inline const struct tfd_session *session_of(const struct world *w)
 {
 	return tfd_table_get(&w->host.core->sessions, w->from.user.session);
+}
+
+/* The bound of what waits for a stream. */
+static inline void bound_pass(struct world *w)
+{
+	w->now += COPY_NS;
+	step(w, 2);
 }
 
 /* The next event of that type; others are dropped. */

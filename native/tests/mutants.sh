@@ -131,11 +131,18 @@ mutants() {
 	mutant copied-by-anybody core/take.c "return open->rights & TFD_RIGHT_MAP ? TFD_DETAIL_NONE : TFD_DETAIL_RIGHTS;" "return TFD_DETAIL_NONE;" core_copied
 	mutant copied-from-the-host core/take.c "if (!region->device || !open->device ||" "if (!region || !open->device ||" core_copied
 	mutant copied-to-the-host core/take.c "if (!region->device || !open->device ||" "if (!region->device ||" core_copied
-	mutant copied-unarmed core/ring.c "((entry->flags & needed) == needed &&" "((entry->flags & needed) != 0 &&" core_copied
+	mutant copied-unarmed core/ring.c "(entry->flags & needed) != needed ||" "!(entry->flags & needed) ||" core_copied
 	mutant copied-and-posted core/post.c "if (shard->job->flags & TFD_FLAG_COPIED)" "if (shard->job->flags == UINT8_MAX)" core_copied
 	mutant copied-pages-unchecked core/post.c "	return tfd_batch_fill(shard);" "	return 0;" core_copied
 	mutant copied-pages-twice core/post.c "if (left > TFD_BATCH_PIECES)" "if (left > TFD_BATCH_PIECES / 2)" core_copied
 	mutant copied-without-bytes core/wr.c "if (!(job->flags & TFD_FLAG_COPIED))" "if (sum)" core_copied
+	mutant copies-not-waited-for core/job.c "|| tfd_copied_runs(job))" "|| 0)" core_copied_ends
+	mutant targets-not-waited-for core/job.c "if (!shard->inflight && !tfd_copied_runs(job))" "if (!shard->inflight)" core_copied_ends
+	mutant copies-waited-for-ever core/deadline.c "if (job->copy_until_ns && (" "if (0 && (" core_copied_ends
+	mutant void-too-late core/copied.c "return waits(job);" "return true;" core_copied_ends
+	mutant void-another-s core/copied.c "if (expected != TFD_COPY_MARK(job->armed.key))" "if (0)" core_copied_ends
+	mutant targets-not-left-out core/copied.c "if (waits(job))" "if (0)" core_copied_ends
+	mutant given-up-untold core/fence.c "fence->detail = TFD_DETAIL_STILL_COPIED;" "(void)fence;" core_copied_ends
 	mutant no-path-to-a-device core/take.c "return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : TFD_DETAIL_DEVICE_MEMORY;" "return TFD_DETAIL_NONE;" core_copied
 }
 

@@ -23,7 +23,7 @@ static struct {
 	int refuse; /* the next launch's result */
 	void *function;
 	unsigned int grid_x, grid_y, block_x, block_y;
-	uint64_t src, dst, bytes, chunk, voids, table;
+	uint64_t src, dst, bytes, chunk, marks, table;
 	uint32_t count, slot;
 	uint64_t word, value, awaited, awaited_value;
 } driver;
@@ -49,7 +49,7 @@ static int launch(void *function, unsigned int grid_x, unsigned int grid_y, unsi
 		driver.table = *(uint64_t *)parameters[5];
 		driver.count = *(uint32_t *)parameters[6];
 		driver.chunk = *(uint64_t *)parameters[7];
-		driver.voids = *(uint64_t *)parameters[8];
+		driver.marks = *(uint64_t *)parameters[8];
 	} else {
 		CHECK(function == TARGETS);
 		driver.table = *(uint64_t *)parameters[1];
@@ -116,7 +116,7 @@ struct world {
 	struct tfd_client *client;
 	struct tfd_watcher *watchers;
 	struct tfd_lane *lane;
-	uint32_t watcher, voids, trigger;
+	uint32_t watcher, marks, trigger;
 };
 
 static void world_init(struct world *world, uint32_t copies_max, bool armed)
@@ -129,7 +129,7 @@ static void world_init(struct world *world, uint32_t copies_max, bool armed)
 		.pages = PAGES,
 		.targets = TARGETS,
 		.segment = SEGMENT,
-		.voids = TFD_LANE_NO_VOIDS,
+		.marks = TFD_LANE_NO_MARKS,
 		.copies_max = copies_max,
 	};
 
@@ -138,11 +138,11 @@ static void world_init(struct world *world, uint32_t copies_max, bool armed)
 	world->client = fake_attach(&world->fake);
 	world->watchers = (void *)(world->fake.base + world->fake.header->watcher_offset);
 	CHECK(tfd_client_watcher_open(world->client, &world->watcher) == 0);
-	CHECK(tfd_client_watcher_open(world->client, &world->voids) == 0);
+	CHECK(tfd_client_watcher_open(world->client, &world->marks) == 0);
 	CHECK(tfd_client_watcher_open(world->client, &world->trigger) == 0);
 	options.watcher = world->watcher;
 	if (armed)
-		options.voids = world->voids;
+		options.marks = world->marks;
 	CHECK(tfd_lane_open(world->client, &options, &world->lane) == 0);
 }
 
@@ -207,7 +207,7 @@ static void test_a_write_is_published_and_enqueued(void)
 	CHECK(seen[0].watcher == world.watcher && seen[0].fire_at == 1 && seen[0].job_id == small.job_id);
 	CHECK(driver.launches == 1 && driver.function == PAGES && driver.src == 0x1010 &&
 	      driver.dst == 0x2020);
-	CHECK(driver.bytes == 4096 && driver.count == 1 && !driver.table && !driver.voids);
+	CHECK(driver.bytes == 4096 && driver.count == 1 && !driver.table && !driver.marks);
 	CHECK(driver.value == 1 && driver.word == SEGMENT + world.fake.header->watcher_offset +
 	                                                  world.watcher * sizeof(struct tfd_watcher));
 	CHECK(driver.slot == world.watcher && !driver.writes); /* by the kernel itself */
@@ -346,21 +346,26 @@ static void test_an_armed_copy_is_void_once_its_job_has_ended(void)
 {
 	struct tfd_copy with = { .src = 0x1000, .dst = 0x2000, .trigger = 0x9000, .trigger_at = 5 };
 	struct tfd_entry one = a_write(64), other = a_write(64);
-	uint64_t *trigger, *voids;
+	const struct tfd_entry *seen;
+	struct tfd_copy_marks *marks;
+	uint64_t *trigger;
 	struct world world;
 
 	world_init(&world, 16, true);
 	with.trigger_slot = world.trigger;
 	trigger = &world.watchers[world.trigger].value;
-	voids = &world.watchers[world.voids].value;
+	marks = (void *)&world.watchers[world.marks];
+	seen = world.fake.ring_entries;
 	CHECK(copy(&world, &one, NULL, &with, 0) == 0);
 	CHECK(driver.waits == 1 && driver.awaited == 0x9000 && driver.awaited_value == 5);
-	CHECK(driver.voids ==
-	      SEGMENT + world.fake.header->watcher_offset + world.voids * sizeof(struct tfd_watcher));
+	CHECK(driver.marks ==
+	      SEGMENT + world.fake.header->watcher_offset + world.marks * sizeof(struct tfd_watcher));
+	CHECK(seen[0].marks == world.marks + 1 && seen[0].trigger == world.trigger && seen[0].argument == 5);
 	CHECK(copy(&world, &other, NULL, &with, 0) == 0 && driver.value == 2);
+	CHECK(marks->marks[1] == TFD_COPY_MARK(1) && marks->marks[2] == TFD_COPY_MARK(2));
 	end(&world, &one, TFD_JOB_CANCELLED);
 	CHECK(tfd_lane_settle(world.lane, 2) == -EAGAIN); /* of the other nobody knows */
-	CHECK(*voids == 1ull << 1);
+	CHECK(marks->marks[1] == TFD_COPY_VOID(1) && marks->marks[2] == TFD_COPY_MARK(2));
 	CHECK(look(&world, &one) == TFD_JOB_CANCELLED);
 	tfd_store_seq(trigger, 5ull); /* from now on it may be copying */
 	end(&world, &other, TFD_JOB_CANCELLED);
@@ -368,8 +373,8 @@ static void test_an_armed_copy_is_void_once_its_job_has_ended(void)
 	CHECK(tfd_lane_settle(world.lane, 2) == -EAGAIN);
 	pass(&world, 2);
 	CHECK(look(&world, &other) == TFD_JOB_CANCELLED && tfd_lane_settle(world.lane, 2) == 0);
-	/* Its bit is another's by then. */
-	for (uint32_t i = 0; i < 63; i++) {
+	/* Its mark is another's by then. */
+	for (uint32_t i = 0; i < 15; i++) {
 		one = a_write(64);
 		CHECK(copy(&world, &one, NULL, &with, 0) == 0);
 		world.fake.ring->head = world.fake.ring->tail; /* the daemon has taken it */
@@ -378,7 +383,14 @@ static void test_an_armed_copy_is_void_once_its_job_has_ended(void)
 		CHECK(look(&world, &one) == TFD_JOB_OK);
 		tfd_client_job_release(world.client, one.job_id);
 	}
-	CHECK(one.fire_at == 65 && !(*voids & 1ull << 1));
+	CHECK(one.fire_at == 17 && marks->marks[1] == TFD_COPY_MARK(17));
+	/* What the worker has made void is left so; and is through in time, whatever the mark says. */
+	one = a_write(64);
+	tfd_store_seq(trigger, 0ull);
+	CHECK(copy(&world, &one, NULL, &with, 0) == 0 && marks->marks[2] == TFD_COPY_MARK(18));
+	marks->marks[2] = TFD_COPY_VOID(18);
+	end(&world, &one, TFD_JOB_CANCELLED);
+	CHECK(look(&world, &one) == TFD_JOB_CANCELLED && marks->marks[2] == TFD_COPY_VOID(18));
 	tfd_lane_release(world.client, world.trigger);
 	CHECK((int64_t)(*trigger - 5) >= 0 &&
 	      (int64_t)(*trigger - TFD_LANE_TRIGGER_MAX) >= 0); /* as a stream compares */
@@ -407,7 +419,10 @@ static void test_a_refusal_closes_the_lane(void)
 	CHECK(look(&world, &good) == TFD_JOB_OK);
 	end(&world, &bad, TFD_JOB_CANCELLED);
 	CHECK(look(&world, &bad) == -EAGAIN && tfd_lane_pending(world.lane) == 1);
-	tfd_lane_fail(world.lane); /* as its stream is idle */
+	tfd_lane_fail(world.lane, 0); /* as its stream is idle */
+	CHECK(world.watchers[world.watcher].value < bad.fire_at); /* its job may start yet */
+	tfd_lane_fail(world.lane, 1);
+	CHECK(world.watchers[world.watcher].value == bad.fire_at);
 	CHECK(look(&world, &bad) == TFD_JOB_CANCELLED && tfd_lane_pending(world.lane) == 0);
 	world_fini(&world);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The heap of deadlines against the plainest model: random jobs come and go, the earliest is always first. */
+/* The heap of deadlines against the plainest model: random jobs come and go, the earliest is always first. What has failed has none but for its copy. */
 #include <stdlib.h>
 
 #include "core/parts.h"
@@ -37,9 +37,18 @@ int main(void)
 			tfd_deadline_remove(&worker, job); /* once more does nothing */
 			there--;
 		} else {
-			job->deadline.key = (uint64_t)random() % 1000; /* some alike */
+			uint64_t at = 1 + (uint64_t)random() % 1000; /* some alike */
+			uint64_t until = 1 + (uint64_t)random() % 1000;
+			bool failed = random() % 2, copied = random() % 2;
+
+			job->status = failed ? TFD_JOB_CANCELLED : TFD_JOB_PENDING;
+			job->deadline_ns = at;
+			job->copy_until_ns = copied ? until : 0;
 			tfd_deadline_add(&worker, job);
-			there++;
+			there += !failed || copied;
+			if (failed || (copied && until < at))
+				at = until;
+			CHECK(job->deadline.at ? job->deadline.key == at : failed && !copied);
 		}
 		CHECK(worker.deadlines.count == there);
 		CHECK(tfd_deadline_next(&worker) == earliest());

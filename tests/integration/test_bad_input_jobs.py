@@ -49,7 +49,8 @@ def ring(shared_pair: Pair) -> Iterator[RawSender]:
         ({"flags": 128}, Detail.BAD_FLAGS),
         ({"priority": 2}, Detail.BAD_FLAGS),
         ({"_resv0": 1}, Detail.BAD_FLAGS),
-        ({"_resv3": 1}, Detail.BAD_FLAGS),
+        ({"trigger": 1}, Detail.BAD_FLAGS),
+        ({"marks": 1}, Detail.BAD_FLAGS),
         ({"op": IMMEDIATE, "src_region": 0}, Detail.BAD_FLAGS),  # an immediate with a length
         ({"src_region": 0}, Detail.BAD_REGION),
         ({"src_region": U64}, Detail.BAD_REGION),

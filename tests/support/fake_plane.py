@@ -322,9 +322,9 @@ class FakePlane:
         if open_handle not in self.busy_opens:
             self.fence_quiet(session, open_handle, number)
 
-    def fence_quiet(self, session: int, open_handle: int, number: int) -> None:
+    def fence_quiet(self, session: int, open_handle: int, number: int, detail: int = 0) -> None:
         """The last job of a fence is quiet."""
-        self.tell(EventType.FENCE_QUIET, open_handle, session=session, count=number)
+        self.tell(EventType.FENCE_QUIET, open_handle, session=session, count=number, detail=detail)
 
     def open_remove(self, session: int, open_handle: int) -> None:
         del self._session(session).opens[open_handle]

@@ -79,7 +79,8 @@ GOLDEN: dict[str, tuple[int, dict[str, int]]] = {
             "src_stride": 96,
             "dst_stride": 104,
             "fire_at": 112,
-            "_resv3": 120,
+            "trigger": 120,
+            "marks": 124,
         },
     ),
     "tfd_record": (

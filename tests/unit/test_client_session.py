@@ -58,7 +58,7 @@ def test_entry_layout_is_the_abis() -> None:
     assert (entry.dst_offset, entry.length, entry.imm) == (10, 11, 12)
     assert (entry.deadline_ns, entry.argument) == (13, 14)
     assert (entry.watcher, entry.fire_at, entry.plan) == (19, 20, 21)
-    assert (entry._resv0, entry._resv3) == (0, 0)
+    assert (entry._resv0, entry.trigger, entry.marks) == (0, 0, 0)
 
 
 def test_write_lands_and_counts(client: transferd.Client, pair: tuple) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from transferd.daemon import errors
 from transferd.daemon.grant import FENCES_MAX, IMM_RANGES_MAX, check_fence
-from transferd.daemon.plane import EventType
+from transferd.daemon.plane import Detail, EventType
 from transferd.daemon.wire import BATCH_MAX
 
 from support.hosts import Host, Network, eventually
@@ -92,6 +92,22 @@ async def test_two_at_once_are_answered_each_by_its_own(near: Host, far: Host) -
     assert not waits[0].done()
     near.plane.fence_quiet(sender.handle, opened.handle, by_imm[7])
     await waits[0]
+
+
+async def test_a_stream_that_copies_on_is_told_and_nobody_is_cut_off(near: Host) -> None:
+    grant, descriptor = await near.grant(await near.session(), imms=8)
+    sender = await near.session()
+    (opened,) = await near.open(sender, descriptor)
+    near.plane.busy_opens.add(opened.handle)
+    fencing = asyncio.ensure_future(near.owner.fence_grant(grant, SEVEN))
+    native = fences(near, sender, opened)
+    await eventually(lambda: len(native) == 1)
+    (number,) = native
+    near.plane.fence_quiet(sender.handle, opened.handle, number, Detail.STILL_COPIED)
+    with pytest.raises(errors.Conflict) as caught:
+        await fencing
+    assert caught.value.reason == "STILL_COPIED"
+    assert opened.live
 
 
 async def test_more_than_the_bound_wait_for_their_turn(near: Host, far: Host) -> None:

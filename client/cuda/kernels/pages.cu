@@ -18,6 +18,7 @@ typedef unsigned long long u64;
 #define RESIDENT 8 // blocks of a multiprocessor: as many threads as it has, and few registers beside what an application computes
 #define PIECES 8   // of a block
 #define SLOTS 4096 // TFD_LANE_SLOTS of transferd/lane.h
+#define MARKS 16   // TFD_COPY_MARKS of transferd/abi.h
 
 struct target { // struct tfd_target
 	u64 grant;
@@ -34,10 +35,10 @@ static __device__ bool is_first()
 	return !(threadIdx.x | threadIdx.y);
 }
 
-// A copy whose job has ended before its trigger was reached. Its bit was set before; the host's word is never cached.
-static __device__ bool is_void(const u64 *voids, u64 value)
+// A copy whose job has ended before its trigger was reached: its mark (struct tfd_copy_marks) was set before; the host's word is never cached.
+static __device__ bool is_void(const u32 *marks, u64 value)
 {
-	return voids && (*(const volatile u64 *)voids >> (value & 63) & 1);
+	return marks && *(const volatile u32 *)&marks[value % MARKS] == ((u32)(value << 1) | 1);
 }
 
 // At the end of every block.
@@ -109,7 +110,7 @@ static __device__ void copy_chunk(u64 to, u64 from, u64 bytes, u64 chunk)
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 tfd_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, const uint2 *table, u32 count, u64 chunk,
-          const u64 *voids, u64 *word, u64 value, u32 slot)
+          const u32 *marks, u64 *word, u64 value, u32 slot)
 {
 	__shared__ uint2 entries[PIECES]; // struct tfd_page: of the source, of the destination
 	__shared__ bool ended;
@@ -118,7 +119,7 @@ tfd_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, const uin
 	if (!threadIdx.x)
 		entries[threadIdx.y] = table && i < count ? table[i] : uint2{ 0, 0 };
 	if (is_first())
-		ended = is_void(voids, value);
+		ended = is_void(marks, value);
 	__syncthreads();
 	if (i < count && !ended) {
 		const uint2 at = entries[threadIdx.y];
@@ -129,7 +130,7 @@ tfd_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, const uin
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chunk, const u64 *voids, u64 *word,
+tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chunk, const u32 *marks, u64 *word,
             u64 value, u32 slot)
 {
 	__shared__ u64 from[PIECES], to[PIECES], bytes[PIECES];
@@ -137,12 +138,14 @@ tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chun
 	const u32 i = blockIdx.x * blockDim.y + threadIdx.y;
 
 	if (!threadIdx.x && i < count) {
+		const u64 place = *(const volatile u64 *)&places[i]; // 0: its grant was taken back before the trigger
+
 		from[threadIdx.y] = src + table[i].src_offset;
-		to[threadIdx.y] = places[i] + table[i].dst_offset;
-		bytes[threadIdx.y] = table[i].length;
+		to[threadIdx.y] = place + table[i].dst_offset;
+		bytes[threadIdx.y] = place ? table[i].length : 0;
 	}
 	if (is_first())
-		ended = is_void(voids, value);
+		ended = is_void(marks, value);
 	__syncthreads();
 	if (i < count && !ended)
 		copy_chunk(to[threadIdx.y], from[threadIdx.y], bytes[threadIdx.y], chunk);

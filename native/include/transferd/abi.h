@@ -63,7 +63,8 @@
 	64u /* plan of a write, of pages (always), of a scatter: each launch reads the table at `argument` */
 /*
  * Write, pages, scatter; armed and polled: the client's own stream moves the bytes, all of them before the word reaches fire_at. The
- * worker checks and counts. GPU memory of this host at both ends, every grant with the right to map.
+ * worker checks and counts. GPU memory of this host at both ends, every grant with the right to map. It ends once no copy of it writes any
+ * more, or a bound has passed: see TFD_COPY_MARK.
  */
 #define TFD_FLAG_COPIED 128u
 
@@ -133,7 +134,8 @@
 	X(27, BAD_WATCHER, "no such watcher in this session")                          \
 	X(28, BAD_PLAN, "no such plan in this session, or its number is taken")        \
 	X(29, DEVICE_MEMORY, "no path to GPU memory: grant map, or share a dmabuf")    \
-	X(30, NOT_COPIED, "its client copies GPU memory of this host alone")
+	X(30, NOT_COPIED, "its client copies GPU memory of this host alone")           \
+	X(31, STILL_COPIED, "its client's stream was not through with it in time")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };
@@ -214,7 +216,8 @@ struct tfd_entry {
 	uint32_t imm;
 	uint32_t watcher; /* TFD_FLAG_ARMED */
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
-	uint64_t argument; /* TFD_OP_CANCEL: job id; TFD_FLAG_TABLE: bytes into the arena, a multiple of 8 */
+	uint64_t
+		argument; /* TFD_OP_CANCEL: job id; TFD_FLAG_TABLE: bytes into the arena, a multiple of 8; with `marks`: what the trigger has to reach */
 	uint64_t
 		table_offset; /* bytes into the arena, a multiple of 8; to be left alone until the job has ended */
 	uint32_t
@@ -223,7 +226,9 @@ struct tfd_entry {
 	uint64_t src_stride; /* pages: bytes from one index to the next */
 	uint64_t dst_stride;
 	uint64_t fire_at; /* TFD_FLAG_ARMED */
-	uint64_t _resv3;
+	/* TFD_FLAG_COPIED, of a stream that waits for a watcher before it copies. */
+	uint32_t trigger; /* that watcher */
+	uint32_t marks; /* 1 + the watcher whose line holds struct tfd_copy_marks; 0: it waits for nothing */
 };
 
 /* Pages: `length` bytes from src_offset + src * src_stride go to dst_offset + dst * dst_stride. */
@@ -312,6 +317,19 @@ struct tfd_counter {
 struct tfd_watcher {
 	uint64_t value; /* only grows */
 	uint8_t _resv0[56];
+};
+
+/*
+ * In a watcher's place: which copies are void whose streams wait for a trigger. Copy number v (its fire_at) has mark v modulo
+ * TFD_COPY_MARKS. Writer: client, TFD_COPY_MARK(v) before it publishes the job; client and worker, who replace that, and nothing else, by
+ * TFD_COPY_VOID(v) when the job fails. Who finds the trigger not reached after that knows that the copy will find itself void.
+ */
+#define TFD_COPY_MARKS 16u
+#define TFD_COPY_MARK(v) ((uint32_t)((v) << 1))
+#define TFD_COPY_VOID(v) ((uint32_t)((v) << 1) | 1u)
+
+struct tfd_copy_marks {
+	uint32_t marks[TFD_COPY_MARKS];
 };
 
 #endif

@@ -39,6 +39,7 @@ struct tfd_core_options {
 	uint32_t max_sessions;  /* at most 511: name space 0 is never given */
 	uint32_t
 		stepped; /* not 0: no threads, time stands still between tfd_core_step calls; for simulations */
+	uint64_t copy_ns; /* how long what has failed waits for its client's stream (TFD_FLAG_COPIED) */
 };
 
 int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error);
@@ -64,7 +65,7 @@ enum tfd_event_type {
 		6, /* writes that will not land. id: open; imm; count: writes known lost; units: see tfd_counters_fault */
 	TFD_EVENT_REGION_BROKEN = 7, /* id: region whose owner took pages away */
 	TFD_EVENT_FENCE_QUIET =
-		8, /* id: open; count: number of the fence: no byte on its immediates can land any more */
+		8, /* id: open; count: number of the fence: no byte on its immediates can land any more; detail: STILL_COPIED: but for a stream's that was not through in time */
 	TFD_EVENT_CONN_PROVEN = 9, /* id: conn of tfd_conn_probe by which the far side has answered */
 	TFD_EVENT_RAIL_STATE = 10, /* id: number of a rail in its group; count: enum tfd_rail_state */
 };

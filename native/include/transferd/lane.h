@@ -33,13 +33,13 @@ struct tfd_lane_options {
 	void *targets; /* CUfunction tfd_targets */
 	uint64_t segment; /* device address of the segment's first byte */
 	uint32_t watcher; /* of tfd_client_watcher_open, for this lane alone; below TFD_LANE_SLOTS */
-	uint32_t voids;   /* another one, for a lane of armed copies; else TFD_LANE_NO_VOIDS */
-	uint32_t copies_max; /* enqueued at once; at most TFD_LANE_VOIDS_MAX with voids */
+	uint32_t
+		marks; /* another one, for a lane of armed copies: struct tfd_copy_marks; else TFD_LANE_NO_MARKS */
+	uint32_t copies_max; /* enqueued at once; at most TFD_COPY_MARKS with marks */
 };
 
-#define TFD_LANE_NO_VOIDS 0xffffffffu
+#define TFD_LANE_NO_MARKS 0xffffffffu
 #define TFD_LANE_SLOTS 4096u /* of client/cuda/kernels/pages.cu; a daemon gives no more watchers */
-#define TFD_LANE_VOIDS_MAX 64u
 /* A stream compares words as signed differences (CU_STREAM_WAIT_VALUE_GEQ), so what it waits for is at most this. */
 #define TFD_LANE_TRIGGER_MAX (UINT64_MAX >> 1)
 /* Writes of this size and more are one cuMemcpyDtoDAsync; smaller ones one kernel. */
@@ -52,7 +52,7 @@ struct tfd_copy {
 	uint64_t src; /* device address of what src_offset counts from */
 	uint64_t
 		dst; /* write, pages: of the grant's first byte, as this process has it mapped; scatter: in the table */
-	/* An armed copy waits for a word; lanes with voids only. */
+	/* An armed copy waits for a word; lanes with marks only. */
 	uint64_t trigger; /* device address; 0: it starts at once */
 	uint64_t trigger_at; /* at most TFD_LANE_TRIGGER_MAX; else -EINVAL */
 	uint32_t trigger_slot; /* its watcher */
@@ -92,8 +92,11 @@ uint64_t tfd_lane_pending(struct tfd_lane *lane);
 int tfd_lane_settle(struct tfd_lane *lane, uint64_t upto);
 /* 0: all copies are through: nothing on the stream reads the arena or the watchers any more. -EAGAIN. */
 int tfd_lane_through(struct tfd_lane *lane);
-/* Its stream's work is over for good, done or not: the context has failed, or is gone. */
-void tfd_lane_fail(struct tfd_lane *lane);
+/*
+ * Its stream's work is over for good, done or not: the context has failed, or is gone; or what it misses was refused. `disarmed`: the jobs that
+ * wait for it have been ended (TFD_OP_DISARM has), and the word may tell the daemon that nothing is under way for them.
+ */
+void tfd_lane_fail(struct tfd_lane *lane, uint32_t disarmed);
 /*
  * Lets the streams through that wait for a watcher whose jobs have ended (TFD_OP_DISARM) and are settled: its word becomes
  * TFD_LANE_TRIGGER_MAX. Before tfd_client_watcher_close.
