@@ -260,9 +260,14 @@ class Driver:
         return -1 if self._functions["cuCtxGetDevice"](byref(out)) else out.value
 
     def peer_enable(self, context: int) -> None:
-        """Lets the current context use the memory of another one's device."""
-        with contextlib.suppress(CudaError):
-            self._call("cuCtxEnablePeerAccess", context, 0)
+        """Lets the current context use the memory of another one's device; idempotent.
+
+        Raises:
+            CudaError: The two devices cannot reach each other.
+        """
+        result = self._functions["cuCtxEnablePeerAccess"](context, 0)
+        if result not in (0, PEER_ACCESS_ALREADY_ENABLED):
+            raise self.error("cuCtxEnablePeerAccess", result)
 
     # ---- memory ----
 

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
+from transferd.client.cuda.driver import CudaError
 from transferd.client.cuda.workers import Workers
 from transferd.native.client_half import lib
 from transferd.v1 import attach_pb2
@@ -242,14 +243,15 @@ class Mappings:
             if owner not in (device, -1):
                 driver.peer_enable(self._gpu.context(owner))
             return _Opened(answer.base, lambda: None)
+        if owner < 0 and not answer.chunk_count:
+            raise _not_visible("")
         if answer.chunk_count:
-            return self._map_chunks(list(answer.chunk_bytes), fds, device)
-        if owner < 0:
-            raise errors.Unavailable(
-                "the grant's memory is of a GPU that this process does not see: add it to "
-                "CUDA_VISIBLE_DEVICES",
-                reason="GPU_NOT_VISIBLE",
-            )
+            try:
+                return self._map_chunks(list(answer.chunk_bytes), fds, device)
+            except CudaError as error:
+                if owner < 0:
+                    raise _not_visible(f" ({error})") from None
+                raise
         address = driver.ipc_open(answer.ipc_handle)
         context = self._gpu.context(device)
 
@@ -389,6 +391,14 @@ class Mappings:
             workers.close()
         for one in opened:
             self._close_opened(one)
+
+
+def _not_visible(said: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        "the grant's memory is of a GPU that this process does not see: add it to "
+        f"CUDA_VISIBLE_DEVICES{said}",
+        reason="GPU_NOT_VISIBLE",
+    )
 
 
 class DevicePointer(int):

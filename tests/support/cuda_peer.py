@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import transferd
+from transferd.client.cuda import driver as drivers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,9 +27,18 @@ TESTS = Path(__file__).resolve().parents[1]
 class Peer:
     """The process, as its test sees it."""
 
-    def __init__(self, socket: str, kind: str, length: int, prefix: Sequence[str]) -> None:
+    def __init__(
+        self,
+        socket: str,
+        kind: str,
+        length: int,
+        prefix: Sequence[str],
+        device: int,
+        visible: str | None,
+    ) -> None:
+        arguments = [socket, kind, str(length), str(device)]
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "support.cuda_peer", socket, kind, str(length)],
+            [*prefix, sys.executable, "-m", "support.cuda_peer", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -36,6 +46,7 @@ class Peer:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.getenv("PYTHONPATH")))),
                 "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+                **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
             },
         )
         self.descriptor = bytes.fromhex(self._answer())
@@ -46,7 +57,7 @@ class Peer:
         assert line, "the peer has ended"
         return json.loads(line)
 
-    def ask(self, do: str, *arguments: int) -> Any:
+    def ask(self, do: str, *arguments: int | str) -> Any:
         """Has it do something."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([do, *arguments]) + "\n")
@@ -71,10 +82,16 @@ class Peer:
 
 @contextlib.contextmanager
 def running(
-    socket: str, kind: str = "fake", length: int = LENGTH, prefix: Sequence[str] = ()
+    socket: str,
+    kind: str = "fake",
+    length: int = LENGTH,
+    prefix: Sequence[str] = (),
+    *,
+    device: int = 0,
+    visible: str | None = None,
 ) -> Iterator[Peer]:
-    """Runs one."""
-    peer = Peer(socket, kind, length, prefix)
+    """Runs one, on a device of those that are visible to it (CUDA_VISIBLE_DEVICES)."""
+    peer = Peer(socket, kind, length, prefix, device, visible)
     try:
         yield peer
     finally:
@@ -82,37 +99,47 @@ def running(
 
 
 @contextlib.contextmanager
-def memory(kind: str, length: int) -> Iterator[tuple[Any, Any]]:
+def memory(kind: str, length: int, device: int) -> Iterator[tuple[Any, Any]]:
     """Makes memory; yields it, and what reads it."""
     if kind == "fake":
         from support.fakecuda import DeviceBuffer, installed
 
         with pytest.MonkeyPatch.context() as patch, installed(patch) as cuda:
-            buffer = DeviceBuffer(cuda, cuda.malloc(length), length)
+            buffer = DeviceBuffer(cuda, cuda.malloc(length, device), length)
             yield buffer, lambda first, size: bytes(buffer.view[first : first + size])
         return
     if kind == "torch":
         import torch
 
-        tensor = torch.zeros(length, dtype=torch.uint8, device="cuda")
+        tensor = torch.zeros(length, dtype=torch.uint8, device=f"cuda:{device}")
         torch.cuda.synchronize()
         yield tensor, lambda first, size: bytes(tensor[first : first + size].cpu().numpy())
         return
     from support.gpu import CHUNK, Gpu
 
-    gpu = Gpu()
+    gpu = Gpu(device)
     made = gpu.malloc(length) if kind == "malloc" else gpu.vmm(-(-length // CHUNK))[0:length]
     made.clear()
     yield made, made.read
 
 
-def main(socket: str, kind: str, length: int) -> None:
+def write(client: transferd.Client, region: transferd.Region, descriptor: str) -> str:
+    """Writes all of a region; tells the path, or why not."""
+    try:
+        job = client.write(region, bytes.fromhex(descriptor), imm=1)
+        job.wait(30)
+    except transferd.TransferdError as error:
+        return error.reason
+    return str(job.path)
+
+
+def main(socket: str, kind: str, length: int, device: int) -> None:
     """What the process does."""
 
     def tell(answer: Any) -> None:
         print(json.dumps(answer), flush=True)
 
-    with memory(kind, length) as (made, read), transferd.Client(socket) as client:
+    with memory(kind, length, device) as (made, read), transferd.Client(socket) as client:
         region = client.register(made)
         grant = region.grant(rights={"write", "map"}, imms=range(16))
         tell(grant.descriptor.hex())
@@ -123,6 +150,13 @@ def main(socket: str, kind: str, length: int) -> None:
                 case ["wait", imm, target]:
                     client.counter(imm).wait(target, 30)
                     tell(client.counter(imm).value)
+                case ["write", descriptor]:
+                    tell(write(client, region, descriptor))
+                case ["fill", first, data]:
+                    made.write(bytes.fromhex(data), first)
+                    tell("OK")
+                case ["uuid"]:
+                    tell(drivers.load().device_uuid(device).hex())
                 case ["revoke"]:
                     try:
                         grant.revoke()
@@ -133,4 +167,4 @@ def main(socket: str, kind: str, length: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

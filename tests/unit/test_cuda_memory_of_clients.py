@@ -367,6 +367,38 @@ def test_a_mapping_that_fails_is_given_back(cuda: FakeCuda, gpu: Any) -> None:
     assert not cuda.memory
 
 
+def test_memory_of_another_gpu(cuda: FakeCuda, gpu: Any) -> None:
+    """Of this process: the devices have to reach each other; that is told before a kernel tries."""
+    mappings = Mappings(gpu)
+    answer = map_answer(1, 9, own_process=True, base=4096, device_uuid=bytes(15) + b"\1")
+    gpu.session.answers = [(answer, [])] * 3
+    cuda.fail("cuCtxEnablePeerAccess", 217)
+    with pytest.raises(CudaError, match="cannot reach each other"):
+        mappings.find(b"one", 0)
+    cuda.fail("cuCtxEnablePeerAccess", drivers.PEER_ACCESS_ALREADY_ENABLED)
+    assert mappings.find(b"one", 0) is not None
+    calls = cuda.calls.count("cuCtxEnablePeerAccess")
+    assert mappings.find(b"other", 1) is not None  # of the device that it is mapped for
+    assert cuda.calls.count("cuCtxEnablePeerAccess") == calls == 2
+
+
+def test_chunks_of_a_gpu_that_is_not_visible(cuda: FakeCuda, gpu: Any) -> None:
+    mappings = Mappings(gpu)
+    told = {"chunk_bytes": [CHUNK], "chunk_count": 1, "device_uuid": bytes(15) + b"\7"}
+    fds = [os.memfd_create("chunk") for _ in range(2)]
+    for fd in fds:
+        os.ftruncate(fd, CHUNK)
+    gpu.session.answers = [(map_answer(1, 9, **told), fds[:1]), (map_answer(2, 9, **told), fds[1:])]
+    cuda.fail("cuMemImportFromShareableHandle", 101)
+    with pytest.raises(errors.Unavailable, match="CUDA_VISIBLE_DEVICES") as caught:
+        mappings.find(b"one", 0)
+    assert caught.value.reason == "GPU_NOT_VISIBLE"
+    assert not cuda.reserved
+    assert mappings.find(b"one", 0) is not None  # a driver that can all the same
+    mappings.shut()
+    mappings.close()
+
+
 def test_refusals_that_last_are_asked_once(cuda: FakeCuda, gpu: Any) -> None:
     mappings = Mappings(gpu)
     gpu.session.refuse = errors.AccessDenied("not here", reason="MAP_OTHER_HOST")

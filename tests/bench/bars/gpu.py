@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # name of the step: module of bench whose rows(run) measures it
 TOPICS = {
     "copies between processes": "gpu_copies",
+    "two GPUs": "gpu_peers",
     "pages": "gpu_pages",
     "registering, and its end": "gpu_memory",
     "beside GEMMs": "gpu_gemms",
