@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transferd.client.job import Job
+from transferd.client.job import PRIORITIES, Job, to_deadline_ns
 from transferd.client.mailbox import Mailbox, Send, open_inbox
 from transferd.client.operations import (
+    COUNTS,
     Barrier,
     PeerGroup,
     Read,
@@ -100,6 +101,26 @@ class Calls:
             InvalidRequest: A value is out of range; the message names the index. TABLE: more
                 pages than the session has room for; use several jobs.
         """
+        source = getattr(src, "source", None)
+        plain = type(dst) is bytes and type(priority) is type(count) is str
+        if source is not None and plain and stream is None and not checksum:
+            src.open_handle()
+            job_id = self._session.gpu().copier.pages(
+                source,
+                src,
+                (src_pages, dst_pages),
+                dst,
+                page_bytes,
+                imm,
+                (src_stride, dst_stride),
+                (src_offset, dst_offset),
+                COUNTS.get(count),
+                PRIORITIES.get(priority),
+                0 if deadline_s is None else to_deadline_ns(deadline_s),
+                timeout_s,
+            )
+            if job_id:
+                return Job(self._session, self._driver, job_id, dst)
         # Not by way of a WritePages: making one would take a third of the time until here.
         request = pages_request(
             src,

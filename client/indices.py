@@ -231,6 +231,20 @@ def _read(asked: _Argument, value: Any) -> tuple[memoryview, int]:
     return view, form
 
 
+def plain_indices(value: Any) -> tuple[memoryview, int] | None:
+    """Finds the numbers, and their form, of what has them in a buffer just so; None: ask others."""
+    if isinstance(value, list) or hasattr(value, "compressed"):
+        return None
+    try:
+        view = memoryview(value)
+    except (TypeError, BufferError, ValueError):
+        return None
+    form = _FORM_OF.get((view.format, view.itemsize))
+    if form is None or view.ndim != 1 or not view.c_contiguous or len(view) > COUNT_MAX:
+        return None
+    return view, form
+
+
 def to_indices(name: str, value: Any) -> Indices:
     """Finds the numbers behind what a user gives; their values are checked natively.
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transferd.client.memory import BaseRegion, RegionSlice
     from transferd.client.session import Session
 
-_COUNTS = {"page": 0, "job": FLAG_COUNT_JOB}
+COUNTS = {"page": 0, "job": FLAG_COUNT_JOB}
 
 
 class PeerGroup:
@@ -149,7 +149,7 @@ def pages_request(
         raise errors.InvalidRequest(
             f"page_bytes is a number of bytes from 1 to 2^40, not {page_bytes!r}"
         )
-    if count not in _COUNTS:
+    if count not in COUNTS:
         raise errors.InvalidRequest(f'count is "page" or "job", not {count!r}')
     from_pages = to_indices("src_pages", src_pages)
     to_pages = to_indices("dst_pages", dst_pages)
@@ -172,7 +172,7 @@ def pages_request(
         to_offset("dst_offset", offsets[1]),
         page_bytes,
         to_deadline_ns(deadline_s),
-        _COUNTS[count] | flags,
+        COUNTS[count] | flags,
         Pages(
             from_pages,
             to_pages,

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors, tables
 from transferd.client.cuda.streams import to_stream, watcher_address
-from transferd.client.session import FLAG_CHECKSUM, FLAG_EXACT, OP_SCATTER, OP_WRITE, to_ns
+from transferd.client.indices import plain_indices
+from transferd.client.session import (
+    FLAG_CHECKSUM,
+    FLAG_EXACT,
+    IMM_COUNT,
+    LENGTH_MAX,
+    OP_SCATTER,
+    OP_WRITE,
+    to_ns,
+)
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
@@ -21,10 +30,14 @@ if TYPE_CHECKING:
     from transferd.client.cuda.gpu import Gpu
     from transferd.client.cuda.lanes import Lane
     from transferd.client.cuda.mapping import Mapped
+    from transferd.client.memory import BaseRegion, RegionSlice
     from transferd.client.session import Request
 
 _copy = lib.tfd_lane_copy
 _write = lib.tfd_lane_write
+_pages = lib.tfd_lane_pages
+_from_buffer = ffi.from_buffer
+_ASK_AGAIN = (-errno.EINTR, -errno.ERANGE, -errno.EMSGSIZE)
 _new = ffi.new
 TRIGGER_MAX = (1 << 63) - 1  # TFD_LANE_TRIGGER_MAX
 NOTHING = contextlib.nullcontext()  # it has no state
@@ -128,10 +141,86 @@ class Copier:
             )
         finally:
             mappings.end_one(mapped, lane)
+        return self._submitted(rc, lane, timeout_s)
+
+    def pages(
+        self,
+        source: Allocation,
+        src: BaseRegion | RegionSlice,
+        arrays: tuple[Any, Any],
+        dst: bytes,
+        page_bytes: int,
+        imm: int,
+        strides: tuple[int | None, int | None],
+        offsets: tuple[int, int],
+        flags: int | None,
+        priority: int | None,
+        deadline_ns: int,
+        timeout_s: float | None,
+    ) -> int:
+        """As :meth:`write`, of pages; pairs are of source, destination. What is unusual gives 0.
+
+        Raises:
+            TransferdError: As for any job; CudaError: the driver refused.
+        """
+        first, second = plain_indices(arrays[0]), plain_indices(arrays[1])
+        src_stride, dst_stride = (page_bytes if stride is None else stride for stride in strides)
+        src_offset, dst_offset = offsets
+        for number in (imm, src_stride, dst_stride, src_offset, dst_offset, page_bytes):
+            if type(number) is not int or not 0 <= number <= LENGTH_MAX:
+                return 0
+        if (
+            first is None
+            or second is None
+            or len(first[0]) != len(second[0])
+            or flags is None
+            or priority is None
+            or imm >= IMM_COUNT
+            or not page_bytes
+            or src_offset > src.length
+        ):
+            return 0
+        mappings = self._mappings
+        lane = self._lanes.known(source.device, priority)
+        mapped = mappings.known(dst, source.device)
+        grant = self._gpu.session.handles.get(dst)
+        if lane is None or mapped is None or grant is None or not mappings.begin_one(mapped):
+            return 0
+        try:
+            rc: int = _pages(
+                lane.native,
+                priority,
+                flags,
+                imm,
+                source.handle,
+                src.start + src_offset,
+                src_stride,
+                grant,
+                dst_offset,
+                dst_stride,
+                page_bytes,
+                len(first[0]),
+                _from_buffer(first[0]),
+                first[1],
+                src.start + src.length,
+                _from_buffer(second[0]),
+                second[1],
+                mapped.length,
+                deadline_ns,
+                source.base,
+                mapped.address,
+                -1 if timeout_s is None else to_ns(timeout_s),
+            )
+        finally:
+            mappings.end_one(mapped, lane)
+        return self._submitted(rc, lane, timeout_s)
+
+    def _submitted(self, rc: int, lane: Lane, timeout_s: float | None) -> int:
         if rc > 0:
             self._lanes.watch()
             return rc
-        if rc == -errno.EINTR:  # Python's own signal handlers run between the two calls
+        # Python's own signal handlers run between the two calls; what is out of range others tell.
+        if rc in _ASK_AGAIN:
             return 0
         if rc == -errno.EIO:
             raise self._refused(lane)

@@ -460,6 +460,19 @@ int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct t
 	return rc;
 }
 
+static int64_t copy_one(struct tfd_lane *lane, struct tfd_entry *entry, const struct tfd_client_table *table,
+                        const struct tfd_copy *copy, uint64_t deadline_ns, int64_t timeout_ns)
+{
+	struct tfd_table_fault fault;
+	int32_t result;
+	int rc;
+
+	if (deadline_ns)
+		entry->deadline_ns = tfd_client_deadline((int64_t)deadline_ns); /* 2^63 and more: for ever */
+	rc = tfd_lane_copy(lane, entry, table, copy, timeout_ns, &fault, &result);
+	return rc ? rc : (int64_t)entry->job_id;
+}
+
 int64_t tfd_lane_write(struct tfd_lane *lane, uint8_t priority, uint32_t imm, uint64_t src_region,
                        uint64_t src_offset, uint64_t dst_grant, uint64_t dst_offset, uint64_t length,
                        uint64_t deadline_ns, uint64_t src, uint64_t dst, int64_t timeout_ns)
@@ -475,13 +488,42 @@ int64_t tfd_lane_write(struct tfd_lane *lane, uint8_t priority, uint32_t imm, ui
 		.dst_offset = dst_offset,
 		.length = length,
 	};
-	int32_t result;
-	int rc;
 
-	if (deadline_ns)
-		entry.deadline_ns = tfd_client_deadline((int64_t)deadline_ns); /* 2^63 and more: for ever */
-	rc = tfd_lane_copy(lane, &entry, NULL, &copy, timeout_ns, NULL, &result);
-	return rc ? rc : (int64_t)entry.job_id;
+	return copy_one(lane, &entry, NULL, &copy, deadline_ns, timeout_ns);
+}
+
+int64_t tfd_lane_pages(struct tfd_lane *lane, uint8_t priority, uint8_t flags, uint32_t imm,
+                       uint64_t src_region, uint64_t src_offset, uint64_t src_stride, uint64_t dst_grant,
+                       uint64_t dst_offset, uint64_t dst_stride, uint64_t page_bytes, uint32_t count,
+                       const void *src_pages, uint32_t src_form, uint64_t src_end, const void *dst_pages,
+                       uint32_t dst_form, uint64_t dst_end, uint64_t deadline_ns, uint64_t src, uint64_t dst,
+                       int64_t timeout_ns)
+{
+	const struct tfd_copy copy = { .src = src, .dst = dst };
+	const struct tfd_client_table table = {
+		.src = src_pages,
+		.dst = dst_pages,
+		.src_form = src_form,
+		.dst_form = dst_form,
+		.src_end = src_end,
+		.dst_end = dst_end,
+	};
+	struct tfd_entry entry = {
+		.op = TFD_OP_WRITE_PAGES,
+		.flags = flags,
+		.priority = priority,
+		.imm = imm,
+		.src_region = src_region,
+		.src_offset = src_offset,
+		.src_stride = src_stride,
+		.dst_grant = dst_grant,
+		.dst_offset = dst_offset,
+		.dst_stride = dst_stride,
+		.length = page_bytes,
+		.table_count = count,
+	};
+
+	return copy_one(lane, &entry, count ? &table : NULL, &copy, deadline_ns, timeout_ns);
 }
 
 int32_t tfd_lane_refused(struct tfd_lane *lane, uint64_t *job_id)

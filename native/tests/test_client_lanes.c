@@ -241,6 +241,46 @@ static void test_a_write_in_one_call(void)
 	world_fini(&world);
 }
 
+static int64_t pages(struct world *world, uint32_t count, const void *src, uint32_t form, const void *dst)
+{
+	return tfd_lane_pages(world->lane, TFD_PRIORITY_LATENCY, TFD_FLAG_COUNT_JOB, 7, 1, 0x10, 128, 2, 0x20,
+	                      256, 64, count, src, form, 0x10 + 10 * 128, dst, TFD_INDEX_U32, UINT64_MAX,
+	                      1000000, 0x1000, 0x2000, FOREVER);
+}
+
+static void test_pages_in_one_call(void)
+{
+	const int64_t src[] = { 9, 0, 4 }, negative[] = { 1, -1, 2 };
+	const uint32_t dst[] = { 5, 6, 7 };
+	const struct tfd_entry *seen;
+	const struct tfd_page *table;
+	struct world world;
+	int64_t job;
+
+	world_init(&world, 8, false);
+	seen = world.fake.ring_entries;
+	job = pages(&world, 3, src, TFD_INDEX_I64, dst);
+	CHECK(job > 0 && (uint64_t)job == seen->job_id && seen->op == TFD_OP_WRITE_PAGES);
+	CHECK(seen->flags == (TFD_FLAG_ARMED | TFD_FLAG_POLLED | TFD_FLAG_COPIED | TFD_FLAG_COUNT_JOB));
+	CHECK(seen->priority == TFD_PRIORITY_LATENCY && seen->imm == 7 && seen->src_region == 1);
+	CHECK(seen->dst_grant == 2 && seen->length == 64 && seen->src_stride == 128 &&
+	      seen->dst_stride == 256);
+	CHECK(seen->src_offset == 0x10 && seen->dst_offset == 0x20 && seen->table_count == 3);
+	CHECK(seen->deadline_ns > 1000000 && seen->fire_at == 1);
+	table = (void *)(world.fake.base + world.fake.header->arena_offset + seen->table_offset);
+	CHECK(table[0].src == 9 && table[0].dst == 5 && table[2].src == 4 && table[2].dst == 7);
+	CHECK(driver.src == 0x1010 && driver.dst == 0x2020 && driver.bytes == 64 && driver.count == 3);
+	/* What is wrong is published by none. */
+	CHECK(pages(&world, 3, negative, TFD_INDEX_I64, dst) == -ERANGE);
+	CHECK(tfd_lane_last(world.lane) == 1 && world.fake.ring->tail == 1);
+	job = pages(&world, 0, NULL, TFD_INDEX_U32, NULL); /* which counts once all the same */
+	CHECK(job > 0 && seen[1].table_count == 0 && driver.launches == 1 && driver.writes == 1);
+	driver.refuse = REFUSED;
+	CHECK(pages(&world, 1, src, TFD_INDEX_I64, dst) == -EIO);
+	CHECK(pages(&world, 1, src, TFD_INDEX_I64, dst) == -ENODEV);
+	world_fini(&world);
+}
+
 static void test_shapes_cover_every_byte(void)
 {
 	static const uint64_t lengths[] = { 1, 64, 2048, 2049, 65536, 65537, 1 << 20, (1ull << 40) - 1 };
@@ -452,6 +492,7 @@ int main(void)
 {
 	test_a_write_is_published_and_enqueued();
 	test_a_write_in_one_call();
+	test_pages_in_one_call();
 	test_shapes_cover_every_byte();
 	test_room_is_the_lanes();
 	test_tables_stay_until_the_stream_is_through();

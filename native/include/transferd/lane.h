@@ -79,6 +79,16 @@ int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct t
 int64_t tfd_lane_write(struct tfd_lane *lane, uint8_t priority, uint32_t imm, uint64_t src_region,
                        uint64_t src_offset, uint64_t dst_grant, uint64_t dst_offset, uint64_t length,
                        uint64_t deadline_ns, uint64_t src, uint64_t dst, int64_t timeout_ns);
+/*
+ * The same for pages: `flags` is 0 or TFD_FLAG_COUNT_JOB, the indices and their ends are as in struct tfd_client_table. Adds -ERANGE and
+ * -EMSGSIZE, of which tfd_lane_copy tells more.
+ */
+int64_t tfd_lane_pages(struct tfd_lane *lane, uint8_t priority, uint8_t flags, uint32_t imm,
+                       uint64_t src_region, uint64_t src_offset, uint64_t src_stride, uint64_t dst_grant,
+                       uint64_t dst_offset, uint64_t dst_stride, uint64_t page_bytes, uint32_t count,
+                       const void *src_pages, uint32_t src_form, uint64_t src_end, const void *dst_pages,
+                       uint32_t dst_form, uint64_t dst_end, uint64_t deadline_ns, uint64_t src, uint64_t dst,
+                       int64_t timeout_ns);
 int32_t tfd_lane_refused(struct tfd_lane *lane, uint64_t *job_id);
 
 /* The value of the newest copy; its watcher's word has it once that and all before it are through. */
