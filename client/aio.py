@@ -202,14 +202,14 @@ class Counter(BaseCounter):
             self._session.check_open()
             return False
 
-        if self._session.shared_memory and look():
-            return
-        try:
-            await self._runtime.until(look, timeout_s)
-        except TimeoutError:
-            raise errors.WaitTimeout(
-                f"immediate {self.imm} has not reached {target} within {timeout_s:g} s"
-            ) from None
+        if not (self._session.shared_memory and look()):
+            try:
+                await self._runtime.until(look, timeout_s)
+            except TimeoutError:
+                raise errors.WaitTimeout(
+                    f"immediate {self.imm} has not reached {target} within {timeout_s:g} s"
+                ) from None
+        self._session.landed()
 
     async def acknowledge(self) -> None:
         """Takes all faults so far as seen."""

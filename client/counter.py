@@ -38,7 +38,7 @@ class BaseCounter:
 
     @property
     def value(self) -> int:
-        """Landed writes; only grows."""
+        """Landed writes; only grows. Of GPU memory their data is good after :meth:`wait` alone."""
         return self._session.counter_read(self.imm).value
 
     @property
@@ -59,7 +59,12 @@ class BaseCounter:
 
         Args:
             target: As for :meth:`wait`.
-            stream: As a number, or of torch, cupy, cuda.core.
+            stream: As a number, or of torch, cupy, cuda.core; of the device whose memory is
+                written.
+
+        Raises:
+            InvalidRequest: FLUSH_BY_HOST: NICs write to that device's memory, which has to be
+                flushed by a thread: :meth:`wait` does.
         """
         from transferd.client.cuda import streams
 
@@ -68,7 +73,12 @@ class BaseCounter:
 
     @property
     def device_ptr(self) -> int:
-        """Where kernels find the gate: ``value``, and 2^62 more while there is a fault."""
+        """Where kernels find the gate: ``value``, and 2^62 more while there is a fault.
+
+        A kernel that has seen a count sees what streams and hosts have written; what a NIC has
+        written into GPU memory is for kernels that are launched after :meth:`wait`, or behind
+        :meth:`cuda_wait`.
+        """
         from transferd.client.cuda import streams
 
         session: Any = self._session

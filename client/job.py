@@ -199,6 +199,9 @@ class BaseJob:
         """Keeps the end and gives the record back; raw None: another thread has done so."""
         if raw is None:
             return
+        gpu = self._session.gpu_or_none
+        if gpu is not None and gpu.flusher.reads and raw.status == _OK:
+            gpu.flusher.host()
         self._raw = raw
         self._status = int(raw.status)  # last: other threads look at it first
         self._session.job_release(self.id)

@@ -205,6 +205,11 @@ class BaseRegion:
         first, last = slice_bounds(part, self.length)
         return RegionSlice(self, first, last - first)
 
+    @property
+    def without_nics(self) -> str:
+        """Of GPU memory: why no NIC reaches it, so that other hosts do not; empty: some do."""
+        return "" if self.source is None else self.source.without_nics
+
     def open_handle(self) -> int:
         """The handle, for jobs; raises once the region is closed."""
         if self._closed:

@@ -325,11 +325,14 @@ class Read:
     def request(self) -> Request:
         """Checks the values and makes the request."""
         dst = self.dst
+        handle = to_handle("dst", dst)
+        if dst.source is not None:
+            dst.source.read_into()
         return Request(
             OP_READ,
             to_priority(self.priority),
             0,
-            to_handle("dst", dst),
+            handle,
             dst.start,
             to_descriptor(self.src),
             to_offset("src_offset", self.src_offset),

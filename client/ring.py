@@ -429,6 +429,7 @@ class RingSession(Session):
     def counter_wait(self, imm: int, target: int, timeout_s: float | None) -> None:
         """As :meth:`Session.counter_wait`."""
         self.counter_wait_slot(imm, self.slots[imm], target, timeout_s)
+        self.landed()
 
     def counter_wait_slot(self, imm: int, slot: int, target: int, timeout_s: float | None) -> None:
         """As :meth:`counter_wait`, for a caller that knows the slot."""
@@ -531,15 +532,14 @@ class RingSession(Session):
         shared = self._socket.request(
             attach_pb2.FdRequest(share_memory=attach_pb2.ShareMemoryRequest()), [memory.fd]
         ).share_memory
-        return self.region_register(shared.memory_id, length, name)
+        return int(self.region_register(shared.memory_id, length, name).region)
 
-    def region_register(self, memory_id: int, length: int, name: str) -> int:
-        """Registers memory that the daemon holds; returns the region's handle."""
+    def region_register(self, memory_id: int, length: int, name: str) -> Any:
+        """Registers memory that the daemon holds; gives its RegisterRegionResponse."""
         request = region_pb2.RegisterRegionRequest(
             memory_id=memory_id, length_bytes=length, name=name
         )
-        region: int = self.control.call(self.control.regions.RegisterRegion, request).region
-        return region
+        return self.control.call(self.control.regions.RegisterRegion, request)
 
     def ask(
         self, message: attach_pb2.FdRequest, fds: Sequence[int] = ()

@@ -432,6 +432,12 @@ class Session(abc.ABC):
             reason="NO_SHARED_MEMORY",
         )
 
+    def landed(self) -> None:
+        """A count was waited for: what a NIC has written into GPU memory is visible afterwards."""
+        gpu = self.gpu_or_none
+        if gpu is not None and gpu.flusher.devices:
+            gpu.flusher.host()
+
     @abc.abstractmethod
     def _detach(self) -> None:
         """Ends the session at the daemon, without raising."""

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
 from transferd.client.cuda.driver import MEMORY_DEVICE, CudaError
+from transferd.client.cuda.flush import Need
 from transferd.v1 import attach_pb2
 
 if TYPE_CHECKING:
     from transferd.client.cuda.arrays import DeviceArray
     from transferd.client.cuda.driver import Driver, Pointer
+    from transferd.client.cuda.flush import Flusher
     from transferd.client.cuda.gpu import Gpu
 
 FDS_MAX = 15  # of one packet of the fd socket
-ORDERING_OWNER = 100  # CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,7 @@ class Allocation:
         buffer_ids: Of its chunks, by address; of the whole where it has none.
         handle: The daemon's number for its region.
         users: Regions made of it; guarded by the table's lock.
+        without_nics: Why no NIC reaches it; empty: some do.
     """
 
     base: int
@@ -46,6 +48,13 @@ class Allocation:
     buffer_ids: tuple[int, ...]
     handle: int = 0
     users: int = 1
+    without_nics: str = ""
+    flusher: Flusher | None = None  # where NICs reach it, and have to be flushed after
+
+    def read_into(self) -> None:
+        """A NIC is about to read into it: the end of that job is to be flushed after."""
+        if self.flusher is not None:
+            self.flusher.reads = True
 
     def holds(self, address: int, length: int) -> bool:
         """Tells whether a range lies in it."""
@@ -241,16 +250,17 @@ class Allocations:
             ) from None
 
     def _dmabuf(self, allocation: Allocation) -> int:
-        """Makes the fd for NICs, where the driver gives one; -1: no NIC reaches it.
-
-        Only where what a NIC writes is in order for the GPU by itself: nothing here flushes.
-        """
-        if self._driver.flush_needs(allocation.device)[0] < ORDERING_OWNER:
+        """Makes the fd for NICs, where the driver gives one; -1: no NIC reaches it."""
+        if self._gpu.flusher.need(allocation.device) is Need.IMPOSSIBLE:
+            allocation.without_nics = (
+                f"GPU {allocation.device} neither orders what NICs write nor can it be flushed"
+            )
             return -1
         rounded = -(-allocation.length // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             return self._driver.dmabuf(allocation.base, rounded)
-        except CudaError:
+        except CudaError as error:
+            allocation.without_nics = f"the driver makes no dma-buf of it ({error})"
             return -1
 
     # ---- telling the daemon ----
@@ -258,7 +268,13 @@ class Allocations:
     def _register(self, allocation: Allocation, export: _Export, name: str) -> int:
         session = self._gpu.session
         memory_id = self._share(allocation, export)
-        return session.region_register(memory_id, allocation.length, name)
+        made = session.region_register(memory_id, allocation.length, name)
+        if made.rails:
+            allocation.flusher = self._gpu.flusher.reached(allocation.device)
+        elif not allocation.without_nics:
+            allocation.without_nics = "no NIC of this host takes it"
+        handle: int = made.region
+        return handle
 
     def _share(self, allocation: Allocation, export: _Export) -> int:
         dmabuf = [export.dmabuf] if export.dmabuf >= 0 else []
@@ -271,7 +287,7 @@ class Allocations:
             ipc_handle=export.ipc_handle,
             chunk_bytes=export.chunk_bytes[:first],
             dmabuf=bool(dmabuf),
-            flush=attach_pb2.CUDA_FLUSH_NOT_NEEDED if dmabuf else attach_pb2.CUDA_FLUSH_UNSPECIFIED,
+            flush=self._gpu.flusher.need(allocation.device).word() if dmabuf else None,
         )
         memory_id = self._send(request, dmabuf + export.chunk_fds[:first])
         for at in range(first, len(export.chunk_fds), FDS_MAX):

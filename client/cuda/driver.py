@@ -45,6 +45,8 @@ _NON_BLOCKING = 1
 _LAZY_PEER_ACCESS = 1
 _PORTABLE_DEVICEMAP = 3
 _CAPTURE_MODE_RELAXED = 2
+_WAIT_FLUSH = 1 << 30  # CU_STREAM_WAIT_VALUE_FLUSH, with 0: CU_STREAM_WAIT_VALUE_GEQ
+_CURRENT_CONTEXT, _TO_OWNER = 0, 100  # CUflushGPUDirectRDMAWritesTarget, …Scope
 
 _int, _ptr, _u64, _size, _out = c_int, c_void_p, c_uint64, c_size_t, POINTER
 _CALLS: dict[str, tuple[Any, ...]] = {
@@ -96,8 +98,11 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "cuModuleGetFunction": (_out(c_void_p), _ptr, c_char_p),
     "cuLaunchKernel": (_ptr, *[c_uint] * 7, _ptr, _ptr, _ptr),
 }
-# Of drivers that are new enough: without it a kernel is loaded by its first launch.
-_OPTIONAL: dict[str, tuple[Any, ...]] = {"cuFuncLoad": (_ptr,)}  # CUDA 12.4
+# What a driver may lack.
+_OPTIONAL: dict[str, tuple[Any, ...]] = {
+    "cuFuncLoad": (_ptr,),  # CUDA 12.4; without it a kernel is loaded by its first launch
+    "cuFlushGPUDirectRDMAWrites": (c_int, c_int),
+}
 # Fields of struct tfd_cuda_driver.
 ENTRY_POINTS = {
     "launch_kernel": "cuLaunchKernel",
@@ -430,9 +435,18 @@ class Driver:
         mode = c_int(_CAPTURE_MODE_RELAXED)
         self._functions["cuThreadExchangeStreamCaptureMode"](byref(mode))
 
-    def wait_value(self, stream: int, address: int, value: int) -> None:
-        """Has a stream wait until a word is at least a value."""
-        self._call("cuStreamWaitValue64_v2", stream, address, value, 0)
+    def wait_value(self, stream: int, address: int, value: int, *, flush: bool = False) -> None:
+        """Has a stream wait until a word is at least a value; flush: then for what NICs wrote."""
+        self._call("cuStreamWaitValue64_v2", stream, address, value, _WAIT_FLUSH if flush else 0)
+
+    @property
+    def can_flush(self) -> bool:
+        """Whether there is :meth:`flush_writes`."""
+        return "cuFlushGPUDirectRDMAWrites" in self._functions
+
+    def flush_writes(self) -> None:
+        """Waits until what NICs wrote is visible to the current context's device."""
+        self._call("cuFlushGPUDirectRDMAWrites", _CURRENT_CONTEXT, _TO_OWNER)
 
     # ---- kernels ----
 

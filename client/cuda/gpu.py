@@ -14,6 +14,7 @@ from transferd.client.cuda import modules
 from transferd.client.cuda.allocation import Allocation, Allocations
 from transferd.client.cuda.arrays import device_array
 from transferd.client.cuda.copier import Copier
+from transferd.client.cuda.flush import Flusher
 from transferd.client.cuda.lanes import Lanes
 from transferd.client.cuda.mapping import DevicePointer, Mappings
 from transferd.client.cuda.workers import bounded
@@ -39,6 +40,7 @@ class Gpu:
         allocations: Memory of this process.
         mappings: Memory of others.
         lanes: Streams.
+        flusher: Of what NICs write.
         fault: What has failed a context; empty: nothing has.
     """
 
@@ -58,6 +60,7 @@ class Gpu:
         self._segment = 0
         self._lent = False
         self.fault = ""
+        self.flusher = Flusher(self)
         self.allocations = Allocations(self)
         self.mappings = Mappings(self)
         self.lanes = Lanes(self)
@@ -224,6 +227,8 @@ class Gpu:
         """Has the client, whose segment is unmapped when nobody has it any more."""
         self.lanes.destroy()
         self.mappings.close()
+        with contextlib.suppress(errors.TransferdError):
+            self.flusher.close()
         with contextlib.suppress(errors.TransferdError):
             self._unregister()
         for device in self._contexts:

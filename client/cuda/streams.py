@@ -45,6 +45,11 @@ def to_stream(stream: Any) -> int:
 def counter_pointer(gpu: Gpu, slot: int) -> int:
     """Tells where the gate of a counter lies for devices."""
     gpu.lend()
+    return gate_address(gpu, slot)
+
+
+def gate_address(gpu: Gpu, slot: int) -> int:
+    """As :func:`counter_pointer`, for streams of ours."""
     header = lib.tfd_client_header(gpu.session.client)
     offset = int(header.counter_offset) + slot * COUNTER_BYTES + GATE_OFFSET
     return gpu.segment(gpu.any_device()) + offset
@@ -69,7 +74,8 @@ def counter_wait(gpu: Gpu, slot: int, target: int, stream: Any) -> None:
     address = counter_pointer(gpu, slot)
     with gpu.entered_by(number) as device:
         gpu.prepare(device)
-        gpu.driver.wait_value(number, address, target)
+        flush = gpu.flusher.stream_flushes(device)
+        gpu.driver.wait_value(number, address, target, flush=flush)
 
 
 def watcher_bump(gpu: Gpu, slot: int, n: int, stream: Any) -> None:

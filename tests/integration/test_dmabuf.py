@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import transferd
+import transferd.aio
 from transferd.native.client_half import lib
 from transferd.native.names import Detail, JobStatus
 from transferd.v1 import attach_pb2, types_pb2
 
 from support.cuda_client import SIZE, CudaClient
 from support.efaface import face_config
+from support.fakecuda import DeviceBuffer, installed
 from support.providers import SOFTVERBS
 from support.tree import ROOT
 from support.twins import Twins
-from support.waiting import eventually
+from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,3 +160,92 @@ def test_nics_that_take_none(
             imm=2,
         )
         assert ended == (JobStatus.INVALID, Detail.DEVICE_MEMORY)
+
+
+# ---- clients of the SDK, with a driver of host memory ----
+
+NONE, OWNER, HOST, MEMOPS = 0, 100, 1, 2  # WRITES_ORDERING, FLUSH_WRITES_OPTIONS
+
+
+@pytest.mark.parametrize("twins", ["verbs"], indirect=True)
+@pytest.mark.parametrize(
+    ("flush", "by"),
+    [((NONE, HOST), "host"), ((NONE, MEMOPS), "stream"), ((OWNER, HOST | MEMOPS), "")],
+)
+def test_who_waits_flushes(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, flush: tuple[int, int], by: str
+) -> None:
+    """A count of what a NIC wrote, and the end of what it read, by threads; by streams."""
+    data = os.urandom(SIZE)
+    with installed(monkeypatch, flush=flush, dmabufs=True) as cuda:
+        target = DeviceBuffer(cuda, cuda.malloc(SIZE), SIZE)
+        with (
+            transferd.Client(twins.socket) as sender,
+            transferd.Client(twins.second.socket) as receiver,
+        ):
+            source = sender.alloc(SIZE)
+            source.view[:] = data
+            region = receiver.register(target)
+            assert not region.without_nics
+            grant = region.grant(imms=range(3))
+            job = sender.write(source, grant.descriptor, imm=1)
+            assert job.wait(WAIT_S) is JobStatus.OK
+            assert str(job.path).startswith("verbs")
+            assert not cuda.flushes  # the sender's job tells the receiver nothing
+            counter = receiver.counter(1)
+            counter.wait(1, WAIT_S)
+            assert cuda.flushes == ([(by, 0)] if by else [])
+            assert bytes(target.view) == data
+            stream = cuda.stream()
+            before = len(cuda.flushes)
+            if by == "host":
+                with pytest.raises(transferd.InvalidRequest, match=r"wait\(\)"):
+                    counter.cuda_wait(1, stream)
+            else:
+                counter.cuda_wait(1, stream)
+                eventually(lambda: cuda.done(stream), "the stream goes on")
+            assert cuda.flushes[before:] == ([("stream", 0)] if by == "stream" else [])
+            before = len(cuda.flushes)
+            target.view[:] = bytes(SIZE)
+            back = receiver.read(sender_grant(source), region)
+            assert back.wait(WAIT_S) is JobStatus.OK
+            assert cuda.flushes[before:] == ([(by, 0)] if by else [])
+            assert bytes(target.view) == data
+
+
+def sender_grant(source: transferd.Region) -> bytes:
+    """A descriptor that may be read."""
+    return source.grant(rights={"read"}).descriptor
+
+
+@pytest.mark.parametrize("twins", ["verbs"], indirect=True)
+async def test_asyncio_flushes(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(monkeypatch, flush=(NONE, HOST), dmabufs=True) as cuda:
+        target = DeviceBuffer(cuda, cuda.malloc(SIZE), SIZE)
+        async with (
+            transferd.aio.Client(twins.socket) as sender,
+            transferd.aio.Client(twins.second.socket) as receiver,
+        ):
+            source = await sender.alloc(SIZE)
+            region = await receiver.register(target)
+            grant = await region.grant(imms=range(3))
+            await (await sender.write(source, grant.descriptor, imm=1))
+            await (await receiver.counter(1)).wait(1, WAIT_S)
+            assert cuda.flushes == [("host", 0)]
+
+
+@pytest.mark.parametrize("twins", ["verbs"], indirect=True)
+def test_a_device_that_cannot_be_flushed(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registration says so, and a job from another host has no path, rather than a stale one."""
+    with installed(monkeypatch, flush=(NONE, 0), dmabufs=True) as cuda:
+        target = DeviceBuffer(cuda, cuda.malloc(SIZE), SIZE)
+        with (
+            transferd.Client(twins.socket) as sender,
+            transferd.Client(twins.second.socket) as receiver,
+        ):
+            region = receiver.register(target)
+            assert "neither orders" in region.without_nics
+            grant = region.grant(imms=range(3))
+            job = sender.write(sender.alloc(SIZE), grant.descriptor, imm=1)
+            with pytest.raises(transferd.JobFailed, match="GPU memory"):
+                job.wait(WAIT_S)

@@ -77,11 +77,18 @@ class Stream:
 
 
 class FakeCuda:
-    """One process's driver; processes that have the same ``prefix`` share memory by handles."""
+    """One process's driver; processes that have the same ``prefix`` share memory by handles.
 
-    def __init__(self, devices: int = 2, *, flush: tuple[int, int] = (100, 0)) -> None:
+    ``flush`` is WRITES_ORDERING and FLUSH_WRITES_OPTIONS; with ``dmabufs`` a file passes for one.
+    """
+
+    def __init__(
+        self, devices: int = 2, *, flush: tuple[int, int] = (100, 0), dmabufs: bool = False
+    ) -> None:
         self.devices = devices
         self.flush = flush
+        self.dmabufs = dmabufs
+        self.flushes: list[tuple[str, int]] = []  # by whom, and device
         self.version = 13_000
         self.calls: list[str] = []
         self.launches: list[tuple[str, tuple[int, ...]]] = []
@@ -268,7 +275,14 @@ class FakeCuda:
         return 0 if device < self.devices else INVALID_DEVICE
 
     def do_cuDeviceGetAttribute(self, out: Any, attribute: int, device: int) -> None:
-        out[0] = {75: 9, 76: 0, 117: self.flush[1], 118: self.flush[0]}[attribute]
+        ordering, options = self.flush
+        out[0] = {75: 9, 76: 0, 117: options, 118: ordering}[attribute]
+
+    def do_cuFlushGPUDirectRDMAWrites(self, target: int, scope: int) -> int:
+        if not self.flush[1] & 1:
+            return 801
+        self.flushes.append(("host", self.current - 0xC0000))
+        return 0 if (target, scope) == (0, 100) else INVALID_VALUE
 
     def do_cuDevicePrimaryCtxRetain(self, out: Any, device: int) -> int:
         if device >= self.devices:
@@ -340,7 +354,13 @@ class FakeCuda:
     def do_cuMemGetHandleForAddressRange(
         self, out: int, address: int, size: int, kind: int, flags: int
     ) -> int:
-        return 801  # of a memfd nobody makes a dma-buf
+        memory = self.find(address)
+        if not self.dmabufs or memory is None:
+            return 801
+        if size % mmap.PAGESIZE or address % mmap.PAGESIZE:
+            return INVALID_VALUE
+        c_int.from_address(out).value = os.open(f"{SHM}/{memory.name}", os.O_RDWR)
+        return 0
 
     def do_cuIpcGetMemHandle(self, out: int, address: int) -> int:
         memory = self.memory.get(address)
@@ -488,7 +508,16 @@ class FakeCuda:
         found = self.streams.get(stream)
         if found is None:
             return 400
-        return self._enqueue(stream, lambda: self._value_wait(found, address, value))
+        flush = bool(flags & 1 << 30)
+        if flags & ~(1 << 30) or (flush and not self.flush[1] & 2):
+            return 801
+
+        def wait() -> None:
+            self._value_wait(found, address, value)
+            if flush:
+                self.flushes.append(("stream", found.context - 0xC0000))
+
+        return self._enqueue(stream, wait)
 
     def do_cuStreamWriteValue64_v2(self, stream: int, address: int, value: int, flags: int) -> int:
         def write() -> None:

@@ -17,6 +17,7 @@ from transferd.client.cuda import driver as drivers
 from transferd.client.cuda.allocation import Allocations
 from transferd.client.cuda.arrays import device_array, is_device_array
 from transferd.client.cuda.driver import CudaError
+from transferd.client.cuda.flush import Flusher
 from transferd.client.cuda.mapping import Mappings
 from transferd.client.cuda.streams import to_stream
 from transferd.v1 import attach_pb2
@@ -34,6 +35,7 @@ class Session:
     """Answers as a daemon would, and notes what it was asked."""
 
     closed = False
+    rails = 0
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -55,9 +57,9 @@ class Session:
             return self.answers.pop(0)
         return attach_pb2.FdResponse(share_memory=attach_pb2.ShareMemoryResponse(memory_id=77)), []
 
-    def region_register(self, memory_id: int, length: int, name: str) -> int:
+    def region_register(self, memory_id: int, length: int, name: str) -> Any:
         assert memory_id == 77
-        return 4711
+        return SimpleNamespace(region=4711, rails=self.rails)
 
     def region_remove(self, region: int) -> None:
         self.removed.append(region)
@@ -75,12 +77,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 @pytest.fixture
 def gpu(cuda: FakeCuda) -> Any:
     driver = drivers.load()
-    return SimpleNamespace(
+    made: Any = SimpleNamespace(
         driver=driver,
         session=Session(),
         context=cuda.context_of,
         device_of=lambda uuid: uuid[15] if uuid[15] < cuda.devices else -1,
     )
+    made.flusher = Flusher(made)
+    return made
 
 
 # ---- arrays ----

@@ -12,6 +12,10 @@
  *   (which the worker has acquired before) after its copies, so the data is visible to the thread that read the count; to others of its
  *   block after a __syncthreads() that follows.
  *
+ * What a NIC has written into GPU memory is another matter: a kernel that runs may see the count first, unless the device's
+ * GPU_DIRECT_RDMA_WRITES_ORDERING says otherwise (native/README.md, When data is visible before its count). Launch what uses it behind
+ * counter.cuda_wait, or after counter.wait.
+ *
  * A kernel that waits occupies the device: whoever it waits for must not need it. A stream can wait instead (counter.cuda_wait).
  */
 #ifndef TRANSFERD_DEVICE_CUH
