@@ -64,6 +64,7 @@ _PROVIDERS = {
     int(lib.TFD_PATH_TCP): "tcp",
     int(lib.TFD_PATH_VERBS): "verbs",
     int(lib.TFD_PATH_CUDA): "cuda",
+    int(lib.TFD_PATH_STAGED): "staged",
 }
 _STATUS = {int(status): status for status in JobStatus}
 

@@ -113,7 +113,15 @@ class Priority(enum.IntEnum):
     LATENCY = 1
 
 
-PROVIDERS = {1: "libfabric", 2: "local", 3: "sim", 4: "tcp", 5: "verbs", 6: "cuda"}  # TFD_PATH_*
+PROVIDERS = {
+    1: "libfabric",
+    2: "local",
+    3: "sim",
+    4: "tcp",
+    5: "verbs",
+    6: "cuda",
+    7: "staged",
+}  # TFD_PATH_*
 PATH_PACKED = 1 << 16  # TFD_PATH_PACKED
 PATH_EMULATED = 1 << 17  # TFD_PATH_EMULATED
 STATUS_PENDING = 0

@@ -7,6 +7,9 @@
 
 static bool any_name_is_a_rail(void)
 {
+	if (settings.ops->path_id == TFD_PATH_STAGED)
+		return strncmp(settings.options.fabric, "sim", 3) == 0 ||
+		       strcmp(settings.options.fabric, "local") == 0;
 	return settings.ops->path_id == TFD_PATH_LOCAL || settings.ops->path_id == TFD_PATH_SIM;
 }
 

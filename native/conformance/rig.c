@@ -49,7 +49,9 @@ struct rig *rig_open(void)
 	CHECK(rig);
 	rig->ops = settings.ops;
 	/* Its two ends are sessions of one group. */
-	rig->one_domain = settings.ops->path_id == TFD_PATH_LOCAL;
+	rig->one_domain =
+		settings.ops->path_id == TFD_PATH_LOCAL ||
+		(settings.ops->path_id == TFD_PATH_STAGED && strcmp(settings.options.fabric, "local") == 0);
 	rig->pieces = calloc(PIECES, sizeof(*rig->pieces));
 	CHECK(rig->pieces);
 	for (uint32_t i = 0; i < PIECES; i++)

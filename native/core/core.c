@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../providers/staged/staged.h"
 #include "barrier.h"
 #include "parts.h"
 
@@ -47,6 +48,7 @@ static void group_close(struct tfd_group *group)
 {
 	for (uint32_t i = 0; i < group->rail_count; i++)
 		group->rails[i].ops->domain_close(group->rails[i].domain);
+	tfd_stages_close(group->stages);
 	free(group);
 }
 
@@ -90,7 +92,7 @@ int tfd_core_step(struct tfd_core *core, uint64_t now_ns)
 /* ---- domain groups ---- */
 
 static const struct tfd_provider_ops *const providers[] = {
-	&tfd_libfabric_ops, &tfd_local_ops, &tfd_sim_ops, &tfd_tcp_ops, &tfd_verbs_ops,
+	&tfd_libfabric_ops, &tfd_local_ops, &tfd_sim_ops, &tfd_staged_ops, &tfd_tcp_ops, &tfd_verbs_ops,
 };
 
 const struct tfd_provider_ops *tfd_provider_find(const char *name)
@@ -102,7 +104,8 @@ const struct tfd_provider_ops *tfd_provider_find(const char *name)
 	return NULL;
 }
 
-static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops,
+/* `staged`: one over a rail of that provider. */
+static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops, bool staged,
                      const struct tfd_group_options *options, const char *name, struct tfd_error *error)
 {
 	struct tfd_rail *rail = &group->rails[group->rail_count];
@@ -116,8 +119,11 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 	rail->pace.bulk_most = UINT64_MAX;
 	rail->pace.boost = TFD_BOOST_ONE;
 	rail->wait_fd = -1;
-	rail->ops = ops;
-	rc = ops->domain_open(options, name, &rail->info, &rail->domain, error);
+	rail->ops = staged ? &tfd_staged_ops : ops;
+	rail->last_resort = staged;
+	rc = staged ? tfd_staged_domain_open(group->stages, ops, options, name, &rail->info, &rail->domain,
+	                                     error) :
+	              ops->domain_open(options, name, &rail->info, &rail->domain, error);
 	if (rc)
 		return rc;
 	group->rail_count++; /* from here on its domain is the group's to close */
@@ -143,12 +149,16 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 static int rails_open(struct tfd_group *group, const struct tfd_provider_ops *ops,
                       const struct tfd_group_options *options, struct tfd_error *error)
 {
-	int rc = 0;
+	int rc = options->staging_bytes ? tfd_group_stages_open(group, options->staging_bytes, error) : 0;
+	bool staged = false;
 
-	for (uint32_t i = 0; !rc && i < options->rail_count; i++)
-		rc = rail_open(group, ops, options, options->rails[i], error);
-	if (!rc && options->with_local)
-		rc = rail_open(group, &tfd_local_ops, options, "local", error);
+	do {
+		for (uint32_t i = 0; !rc && i < options->rail_count && group->rail_count < TFD_MAX_RAILS; i++)
+			rc = rail_open(group, ops, staged, options, options->rails[i], error);
+		if (!rc && options->with_local && group->rail_count < TFD_MAX_RAILS)
+			rc = rail_open(group, &tfd_local_ops, staged, options, "local", error);
+		staged = !staged;
+	} while (!rc && staged && group->stages);
 	return rc;
 }
 
@@ -160,10 +170,10 @@ int tfd_group_open(struct tfd_core *core, const struct tfd_group_options *option
 	int rc;
 
 	if (!ops)
-		return tfd_fail(
-			error, -ENOENT,
-			"there is no provider \"%s\"; this build has: libfabric, local, sim, tcp, verbs",
-			options->provider);
+		return tfd_fail(error, -ENOENT,
+		                "there is no provider \"%s\"; this build has: libfabric, local, sim, staged, "
+		                "tcp, verbs",
+		                options->provider);
 	if (!options->rail_count || options->rail_count > TFD_MAX_NICS)
 		return tfd_fail(error, -EINVAL, "%u rails; a domain group has 1 to %u", options->rail_count,
 		                TFD_MAX_NICS);

@@ -5,16 +5,37 @@
  */
 #include "parts.h"
 
-/* Memory of a device is reached by a rail that has registered it, and by no other: at neither end. */
+/*
+ * Memory of a device is reached by a rail that has registered it, and by no other: at neither end. `region`: NULL: there are no bytes,
+ * which any path carries.
+ */
+static bool could_reach(const struct tfd_open *open, const struct tfd_path *path,
+                        const struct tfd_region *region)
+{
+	return !region ||
+	       ((!open->device || path->key) && (!region->device || region->mrs[path->conn->rail->index]));
+}
+
+/* Whether a path that is no last resort could, alive or not. */
+static bool reached_directly(const struct tfd_open *open, const struct tfd_region *region)
+{
+	for (uint32_t i = 0; i < open->path_count; i++) {
+		if (!open->paths[i].conn->rail->last_resort && could_reach(open, &open->paths[i], region))
+			return true;
+	}
+	return false;
+}
+
 static bool reaches(const struct tfd_open *open, const struct tfd_path *path, const struct tfd_region *region)
 {
-	return (!open->device || path->key) && (!region->device || region->mrs[path->conn->rail->index]);
+	return could_reach(open, path, region) &&
+	       (!path->conn->rail->last_resort || !reached_directly(open, region));
 }
 
 bool tfd_open_reaches(const struct tfd_open *open, const struct tfd_region *region)
 {
 	for (uint32_t i = 0; i < open->path_count; i++) {
-		if (reaches(open, &open->paths[i], region))
+		if (could_reach(open, &open->paths[i], region))
 			return true;
 	}
 	return false;
@@ -30,7 +51,8 @@ static bool moves_bytes(const struct tfd_shard *shard)
 
 bool tfd_shard_goes_by(const struct tfd_shard *shard, uint8_t path)
 {
-	return !moves_bytes(shard) || reaches(shard->open, &shard->open->paths[path], shard->job->region);
+	return reaches(shard->open, &shard->open->paths[path],
+	               moves_bytes(shard) ? shard->job->region : NULL);
 }
 
 static uint32_t paths_alive(const struct tfd_open *open, const struct tfd_region *region)
@@ -39,7 +61,7 @@ static uint32_t paths_alive(const struct tfd_open *open, const struct tfd_region
 
 	for (uint32_t i = 0; i < open->path_count; i++)
 		alive += open->paths[i].conn->half && !open->paths[i].conn->broken &&
-		         (!region || reaches(open, &open->paths[i], region));
+		         reaches(open, &open->paths[i], region);
 	return alive;
 }
 

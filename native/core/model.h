@@ -470,6 +470,7 @@ struct tfd_rail {
 	struct tfd_domain *domain;
 	struct tfd_rail_info info; /* counters and state: worker writes, anyone reads, relaxed */
 	uint32_t index;
+	bool last_resort; /* carries only what no other path of an open reaches */
 	uint64_t since_ns; /* worker; since when info.state is what it is */
 	uint32_t orders; /* of each connection: 1, or one for each enum tfd_traffic */
 	int wait_fd;
@@ -493,6 +494,7 @@ struct tfd_group {
 	uint64_t window_bytes; /* at most, of each connection */
 	bool segment_given; /* pieces are as long as configured, whatever the window */
 	uint64_t cut_bytes; /* writes below twice this are not cut */
+	struct tfd_stages *stages; /* owned; providers/staged; NULL: no rail is staged */
 	struct tfd_worker *worker;
 };
 

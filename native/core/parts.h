@@ -7,6 +7,9 @@
 #include "list.h"
 #include "model.h"
 
+/* stage.c */
+int tfd_group_stages_open(struct tfd_group *group, uint64_t bytes, struct tfd_error *error);
+
 /* error.c */
 int tfd_fail(struct tfd_error *error, int rc, const char *format, ...) __attribute__((format(printf, 3, 4)));
 

@@ -184,7 +184,8 @@ int tfd_dmabuf_size(int fd, uint64_t *bytes)
 static int region_name(struct tfd_region *region, const struct tfd_region_options *options,
                        struct tfd_error *error)
 {
-	if (!options->length || options->length > UINT64_MAX - options->address)
+	if (!options->length || options->length > UINT64_MAX - options->address ||
+	    options->length > UINT64_MAX - options->memory_offset)
 		return tfd_fail(error, -EINVAL, "%llu bytes at address %llx are no memory of a device",
 		                (unsigned long long)options->length, (unsigned long long)options->address);
 	region->device = true;
@@ -203,8 +204,16 @@ static int device_register(const struct tfd_rail *rail, struct tfd_region *regio
 	                                   .offset = options->offset,
 	                                   .length = options->length,
 	                                   .address = options->address };
+	const struct tfd_device_memory memory = { .number = options->memory,
+	                                          .offset = options->memory_offset,
+	                                          .length = options->length,
+	                                          .address = options->address };
 	int rc;
 
+	if (options->memory && rail->ops->mr_open_device)
+		return rail->ops->mr_open_device(rail->domain, &memory, region->writable,
+		                                 &region->mrs[rail->index], &region->keys[rail->index],
+		                                 error);
 	if (options->fd < 0 || !rail->ops->mr_open_dmabuf)
 		return 0;
 	rc = rail->ops->mr_open_dmabuf(rail->domain, &dmabuf, region->writable, &region->mrs[rail->index],

@@ -82,6 +82,14 @@ struct tfd_dmabuf {
 	uint64_t address; /* what it is called in posts, at both ends; as far into its page as `offset` */
 };
 
+/* Memory of a device that a helper process can copy (providers/staged). */
+struct tfd_device_memory {
+	uint64_t number; /* that control gave its allocation; not 0 */
+	uint64_t offset; /* into that */
+	uint64_t length;
+	uint64_t address; /* what it is called in posts at this end */
+};
+
 enum tfd_wc_type {
 	TFD_WC_SENT = 1, /* wr: acknowledged: its bytes are visible at the far side */
 	/*
@@ -125,6 +133,9 @@ struct tfd_provider_ops {
 	               struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 	/* control. The same for memory that the processor need not reach. NULL: the provider has none. */
 	int (*mr_open_dmabuf)(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
+	                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
+	/* control. The same by the number of its allocation; it need not be open anywhere yet. NULL: the provider has none. */
+	int (*mr_open_device)(struct tfd_domain *domain, const struct tfd_device_memory *memory, int writable,
 	                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 	/* control. The caller has seen to it that no post and no far side uses it. */
 	void (*mr_close)(struct tfd_domain *domain, struct tfd_mr *mr);
@@ -181,6 +192,7 @@ const struct tfd_provider_ops *tfd_provider_find(const char *name);
 extern const struct tfd_provider_ops tfd_libfabric_ops;
 extern const struct tfd_provider_ops tfd_local_ops;
 extern const struct tfd_provider_ops tfd_sim_ops;
+extern const struct tfd_provider_ops tfd_staged_ops;
 extern const struct tfd_provider_ops tfd_tcp_ops;
 extern const struct tfd_provider_ops tfd_verbs_ops;
 

@@ -80,6 +80,7 @@
 #define TFD_PATH_TCP 4u
 #define TFD_PATH_VERBS 5u
 #define TFD_PATH_CUDA 6u /* the client's own stream copied */
+#define TFD_PATH_STAGED 7u /* through host memory: nothing else reached the memory of a device */
 #define TFD_PATH_RAILS_SHIFT 8u
 #define TFD_PATH_FLAGS_SHIFT 16u
 #define TFD_PATH_PACKED 0x10000u /* several pages went as one post */

@@ -21,7 +21,7 @@
 #define TFD_ERROR_MAX 256
 #define TFD_WHY_MAX 512
 #define TFD_MAX_NICS 32 /* of one domain group */
-#define TFD_MAX_RAILS (TFD_MAX_NICS + 1) /* and `local` */
+#define TFD_MAX_RAILS 64 /* and `local`, and a staged one over each as far as they go */
 
 struct tfd_core; /* one per daemon */
 
@@ -68,6 +68,10 @@ enum tfd_event_type {
 		8, /* id: open; count: number of the fence: no byte on its immediates can land any more; detail: STILL_COPIED: but for a stream's that was not through in time */
 	TFD_EVENT_CONN_PROVEN = 9, /* id: conn of tfd_conn_probe by which the far side has answered */
 	TFD_EVENT_RAIL_STATE = 10, /* id: number of a rail in its group; count: enum tfd_rail_state */
+	TFD_EVENT_STAGE_NEEDED =
+		11, /* id: memory that a copy waits for: no helper has it open; count: the group */
+	TFD_EVENT_STAGE_SILENT =
+		12, /* id: stage whose helper is dead, or does not copy: end it, close it; count: the group */
 };
 
 struct tfd_event {
@@ -142,6 +146,8 @@ struct tfd_group_options {
 	uint32_t
 		with_local; /* not 0: one rail more, the last, for writes within the group (providers/local) */
 	uint32_t copy_threads; /* that copy for it what is long; 0: the worker copies all */
+	uint64_t
+		staging_bytes; /* of the pool of host memory that staged rails have between them; 0: there are none */
 	uint32_t segment_bytes; /* largest piece posted at once; 0: default */
 	uint32_t cut_bytes; /* least part of a write that goes by a rail of its own; 0: default */
 	uint32_t window_bytes; /* most bytes in flight per connection; 0: default */
@@ -250,6 +256,9 @@ struct tfd_region_options {
 	uint32_t
 		device; /* not 0: memory of a device, which is not mapped here; rails that cannot reach it have no key */
 	uint32_t _pad;
+	uint64_t
+		memory; /* of a device: number of its allocation, for helpers (Staging, below); 0: none may copy it */
+	uint64_t memory_offset; /* into that */
 };
 
 /* The size of a dma-buf. -EINVAL: the fd is none. */
@@ -271,6 +280,40 @@ int tfd_region_remove(struct tfd_core *core, uint64_t session, uint64_t region);
 /* keys[rail_count of the group]; 0 on a rail that was gone when it was added */
 int tfd_region_keys(struct tfd_core *core, uint64_t session, uint64_t region, struct tfd_region_key *keys,
                     uint32_t max);
+
+/* ---- staging: helper processes that copy memory of devices (stage.h) ---- */
+
+/* What a helper is to be given; the caller's to close. */
+struct tfd_stage_fds {
+	int ring_fd; /* memfd: struct tfd_stage */
+	int pool_fd; /* memfd */
+	int wake_fd; /* eventfd */
+};
+
+struct tfd_stage_info {
+	uint64_t copies[2]; /* requested, by ring: TFD_STAGE_D2H, TFD_STAGE_H2D */
+	uint64_t bytes[2];
+	uint64_t failed;
+	uint64_t waiting; /* requested and not done */
+	uint32_t state; /* enum tfd_stage_state */
+	uint32_t _pad;
+};
+
+/*
+ * Makes what a helper shares with the group's worker. Memory is copied once tfd_stage_memory_set has said that the helper has it open.
+ * -ENOTSUP: the group has no staged rails.
+ */
+int tfd_stage_open(struct tfd_core *core, uint32_t group, uint64_t *stage, struct tfd_stage_fds *fds,
+                   struct tfd_error *error);
+/* Its process has ended: what was under way there fails, and no helper has its memories open any more. */
+int tfd_stage_close(struct tfd_core *core, uint32_t group, uint64_t stage);
+int tfd_stage_stat(struct tfd_core *core, uint32_t group, uint64_t stage, struct tfd_stage_info *out);
+/* The helper has that memory open: what waits for it goes on. */
+int tfd_stage_memory_set(struct tfd_core *core, uint32_t group, uint64_t memory, uint64_t stage);
+/* It cannot be opened: one post that waits for it fails, and breaks its connection; the next one asks again. */
+int tfd_stage_memory_fail(struct tfd_core *core, uint32_t group, uint64_t memory);
+/* No region names it any more: no request for it follows. Idempotent. */
+int tfd_stage_memory_forget(struct tfd_core *core, uint32_t group, uint64_t memory);
 
 /* ---- connections: one (local rail, remote rail, direction) ---- */
 

@@ -127,7 +127,7 @@ int tfd_tcp_domain_open(const struct tfd_group_options *options, const char *nam
 	(void)options;
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for a rail");
-	tfd_tcp_memory_init(&domain->memory);
+	tfd_memory_init(&domain->memory);
 	tfd_list_init(&domain->halves);
 	tfd_list_init(&domain->sending);
 	tfd_list_init(&domain->ready);
@@ -179,6 +179,6 @@ void tfd_tcp_domain_close(struct tfd_domain *domain)
 	if (domain->epoll_fd >= 0)
 		(void)close(domain->epoll_fd);
 	free(domain->numbers);
-	tfd_tcp_memory_fini(&domain->memory);
+	tfd_memory_fini(&domain->memory);
 	free(domain);
 }

@@ -92,7 +92,7 @@ static void request_take(struct tfd_half *half, const struct tfd_tcp_header *hea
 	const struct tfd_mr *mr;
 
 	if (header->total) {
-		mr = tfd_tcp_mr_find_hot(&half->domain->memory, header->key);
+		mr = tfd_mr_find_hot(&half->domain->memory, header->key);
 		if (!mr || !reaches(mr, header->address, header->length)) {
 			refuse(half, header->number, true);
 			return;
@@ -114,7 +114,7 @@ static void table_check(struct tfd_half *half)
 
 	if (!header->total && !header->parts)
 		return;
-	mr = tfd_tcp_mr_find_hot(&half->domain->memory, header->key);
+	mr = tfd_mr_find_hot(&half->domain->memory, header->key);
 	for (uint32_t i = 0; i < receive->range_count; i++) {
 		const struct tfd_tcp_range *range = &receive->ranges[i];
 
@@ -204,7 +204,7 @@ static bool target_find(struct tfd_half *half, struct target *target)
 		target->broken = send->read_wrs[send->reads_landed % TFD_TCP_READS].broken;
 		return true;
 	}
-	mr = tfd_tcp_mr_find_hot(&half->domain->memory, header->key);
+	mr = tfd_mr_find_hot(&half->domain->memory, header->key);
 	if (!mr)
 		return false;
 	*target = (struct target){ .base = (uintptr_t)mr->base, .broken = mr->broken };

@@ -171,7 +171,7 @@ static int control_add(struct tfd_half *half, struct batch *batch)
 	batch_add(batch, &control->hello, control->bytes);
 	if (!control->length)
 		return 0;
-	mr = tfd_tcp_mr_find_hot(&half->domain->memory, control->key);
+	mr = tfd_mr_find_hot(&half->domain->memory, control->key);
 	if (!mr)
 		return -EACCES;
 	batch_add(batch, mr->base + control->address, control->length);

@@ -93,14 +93,14 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 {
 	struct tfd_tcp_out out = { .wc = wc, .max = max };
 
-	tfd_tcp_pass_begin(&domain->memory);
+	tfd_memory_pass_begin(&domain->memory);
 	send_all(domain);
 	if (tfd_list_empty(&domain->ready) || domain->unlooked_bytes >= LOOK_BYTES ||
 	    ++domain->passes % LOOKS == 0)
 		events_take(domain);
 	receive_all(domain, &out);
 	tfd_tcp_strangers_check(domain);
-	tfd_tcp_pass_end(&domain->memory);
+	tfd_memory_pass_end(&domain->memory);
 	return out.count;
 }
 
@@ -118,7 +118,8 @@ static int arm(struct tfd_domain *domain)
 static int mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
                    struct tfd_region_key *key, struct tfd_error *error)
 {
-	int rc = tfd_tcp_memory_add(&domain->memory, address, length, writable != 0, out, error);
+	const struct tfd_memory_range range = { address, length, writable != 0, 0, 0 };
+	int rc = tfd_memory_add(&domain->memory, &range, out, error);
 
 	if (!rc)
 		*key = (struct tfd_region_key){ .key = (*out)->key };
@@ -127,7 +128,7 @@ static int mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 
 static void mr_close(struct tfd_domain *domain, struct tfd_mr *mr)
 {
-	tfd_tcp_memory_remove(&domain->memory, mr);
+	tfd_memory_remove(&domain->memory, mr);
 }
 
 const struct tfd_provider_ops tfd_tcp_ops = {

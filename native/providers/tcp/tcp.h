@@ -10,7 +10,7 @@
 
 #include "../../core/list.h"
 #include "../provider.h"
-#include "memory.h"
+#include "../memory.h"
 #include "wire.h"
 
 #define TFD_TCP_PROTOCOL "tcp/1"
@@ -50,7 +50,7 @@ struct tfd_tcp_out {
 
 /* A rail. */
 struct tfd_domain {
-	struct tfd_tcp_memory memory;
+	struct tfd_memory memory;
 	struct sockaddr_storage address; /* constant; of the listening socket */
 	socklen_t address_bytes;
 	int listen_fd; /* constant */

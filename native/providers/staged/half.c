@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Halves: what they hold of the pool, how they find each other, how they end. */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "../../core/barrier.h"
+#include "staged.h"
+
+#define NUMBERS_MAX (1u << 16)
+#define MAGIC 0x31677473u /* "stg1" */
+#define DRAIN_BATCH 16
+#define DRAIN_ROUNDS 512
+#define CLOSE_NS 100000000u    /* for copies under way, in the worker: mostly they take microseconds */
+#define SETTLE_NS 10000000000u /* and in control, while a helper that is silent is ended */
+#define SETTLE_PAUSE_NS 200000
+
+/* At the end of a half's address, behind that of its inner one. */
+struct staged_address {
+	uint32_t magic;
+	uint32_t number;
+	uint64_t token;
+	uint64_t key; /* of the pool, on the inner rail */
+	uint64_t base;
+	uint32_t slot_bytes;
+	uint16_t payload_kib;
+	uint16_t count;
+	uint16_t slots[TFD_STAGED_SLOTS];
+};
+
+_Static_assert(sizeof(struct staged_address) == 72, "no padding goes out");
+
+/* ---- opening ---- */
+
+static uint32_t share_of(const struct tfd_stages *stages, int outgoing)
+{
+	uint32_t kept = tfd_stages_kept(stages);
+	uint32_t left = stages->free_count > kept ? stages->free_count - kept : 0;
+	uint32_t share = left / 16;
+
+	if (outgoing || share < 1) /* it is sent answers, which are short */
+		share = 1;
+	return left ? share < TFD_STAGED_SLOTS ? share : TFD_STAGED_SLOTS : 0;
+}
+
+static int slots_take(struct tfd_half *half, int outgoing, struct tfd_error *error)
+{
+	struct tfd_domain *domain = half->domain;
+	uint32_t share = share_of(domain->stages, outgoing);
+
+	if (!share)
+		return tfd_fail(error, -ENOSPC,
+		                "the staging pool of %llu bytes has no slot left for a connection: "
+		                "raise gpu.staging_bytes",
+		                (unsigned long long)domain->stages->pool_bytes);
+	if (domain->imms_bound) { /* those that come, and as many answers to ours */
+		if (domain->imms_free < share + TFD_STAGED_SLOTS)
+			return tfd_fail(error, -ENOSPC, "the rail's queue has no room for a connection");
+		domain->imms_free -= share + TFD_STAGED_SLOTS;
+	}
+	for (half->in_count = 0; half->in_count < share; half->in_count++)
+		half->ins[half->in_count].slot = tfd_stage_slot_take(domain->stages, half);
+	return 0;
+}
+
+static void slots_give(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+
+	if (domain->imms_bound && half->in_count)
+		domain->imms_free += half->in_count + TFD_STAGED_SLOTS;
+	while (!tfd_list_empty(&half->slots))
+		tfd_stage_slot_abandon(domain->stages,
+		                       tfd_container(half->slots.next, struct tfd_stage_slot, link));
+}
+
+static void address_write(const struct tfd_half *half, void *address, size_t *address_bytes)
+{
+	const struct tfd_domain *domain = half->domain;
+	struct staged_address tail = { .magic = MAGIC,
+	                               .number = half->number,
+	                               .token = half->token,
+	                               .key = domain->pool_key.key,
+	                               .base = domain->pool_key.address,
+	                               .slot_bytes = (uint32_t)TFD_STAGES_SLOT_BYTES,
+	                               .payload_kib = (uint16_t)(domain->payload_bytes >> 10),
+	                               .count = (uint16_t)half->in_count };
+
+	for (uint32_t i = 0; i < half->in_count; i++)
+		tail.slots[i] = (uint16_t)(half->ins[i].slot->offset / TFD_STAGES_SLOT_BYTES);
+	memcpy((uint8_t *)address + *address_bytes, &tail, sizeof(tail));
+	*address_bytes += sizeof(tail);
+}
+
+static int half_fill(struct tfd_half *half, int outgoing, void *address, size_t *address_bytes,
+                     struct tfd_error *error)
+{
+	struct tfd_domain *domain = half->domain;
+	int rc;
+
+	if (getrandom(&half->token, sizeof(half->token), 0) != (ssize_t)sizeof(half->token))
+		return tfd_fail(error, -EIO, "getrandom gave no token");
+	rc = slots_take(half, outgoing, error);
+	if (rc)
+		return rc;
+	rc = domain->ops->half_open(domain->inner, outgoing, half, &half->inner, address, address_bytes,
+	                            error);
+	if (rc)
+		return rc;
+	if (*address_bytes + sizeof(struct staged_address) > TFD_ADDRESS_MAX)
+		return tfd_fail(error, -ENOSPC, "the address of the rail below takes %zu bytes",
+		                *address_bytes);
+	address_write(half, address, address_bytes);
+	return 0;
+}
+
+int tfd_staged_half_open(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
+                         void *address, size_t *address_bytes, struct tfd_error *error)
+{
+	struct tfd_half *half = calloc(1, sizeof(*half));
+	uint8_t filled[TFD_ADDRESS_MAX];
+	size_t filled_bytes = sizeof(filled);
+	int rc;
+
+	if (!half)
+		return tfd_fail(error, -ENOMEM, "no memory for a connection");
+	half->domain = domain;
+	half->owner = owner;
+	tfd_list_init(&half->link);
+	tfd_list_init(&half->active_link);
+	tfd_list_init(&half->slots);
+	rc = tfd_numbers_take(&domain->numbers, NUMBERS_MAX, half, &half->number);
+	if (rc) {
+		free(half);
+		return tfd_fail(error, rc, "the rail has all its %u halves of connections", NUMBERS_MAX);
+	}
+	tfd_list_push(&domain->halves, &half->link);
+	rc = half_fill(half, outgoing, filled, &filled_bytes, error);
+	if (rc) {
+		if (half->inner)
+			tfd_staged_half_close(half);
+		tfd_staged_half_free(half);
+		return rc;
+	}
+	memcpy(address, filled, filled_bytes);
+	*address_bytes = filled_bytes;
+	*out = half;
+	return 0;
+}
+
+/* ---- joining ---- */
+
+int tfd_staged_reach(struct tfd_domain *domain, const void *address, size_t address_bytes,
+                     struct tfd_error *error)
+{
+	if (!domain->ops->reach || address_bytes <= sizeof(struct staged_address))
+		return 0; /* half_start says what is wrong with it */
+	return domain->ops->reach(domain->inner, address, address_bytes - sizeof(struct staged_address),
+	                          error);
+}
+
+int tfd_staged_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
+                          struct tfd_error *error)
+{
+	struct tfd_domain *domain = half->domain;
+	struct staged_address tail = { 0 };
+	int rc;
+
+	if (address_bytes > sizeof(tail)) {
+		address_bytes -= sizeof(tail);
+		memcpy(&tail, (const uint8_t *)address + address_bytes, sizeof(tail));
+	}
+	if (tail.magic != MAGIC || !tail.count || tail.count > TFD_STAGED_SLOTS ||
+	    tail.number >= NUMBERS_MAX || tail.slot_bytes != TFD_STAGES_SLOT_BYTES ||
+	    tail.payload_kib < domain->payload_bytes >> 10)
+		return tfd_fail(error, -EPROTO,
+		                "the far half's address is no staged rail's, or its slots are others: use "
+		                "one version of transferd on both hosts");
+	half->far_number = tail.number;
+	half->far_token = tail.token;
+	half->far_key = tail.key;
+	half->far_count = tail.count;
+	for (uint32_t i = 0; i < half->far_count; i++)
+		half->far_slots[i] = tail.base + tail.slots[i] * (uint64_t)tail.slot_bytes;
+	rc = domain->ops->half_start(half->inner, address, address_bytes, error);
+	if (rc)
+		return rc;
+	half->started = true;
+	tfd_staged_wake(half); /* something may have come by now */
+	return 0;
+}
+
+/* ---- ending ---- */
+
+/* First nothing may come by the inner half, then what has come has to be done with. */
+void tfd_staged_half_close(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+	uint64_t until_ns = tfd_now_ns() + CLOSE_NS;
+
+	half->closed = half->broken = half->in_failed = half->in_stopped = true;
+	half->lost = false;
+	domain->ops->half_close(half->inner);
+	tfd_list_remove(&half->active_link);
+	tfd_list_remove(&half->link);
+	while (half->copying && tfd_now_ns() < until_ns) {
+		(void)sched_yield();
+		tfd_stages_poll(domain->stages);
+	}
+}
+
+void tfd_staged_half_settle(struct tfd_half *half)
+{
+	const struct timespec pause = { .tv_nsec = SETTLE_PAUSE_NS };
+	struct tfd_domain *domain = half->domain;
+	uint64_t until_ns = tfd_now_ns() + SETTLE_NS;
+
+	if (domain->ops->half_settle)
+		domain->ops->half_settle(half->inner);
+	/* pairs with request_told */
+	while (tfd_load_acquire(&half->copying) && tfd_now_ns() < until_ns)
+		(void)nanosleep(&pause, NULL);
+}
+
+/* What the far side has ended before is told as it ended; of the rest nobody knows. */
+static int outs_flush(struct tfd_half *half, struct tfd_wc *wc, int max)
+{
+	int count = 0;
+
+	for (; count < max && half->out_told != half->out_next; half->out_told++) {
+		const struct tfd_staged_out *out = &half->outs[half->out_told % half->far_count];
+		bool sent = half->out_told < half->out_sent && out->ended && !out->status && !out->read;
+
+		wc[count++] =
+			sent ? (struct tfd_wc){ .type = TFD_WC_SENT, .wr = out->wr } :
+			       (struct tfd_wc){ .type = TFD_WC_ERROR, .wr = out->wr, .error = ECANCELED };
+	}
+	return count;
+}
+
+int tfd_staged_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max)
+{
+	struct tfd_domain *domain = half->domain;
+	struct tfd_wc inner[DRAIN_BATCH];
+	int count;
+
+	for (int round = 0; round < DRAIN_ROUNDS; round++) {
+		count = domain->ops->half_drain(half->inner, inner, DRAIN_BATCH);
+		for (int i = 0; i < count; i++)
+			tfd_staged_take(domain, &inner[i]);
+		if (!count)
+			break;
+	}
+	return outs_flush(half, wc, max);
+}
+
+void tfd_staged_half_free(struct tfd_half *half)
+{
+	struct tfd_domain *domain = half->domain;
+
+	tfd_list_remove(&half->active_link);
+	tfd_list_remove(&half->link);
+	if (half->inner)
+		domain->ops->half_free(half->inner);
+	tfd_numbers_give(&domain->numbers, half->number);
+	slots_give(half);
+	free(half);
+}

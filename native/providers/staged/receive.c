@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The far side's posts: taken in their order, checked against our own table of keys, told once their bytes are visible, and answered.
+ * What is in a slot is untrusted, and may change at any time: it is copied before it is looked at.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "../../core/barrier.h"
+#include "staged.h"
+
+void tfd_staged_arrived(struct tfd_half *half, uint32_t slot)
+{
+	if (half->in_failed)
+		return;
+	/* One that was not answered yet has it. */
+	if (slot >= half->in_count || half->ins[slot].arrived) {
+		tfd_staged_break(half);
+		return;
+	}
+	half->ins[slot].arrived = true;
+}
+
+static bool within(uint64_t offset, uint64_t length, uint64_t bytes)
+{
+	return offset <= bytes && length <= bytes - offset;
+}
+
+/* It is as our kind makes them; what is not is nobody's post. */
+static bool is_whole(const struct tfd_half *half, const struct tfd_staged_header *header)
+{
+	if (header->token != half->token || header->number != half->in_begun)
+		return false;
+	if (header->part_count > TFD_STAGES_PARTS || header->length > half->domain->payload_bytes)
+		return false;
+	return !(header->flags & TFD_STAGED_READ) ||
+	       !(header->part_count || (header->flags & TFD_STAGED_HAS_IMM));
+}
+
+/* Its parts, the first one too, from the beginning of the memory. false: they leave it, or are not what it says. */
+static bool parts_take(const struct tfd_staged_header *header, const uint8_t *slot, const struct tfd_mr *mr,
+                       struct tfd_staged_part *parts)
+{
+	uint64_t left = header->length;
+
+	memcpy(&parts[1], slot + sizeof(*header), header->part_count * sizeof(parts[0]));
+	for (uint32_t i = 1; i <= header->part_count; i++) {
+		if (!parts[i].length || parts[i].length >= left ||
+		    !within(parts[i].address, parts[i].length, mr->length))
+			return false;
+		left -= parts[i].length;
+	}
+	parts[0] = (struct tfd_staged_part){ header->address, left };
+	return within(header->address, left, mr->length);
+}
+
+/* -EACCES: refused. */
+static int begin(struct tfd_half *half, struct tfd_staged_in *in)
+{
+	struct tfd_domain *domain = half->domain;
+	const uint8_t *slot = tfd_stage_slot_at(domain->stages, in->slot);
+	const struct tfd_staged_header *header = &in->header;
+	struct tfd_staged_part parts[TFD_STAGES_PARTS + 1];
+	bool reads = header->flags & TFD_STAGED_READ;
+	struct tfd_staged_range range = { .parts = parts,
+	                                  .part_count = header->part_count + 1u,
+	                                  .length = header->length };
+
+	in->slot->error = 0;
+	if (!header->length)
+		return 0;
+	range.mr = tfd_mr_find_hot(&domain->memory, header->key);
+	if (!range.mr || !(reads || range.mr->writable) || !parts_take(header, slot, range.mr, parts))
+		return -EACCES;
+	return tfd_staged_copy(domain, in->slot, tfd_staged_payload_at(header->part_count), &range,
+	                       reads ? TFD_STAGE_D2H : TFD_STAGE_H2D);
+}
+
+static void ins_begin(struct tfd_half *half)
+{
+	while (half->in_begun - half->in_answered < half->in_count && !half->in_failed) {
+		struct tfd_staged_in *in = &half->ins[half->in_begun % half->in_count];
+		int rc;
+
+		if (!in->arrived)
+			return;
+		memcpy(&in->header, tfd_stage_slot_at(half->domain->stages, in->slot), sizeof(in->header));
+		if (!is_whole(half, &in->header)) {
+			in->arrived =
+				false; /* of an earlier half, or wrong: whoever sent it is not answered */
+			if (half->domain->ordered)
+				tfd_staged_break(half);
+			return;
+		}
+		rc = begin(half, in);
+		if (rc == -EAGAIN)
+			return;
+		in->refused = rc == -EACCES;
+		if (rc)
+			in->slot->error = -rc;
+		half->in_begun++;
+		half->in_failed = rc != 0; /* nothing may land behind it */
+	}
+}
+
+/* Visible, or failed: so it is told, before it is answered. */
+static void ins_tell(struct tfd_half *half, struct tfd_staged_told *told)
+{
+	while (half->in_told != half->in_begun && tfd_staged_room(told) && !half->in_stopped) {
+		struct tfd_staged_in *in = &half->ins[half->in_told % half->in_count];
+
+		if (in->slot->copies)
+			return;
+		half->in_told++;
+		if (in->slot->error) {
+			half->in_failed = half->in_stopped = true;
+			half->in_status = in->refused ? TFD_STAGED_REFUSED : TFD_STAGED_FAILED;
+		} else if (in->header.flags & TFD_STAGED_HAS_IMM) {
+			tfd_staged_tell(told, (struct tfd_wc){ .type = TFD_WC_IMM,
+			                                       .imm = in->header.imm,
+			                                       .owner = half->owner });
+		}
+	}
+}
+
+/* -EAGAIN: not now. */
+static int answer(struct tfd_half *half, struct tfd_staged_in *in, uint32_t index)
+{
+	struct tfd_domain *domain = half->domain;
+	uint32_t kind = TFD_STAGED_ENDED;
+	/* Of no bytes, too: libfabric's tcp looks at the key all the same. */
+	struct tfd_post post = { .remote_address = half->far_slots[0],
+	                         .remote_key = half->far_key,
+	                         .has_imm = 1 };
+	int rc;
+
+	if (in->slot->posted) /* its last answer, of which the inner rail has not told yet */
+		return -EAGAIN;
+	if (half->in_stopped && half->in_answered + 1 == half->in_told) {
+		kind += half->in_status;
+	} else if ((in->header.flags & TFD_STAGED_READ) && in->header.length) {
+		post.local = tfd_stage_slot_at(domain->stages, in->slot) + tfd_staged_payload_at(0);
+		post.mr = domain->pool_mr;
+		post.length = in->header.length;
+		post.remote_address = in->header.answer;
+	}
+	post.imm = tfd_staged_imm(kind, index, half->far_token, half->far_number);
+	rc = domain->ops->post(half->inner, &post, &in->slot->wr);
+	if (!rc)
+		in->slot->posted = true;
+	return rc;
+}
+
+static void ins_answer(struct tfd_half *half)
+{
+	while (half->in_answered != half->in_told && !half->broken) {
+		uint32_t index = (uint32_t)(half->in_answered % half->in_count);
+		struct tfd_staged_in *in = &half->ins[index];
+		int rc = answer(half, in, index);
+
+		if (rc == -EAGAIN)
+			return;
+		if (rc) {
+			tfd_staged_break(half);
+			return;
+		}
+		in->arrived = false; /* from here on the far side may use it again */
+		half->in_answered++;
+	}
+}
+
+void tfd_staged_receive(struct tfd_half *half, struct tfd_staged_told *told)
+{
+	if (!half->started) /* it could not answer */
+		return;
+	ins_begin(half);
+	ins_tell(half, told);
+	ins_answer(half);
+}
+
+bool tfd_staged_receives(const struct tfd_half *half)
+{
+	if (!half->started)
+		return false;
+	if (half->in_told != half->in_begun && !half->in_stopped)
+		return true;
+	if (half->in_answered != half->in_told && !half->broken)
+		return true;
+	return half->in_begun - half->in_answered < half->in_count && !half->in_failed &&
+	       half->ins[half->in_begun % half->in_count].arrived;
+}

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Posts of ours: filled, sent in their order, and told in it once the far side has ended them. */
+#include <errno.h>
+#include <string.h>
+
+#include "staged.h"
+
+static bool reaches(const struct tfd_mr *mr, const void *local, uint64_t length)
+{
+	uint64_t offset = (uint64_t)((uintptr_t)local - (uintptr_t)mr->base);
+
+	return offset <= mr->length && length <= mr->length - offset;
+}
+
+/* The parts of a post, at its near end and, in the slot, at its far end. -EINVAL: not of a post. */
+static int parts_make(const struct tfd_post *post, struct tfd_staged_range *range,
+                      struct tfd_staged_part *near, struct tfd_staged_part *far)
+{
+	range->mr = post->mr;
+	range->parts = near;
+	range->part_count = post->length ? post->part_count + 1 : 0;
+	range->length = post->length;
+	if (!post->length)
+		return post->part_count ? -EINVAL : 0;
+	if (!reaches(post->mr, post->local, post->length))
+		return -EINVAL;
+	near[0].address = (uint64_t)((uintptr_t)post->local - (uintptr_t)post->mr->base);
+	near[0].length = post->length;
+	for (uint32_t i = 0; i < post->part_count; i++) {
+		const struct tfd_post_part *part = &post->parts[i];
+
+		if (!reaches(post->mr, part->local, part->length))
+			return -EINVAL;
+		near[i + 1].address = (uint64_t)((uintptr_t)part->local - (uintptr_t)post->mr->base);
+		far[i].address = part->remote_address;
+		near[i + 1].length = far[i].length = part->length;
+		range->length += part->length;
+	}
+	return 0;
+}
+
+static void header_make(const struct tfd_half *half, const struct tfd_post *post, uint64_t bytes,
+                        const struct tfd_stage_slot *slot, struct tfd_staged_header *header)
+{
+	const struct tfd_domain *domain = half->domain;
+
+	*header = (struct tfd_staged_header){ .token = half->far_token,
+	                                      .number = half->out_next,
+	                                      .key = bytes ? post->remote_key : 0,
+	                                      .address = post->remote_address,
+	                                      .length = bytes,
+	                                      .imm = post->imm,
+	                                      .part_count = (uint16_t)post->part_count };
+	if (post->has_imm)
+		header->flags |= TFD_STAGED_HAS_IMM;
+	if (!post->read)
+		return;
+	header->flags |= TFD_STAGED_READ;
+	header->answer = domain->pool_key.address + slot->offset + tfd_staged_payload_at(0);
+}
+
+/* The bytes of a write begin to come into its slot. */
+static int fill(struct tfd_half *half, const struct tfd_post *post, struct tfd_staged_out *out)
+{
+	struct tfd_domain *domain = half->domain;
+	uint8_t *slot = tfd_stage_slot_at(domain->stages, out->slot);
+	struct tfd_staged_part near[TFD_STAGES_PARTS + 1];
+	struct tfd_staged_part *far = (void *)(slot + sizeof(struct tfd_staged_header));
+	uint32_t payload_at = tfd_staged_payload_at(post->part_count);
+	struct tfd_staged_range range;
+	int rc = parts_make(post, &range, near, far);
+
+	if (rc)
+		return rc;
+	if (range.length > domain->payload_bytes)
+		return -EMSGSIZE;
+	header_make(half, post, range.length, out->slot, (void *)slot);
+	out->length = (uint32_t)range.length;
+	out->imm_bytes = post->read || !range.length ? (uint32_t)sizeof(struct tfd_staged_header) :
+	                                               payload_at + out->length;
+	if (post->read)
+		return 0;
+	rc = tfd_staged_copy(domain, out->slot, payload_at, &range, TFD_STAGE_D2H);
+	if (rc == -EIO) { /* it is told in its turn */
+		out->slot->error = EIO;
+		rc = 0;
+	}
+	return rc;
+}
+
+int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr)
+{
+	struct tfd_stages *stages = half->domain->stages;
+	struct tfd_staged_out *out;
+	int rc;
+
+	if (!half->started || half->broken)
+		return -ENOTCONN;
+	if (post->part_count > TFD_STAGES_PARTS || (post->read && post->part_count))
+		return -EINVAL;
+	if (post->length > half->domain->payload_bytes)
+		return -EMSGSIZE;
+	if (post->read && post->length && !post->mr->writable)
+		return -EACCES;
+	if (half->out_next - half->out_told == half->far_count)
+		return -EAGAIN;
+	out = &half->outs[half->out_next % half->far_count];
+	*out = (struct tfd_staged_out){
+		.wr = wr, .local = post->local, .mr = post->mr, .read = post->read != 0
+	};
+	out->slot = tfd_stage_slot_take(stages, half);
+	if (!out->slot)
+		return -EAGAIN;
+	rc = fill(half, post, out);
+	if (rc) {
+		tfd_stage_slot_put(stages, out->slot);
+		return rc;
+	}
+	half->out_next++;
+	tfd_staged_wake(half);
+	return 0;
+}
+
+/* Ends one here: what follows it does not go out. */
+static void out_fail(struct tfd_half *half, struct tfd_staged_out *out)
+{
+	out->ended = true;
+	out->status = TFD_STAGED_FAILED;
+	half->broken = true;
+	half->out_sent++;
+}
+
+/* To the far half. Whether it went. */
+static bool out_go(struct tfd_half *half, struct tfd_staged_out *out)
+{
+	struct tfd_domain *domain = half->domain;
+	uint32_t index = (uint32_t)(half->out_sent % half->far_count);
+	struct tfd_post post = {
+		.local = tfd_stage_slot_at(domain->stages, out->slot),
+		.mr = domain->pool_mr,
+		.length = out->imm_bytes,
+		.remote_address = half->far_slots[index],
+		.remote_key = half->far_key,
+		.has_imm = 1,
+		.imm = tfd_staged_imm(TFD_STAGED_POST, index, half->far_token, half->far_number),
+	};
+	int rc = domain->ops->post(half->inner, &post, &out->slot->wr);
+
+	if (rc == -EAGAIN)
+		return false;
+	if (rc) {
+		tfd_staged_break(half);
+		return false;
+	}
+	out->slot->posted = true;
+	half->out_sent++;
+	return true;
+}
+
+static void outs_send(struct tfd_half *half)
+{
+	while (half->out_sent != half->out_next && !half->broken) {
+		struct tfd_staged_out *out = &half->outs[half->out_sent % half->far_count];
+
+		if (out->slot->copies)
+			return;
+		if (out->slot->error)
+			out_fail(half, out);
+		else if (!out_go(half, out))
+			return;
+	}
+}
+
+void tfd_staged_ended(struct tfd_half *half, uint32_t slot, uint32_t status)
+{
+	uint64_t count = half->far_count;
+	uint64_t number;
+
+	if (half->broken || !count)
+		return;
+	number = half->out_told + (slot + count - half->out_told % count) % count;
+	if (slot >= count || number >= half->out_sent || half->outs[slot].ended) {
+		tfd_staged_break(half);
+		return;
+	}
+	half->outs[slot].ended = true;
+	half->outs[slot].status = (uint8_t)status;
+}
+
+/* What was read goes to its place: 0 once it is there. */
+static int bring(struct tfd_half *half, struct tfd_staged_out *out)
+{
+	struct tfd_staged_part part = { .length = out->length };
+	struct tfd_staged_range range = {
+		.mr = out->mr, .parts = &part, .part_count = 1, .length = out->length
+	};
+	int rc = 0;
+
+	if (!out->length)
+		return 0;
+	if (!out->brought) {
+		part.address = (uint64_t)(out->local - out->mr->base);
+		rc = tfd_staged_copy(half->domain, out->slot, tfd_staged_payload_at(0), &range,
+		                     TFD_STAGE_H2D);
+		out->brought = !rc;
+	}
+	if (!rc && out->slot->copies)
+		return -EAGAIN;
+	return rc ? rc : -out->slot->error;
+}
+
+/* -EAGAIN: not yet. */
+static int out_end(struct tfd_half *half, struct tfd_staged_out *out, struct tfd_wc *wc)
+{
+	int rc = out->status ? -EIO : out->read ? bring(half, out) : 0;
+
+	if (rc == -EAGAIN)
+		return rc;
+	*wc = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = out->wr };
+	if (!rc)
+		return 0;
+	half->broken = true;
+	wc->type = TFD_WC_ERROR;
+	wc->remote_access = out->status == TFD_STAGED_REFUSED;
+	wc->error = wc->remote_access ? EACCES : EIO;
+	return 0;
+}
+
+static void outs_tell(struct tfd_half *half, struct tfd_staged_told *told)
+{
+	while (half->out_told != half->out_sent && tfd_staged_room(told)) {
+		struct tfd_staged_out *out = &half->outs[half->out_told % half->far_count];
+		struct tfd_wc wc;
+
+		if (!out->ended || out_end(half, out, &wc))
+			return;
+		tfd_stage_slot_put(half->domain->stages, out->slot);
+		half->out_told++;
+		tfd_staged_tell(told, wc);
+	}
+}
+
+/* It has broken: nobody will tell of the rest. What a helper reads or writes for one is waited for. */
+static void outs_drop(struct tfd_half *half, struct tfd_staged_told *told)
+{
+	while (half->out_told != half->out_next && tfd_staged_room(told)) {
+		struct tfd_staged_out *out = &half->outs[half->out_told % half->far_count];
+
+		if (out->slot->copies)
+			return;
+		half->out_told++; /* bytes may yet come into its slot, which stays the half's */
+		half->out_sent += half->out_sent < half->out_told;
+		tfd_staged_tell(told,
+		                (struct tfd_wc){ .type = TFD_WC_ERROR, .wr = out->wr, .error = ECANCELED });
+	}
+}
+
+void tfd_staged_send(struct tfd_half *half, struct tfd_staged_told *told)
+{
+	outs_send(half);
+	outs_tell(half, told);
+	if (half->broken)
+		outs_drop(half, told);
+}
+
+bool tfd_staged_sends(const struct tfd_half *half)
+{
+	if (half->out_told != half->out_sent && half->outs[half->out_told % half->far_count].ended)
+		return true;
+	return half->out_sent != half->out_next || (half->broken && half->out_told != half->out_next);
+}

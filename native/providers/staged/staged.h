@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Staging: a rail over another one, the *inner* rail, which has registered nothing but the pool. Bytes go from memory into a slot, by
+ * the inner rail into a slot of the far half's, and from there into memory; where that is a GPU's its helper copies, else the worker.
+ *
+ * A far half lets us have as many posts under way as it has slots. Post n goes into slot n modulo their number, so that what has been
+ * told of is told in order, whatever order the inner rail keeps, or helpers of several GPUs.
+ */
+#ifndef TFD_STAGED_H
+#define TFD_STAGED_H
+
+#include "../memory.h"
+#include "stages.h"
+
+#define TFD_STAGED_SLOTS 16u /* of a half, at most */
+
+enum tfd_staged_status {
+	TFD_STAGED_OK = 0,
+	TFD_STAGED_REFUSED = 1, /* no such key, bounds, rights */
+	TFD_STAGED_FAILED = 2, /* its helper could not copy */
+};
+
+/*
+ * Immediates of the inner rail: [2: kind][4: slot][10: check][16: number]. The number is the far half's, the check ten bits of its
+ * token; `slot` one of the half's that takes the post. Kind 0 brings a post, the others end it with an enum tfd_staged_status.
+ */
+enum tfd_staged_kind { TFD_STAGED_POST = 0, TFD_STAGED_ENDED = 1 /* and the status */ };
+
+#define TFD_STAGED_READ 1u
+#define TFD_STAGED_HAS_IMM 2u
+
+/* At the beginning of a slot; then parts; then, at a multiple of TFD_LINE, the payload. Little-endian, as are all hosts. */
+struct tfd_staged_header {
+	uint64_t token; /* of the half that it is for */
+	uint64_t number; /* of the post, from 0 */
+	uint64_t key; /* 0: it has no bytes */
+	uint64_t address;
+	uint64_t length; /* of all parts */
+	uint64_t answer; /* read: where in the reader's pool the bytes go */
+	uint32_t imm;
+	uint16_t flags;
+	uint16_t part_count; /* further ones */
+	uint64_t _resv0;
+};
+
+/* A post of ours. */
+struct tfd_staged_out {
+	struct tfd_wr *wr;
+	struct tfd_stage_slot *slot;
+	const uint8_t *local; /* read: where the bytes go */
+	const struct tfd_mr *mr;
+	uint32_t length;
+	uint32_t imm_bytes; /* of the slot, that the inner rail carries */
+	bool read;
+	bool ended; /* by the far side, or by an error here */
+	bool brought; /* read: the bytes are on their way from the slot to their place */
+	uint8_t status;
+};
+
+/* A post of the far side's, in a slot of ours. */
+struct tfd_staged_in {
+	struct tfd_stage_slot *slot;
+	bool arrived;
+	bool refused;
+	struct tfd_staged_header header; /* copied once: the far side could write to it at any time */
+};
+
+struct tfd_half {
+	struct tfd_list link; /* domain->halves */
+	struct tfd_list active_link;
+	struct tfd_domain *domain;
+	struct tfd_half *inner; /* of the inner provider */
+	void *owner;
+	uint64_t token;
+	uint32_t number;
+	bool started;
+	bool broken; /* takes no more posts, and ends none */
+	bool lost; /* an error that is of no post waits to be told */
+	bool closed;
+	uint32_t copying; /* shared: requests of helpers under way for it; worker writes */
+	struct tfd_list slots; /* all that were taken for it */
+
+	/* Posts of ours, by number: told < sent < next. */
+	uint64_t out_told, out_sent, out_next;
+	uint32_t far_count; /* slots; 0: not started */
+	uint32_t far_number;
+	uint64_t far_token;
+	uint64_t far_key;
+	uint64_t far_slots[TFD_STAGED_SLOTS]; /* addresses for the inner rail */
+	struct tfd_staged_out outs[TFD_STAGED_SLOTS];
+
+	/* The far side's posts: answered < told < begun. */
+	uint64_t in_answered, in_told, in_begun;
+	uint32_t in_count; /* slots */
+	bool in_failed; /* of the last one that was begun, or of one before it: nothing more may land */
+	bool in_stopped; /* with it, and that one was told */
+	uint8_t in_status; /* its status */
+	struct tfd_staged_in ins[TFD_STAGED_SLOTS];
+};
+
+struct tfd_domain {
+	const struct tfd_provider_ops *ops; /* constant; inner */
+	struct tfd_domain *inner;
+	struct tfd_stages *stages;
+	bool stages_own;
+	bool ordered; /* the inner rail */
+	struct tfd_mr *pool_mr; /* inner */
+	struct tfd_region_key pool_key;
+	uint64_t payload_bytes;
+	uint32_t imms_free; /* of the inner rail's queue, if it has a bound */
+	bool imms_bound;
+	struct tfd_memory memory;
+	struct tfd_numbers numbers; /* of halves */
+	struct tfd_list halves;
+	struct tfd_list active;
+	uint64_t pass_bytes; /* copied by the worker since the last poll */
+	bool overflowed; /* to be told */
+	bool gone;
+};
+
+/* What a poll fills. */
+struct tfd_staged_told {
+	struct tfd_wc *wc;
+	int max;
+	int count;
+};
+
+static inline bool tfd_staged_room(const struct tfd_staged_told *told)
+{
+	return told->count < told->max;
+}
+
+static inline void tfd_staged_tell(struct tfd_staged_told *told, struct tfd_wc wc)
+{
+	told->wc[told->count++] = wc;
+}
+
+static inline uint32_t tfd_staged_payload_at(uint32_t part_count)
+{
+	return (uint32_t)(sizeof(struct tfd_staged_header) + part_count * sizeof(struct tfd_staged_part) +
+	                  TFD_LINE - 1) /
+	       TFD_LINE * TFD_LINE;
+}
+
+static inline uint32_t tfd_staged_imm(uint32_t kind, uint32_t slot, uint64_t token, uint32_t number)
+{
+	return kind << 30 | slot << 26 | (uint32_t)(token >> 54) << 16 | number;
+}
+
+/* staged.c */
+void tfd_staged_wake(struct tfd_half *half); /* it has something to do */
+void tfd_staged_break(struct tfd_half *half); /* by an error of no post's own */
+/* One completion of the inner rail's. */
+void tfd_staged_take(struct tfd_domain *domain, const struct tfd_wc *wc);
+
+/* half.c */
+int tfd_staged_half_open(struct tfd_domain *domain, int outgoing, void *owner, struct tfd_half **out,
+                         void *address, size_t *address_bytes, struct tfd_error *error);
+int tfd_staged_reach(struct tfd_domain *domain, const void *address, size_t address_bytes,
+                     struct tfd_error *error);
+int tfd_staged_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
+                          struct tfd_error *error);
+void tfd_staged_half_close(struct tfd_half *half);
+void tfd_staged_half_settle(struct tfd_half *half);
+int tfd_staged_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
+void tfd_staged_half_free(struct tfd_half *half);
+
+/* copy.c */
+/* The parts of a post at one end, side by side in a slot. */
+struct tfd_staged_range {
+	const struct tfd_mr *mr;
+	const struct tfd_staged_part *parts; /* addresses from the beginning of `mr` */
+	uint32_t part_count;
+	uint64_t length; /* of all */
+};
+/* Copies between a slot's payload and memory, or requests it. -EAGAIN: not now; -EIO: it cannot. */
+int tfd_staged_copy(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t payload_at,
+                    const struct tfd_staged_range *range, uint32_t ring);
+
+/* send.c */
+int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
+void tfd_staged_send(struct tfd_half *half, struct tfd_staged_told *told);
+void tfd_staged_ended(struct tfd_half *half, uint32_t slot, uint32_t status);
+/* Whether it has something to do that nothing will wake it for. */
+bool tfd_staged_sends(const struct tfd_half *half);
+
+/* receive.c */
+void tfd_staged_receive(struct tfd_half *half, struct tfd_staged_told *told);
+void tfd_staged_arrived(struct tfd_half *half, uint32_t slot);
+bool tfd_staged_receives(const struct tfd_half *half);
+
+/* A rail over `inner`, with what its group shares. For the core, which has opened that. */
+int tfd_staged_domain_open(struct tfd_stages *stages, const struct tfd_provider_ops *inner,
+                           const struct tfd_group_options *options, const char *name,
+                           struct tfd_rail_info *info, struct tfd_domain **out, struct tfd_error *error);
+/* What it shares: for tests. */
+struct tfd_stages *tfd_staged_stages(struct tfd_domain *domain);
+
+#endif

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the staged rails of a domain group share: the pool with its slots, and the helpers of GPUs that copy between slots and memory
+ * of theirs. Owner: the worker, but for opening and closing.
+ */
+#ifndef TFD_STAGES_H
+#define TFD_STAGES_H
+
+#include "../../core/parts.h"
+#include "../provider.h"
+#include "transferd/stage.h"
+
+#define TFD_STAGES_PAYLOAD_BYTES (256u << 10) /* of a slot; README.md has what was measured */
+#define TFD_STAGES_PARTS 256u                 /* further parts of one post */
+#define TFD_STAGES_MEMORY_BUCKETS 256u
+
+struct tfd_staged_part {
+	uint64_t address;
+	uint64_t length;
+};
+
+/* Before the payload, in each slot. */
+#define TFD_STAGES_HEAD_BYTES (64u + TFD_STAGES_PARTS * sizeof(struct tfd_staged_part))
+#define TFD_STAGES_SLOT_BYTES ((TFD_STAGES_HEAD_BYTES + TFD_STAGES_PAYLOAD_BYTES + 4095u) / 4096u * 4096u)
+
+/* A part of the pool. */
+struct tfd_stage_slot {
+	struct tfd_list link; /* half->slots, or stages->free */
+	struct tfd_half *half; /* whose it is; NULL: nobody's */
+	struct tfd_wr wr; /* what the inner provider posts from it */
+	bool posted; /* and has not given back */
+	bool left; /* by its half: free once nothing is under way */
+	uint32_t copies; /* requests of helpers that are under way */
+	int error; /* of those that have failed; positive */
+	uint64_t offset; /* constant; into the pool */
+};
+
+/* One request that was made of a helper tells whose it is. */
+struct tfd_stage_queue {
+	uint64_t tail;
+	uint64_t told; /* complete, and its slot knows */
+	struct tfd_stage_slot *slots[TFD_STAGE_ENTRIES];
+};
+
+struct tfd_stage_helper {
+	struct tfd_list link;
+	uint64_t name;
+	struct tfd_stage *shared; /* owned, mapped */
+	int wake_fd;
+	struct tfd_stage_queue queues[TFD_STAGE_RINGS];
+	uint64_t waits_ns; /* since when nothing has come back of what is under way; 0: nothing is */
+	bool silent; /* and told so */
+	struct tfd_stage_info info;
+};
+
+/* An allocation on a GPU that some region is in. */
+struct tfd_stage_memory {
+	struct tfd_list link;
+	uint64_t number;
+	struct tfd_stage_helper *helper; /* that has it open; NULL: none */
+	bool wanted; /* control was told */
+	bool failed; /* it cannot be opened; whoever waits is told once */
+};
+
+struct tfd_stages {
+	int pool_fd;
+	uint8_t *pool; /* owned, mapped */
+	uint64_t pool_bytes;
+	struct tfd_stage_slot *slots; /* owned */
+	uint32_t slot_count;
+	uint32_t free_count;
+	struct tfd_list free;
+	struct tfd_list helpers;
+	struct tfd_list memories[TFD_STAGES_MEMORY_BUCKETS];
+	uint64_t last_name;
+	/* Control is to be told: enum tfd_event_type and its id. NULL: nobody. */
+	void (*tell)(void *context, uint32_t event, uint64_t id);
+	void *context;
+};
+
+/* control, before the worker runs and after it has stopped */
+int tfd_stages_open(uint64_t bytes, struct tfd_stages **out, struct tfd_error *error);
+void tfd_stages_close(struct tfd_stages *stages);
+
+/* control. Makes what is shared with a helper: two memfds and an eventfd, the caller's. */
+int tfd_stage_helper_make(const struct tfd_stages *stages, uint64_t name, struct tfd_stage_helper **out,
+                          struct tfd_stage_fds *fds, struct tfd_error *error);
+void tfd_stage_helper_free(struct tfd_stage_helper *helper);
+
+/* worker, by control's command */
+void tfd_stage_helper_add(struct tfd_stages *stages, struct tfd_stage_helper *helper);
+struct tfd_stage_helper *tfd_stage_helper_find(const struct tfd_stages *stages, uint64_t name);
+/* Its process has ended: what is under way has failed. The caller frees it. */
+void tfd_stage_helper_remove(struct tfd_stages *stages, struct tfd_stage_helper *helper);
+/* `helper`: NULL: it cannot be opened. -ENOMEM. */
+int tfd_stage_memory_tell(struct tfd_stages *stages, uint64_t number, struct tfd_stage_helper *helper);
+void tfd_stage_memory_drop(struct tfd_stages *stages, uint64_t number); /* idempotent */
+
+/* worker, hot */
+/* How many slots have to stay free for what is sent, so that halves that are opened leave something. */
+static inline uint32_t tfd_stages_kept(const struct tfd_stages *stages)
+{
+	return stages->slot_count / 4;
+}
+
+struct tfd_stage_slot *tfd_stage_slot_take(struct tfd_stages *stages, struct tfd_half *half); /* NULL: none */
+void tfd_stage_slot_put(struct tfd_stages *stages, struct tfd_stage_slot *slot);
+/* Its inner half is gone, and with it what it had posted. */
+void tfd_stage_slot_abandon(struct tfd_stages *stages, struct tfd_stage_slot *slot);
+/* The inner provider has given it back. */
+void tfd_stage_slot_posted(struct tfd_stages *stages, struct tfd_stage_slot *slot);
+
+static inline uint8_t *tfd_stage_slot_at(const struct tfd_stages *stages, const struct tfd_stage_slot *slot)
+{
+	return stages->pool + slot->offset;
+}
+
+/*
+ * Requests copies between a slot and one memory, all or none. -EAGAIN: its ring is full, or no helper has the memory open, which control
+ * was told; -EIO: it cannot be opened.
+ */
+int tfd_stages_copy(struct tfd_stages *stages, uint32_t ring, struct tfd_stage_slot *slot,
+                    const struct tfd_stage_copy *copies, uint32_t count);
+/* Takes in what helpers have done. */
+void tfd_stages_poll(struct tfd_stages *stages);
+
+#endif

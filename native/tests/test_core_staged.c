@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Memory of devices through the core, staged: what goes by it, what does not, both ways, pages, reads; what is waited for. */
+#include "providers/provider.h"
+#include "staged_world.h"
+
+#define PAGE 4096u
+
+static struct tfd_entry write_entry(uint64_t region, uint64_t grant, uint64_t length)
+{
+	return (struct tfd_entry){
+		.op = TFD_OP_WRITE, .src_region = region, .dst_grant = grant, .length = length, .imm = 3
+	};
+}
+
+static void is_ok(const struct tfd_record *record, uint32_t path, uint64_t bytes)
+{
+	if (record->status != TFD_JOB_OK)
+		(void)fprintf(stderr, "status %u detail %u\n", record->status, record->detail);
+	CHECK(record->status == TFD_JOB_OK && record->bytes == bytes);
+	CHECK(path_of(record) == path);
+	for (uint32_t i = 0; i < TFD_STAGE_RINGS; i++) /* before its bytes are looked at */
+		(void)(copier_has(&near.copier, i) + copier_has(&far.copier, i));
+}
+
+static uint32_t direct_path(void)
+{
+	return tfd_provider_find(getenv("TFD_TEST_PROVIDER") ? getenv("TFD_TEST_PROVIDER") : "tcp")->path_id;
+}
+
+/* Nothing has been asked of helpers before the first copy, which waits for control to have started one. */
+static void test_needed(void)
+{
+	struct tfd_stage_info info;
+	struct tfd_record *record;
+	struct tfd_event event;
+	uint64_t open;
+
+	world_open(false);
+	CHECK(tfd_core_events(near.host.core, &event, 1) == 0);
+	open = grant_open(true);
+	fill(near.device, 100000, 1);
+	record = user_submit(&near.user, write_entry(near.region, open, 100000));
+	event = wait_event(&near.host, TFD_EVENT_STAGE_NEEDED, near.memory);
+	CHECK(event.count == near.host.group);
+	end_helper_open(&near);
+	(void)wait_event(&far.host, TFD_EVENT_STAGE_NEEDED, far.memory);
+	CHECK(counter_value(3) == 0);
+	end_helper_open(&far);
+	wait_done(record, near.user.next_job);
+	is_ok(record, TFD_PATH_STAGED, 100000);
+	wait_counter(3, 1);
+	CHECK(memcmp(near.device, far.device, 100000) == 0);
+	CHECK_OK(tfd_stage_stat(near.host.core, near.host.group, near.stage, &info));
+	CHECK(info.copies[TFD_STAGE_D2H] == 1 && info.bytes[TFD_STAGE_D2H] == 100000 &&
+	      info.copies[TFD_STAGE_H2D] == 0 && !info.waiting && !info.failed);
+	world_close();
+}
+
+/* Every pair of ends, and lengths around a slot. */
+static void test_writes(void)
+{
+	static const uint64_t lengths[] = {
+		1, 4096, (256u << 10) - 1, 256u << 10, (256u << 10) + 1, 3000001
+	};
+	uint64_t opens[2];
+	uint64_t counted = 0;
+
+	world_open(true);
+	opens[0] = grant_open(false);
+	opens[1] = grant_open(true);
+	for (uint32_t ends = 0; ends < 4; ends++) {
+		uint8_t *from = ends & 1 ? near.device : near.user.memory;
+		uint8_t *to = ends & 2 ? far.device : far.user.memory;
+
+		for (uint32_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+			uint64_t region = ends & 1 ? near.region : near.user.region;
+			struct tfd_record *record;
+
+			to[lengths[i]] = 0xee;
+			fill(from, lengths[i], i + ends);
+			record = user_run(&near.user, write_entry(region, opens[ends >> 1], lengths[i]));
+			is_ok(record, ends ? TFD_PATH_STAGED : direct_path(), lengths[i]);
+			wait_counter(3, ++counted);
+			CHECK(memcmp(from, to, lengths[i]) == 0 && to[lengths[i]] == 0xee);
+		}
+	}
+	world_close();
+}
+
+/* Back from the far device into ours, and into the host's memory. */
+static void test_reads(void)
+{
+	uint64_t open;
+
+	world_open(true);
+	open = grant_open(true);
+	fill(far.device, 1000000, 5);
+	for (uint32_t device = 0; device < 2; device++) {
+		struct tfd_entry entry = write_entry(device ? near.region : near.user.region, open, 1000000);
+
+		entry.op = TFD_OP_READ;
+		entry.imm = 0;
+		is_ok(user_run(&near.user, entry), TFD_PATH_STAGED, 1000000);
+		CHECK(memcmp(device ? near.device : near.user.memory, far.device, 1000000) == 0);
+	}
+	world_close();
+}
+
+/* Pages in and out of order: runs of equal distance are one request, of several rows. */
+static void test_pages(void)
+{
+	struct tfd_page *table;
+	struct tfd_stage_info info;
+	struct tfd_record *record;
+	uint32_t count = 256;
+	uint64_t open;
+
+	world_open(true);
+	open = grant_open(true);
+	table = (void *)(near.user.segment + near.user.header->arena_offset);
+	for (uint32_t shuffled = 0; shuffled < 2; shuffled++) {
+		struct tfd_entry entry = write_entry(near.region, open, PAGE);
+		struct tfd_stage_info before;
+
+		CHECK_OK(tfd_stage_stat(near.host.core, near.host.group, near.stage, &before));
+		for (uint32_t i = 0; i < count; i++)
+			table[i] = (struct tfd_page){ 2 * i, 2 * (shuffled ? i * 37 % count : i) };
+		entry.op = TFD_OP_WRITE_PAGES;
+		entry.table_count = count;
+		entry.src_stride = entry.dst_stride = PAGE;
+		fill(near.device, 2 * count * PAGE, 3 + shuffled);
+		record = user_run(&near.user, entry);
+		is_ok(record, TFD_PATH_STAGED, count * PAGE);
+		CHECK(record->path & TFD_PATH_PACKED);
+		wait_counter(3, (uint64_t)count * (shuffled + 1));
+		for (uint32_t i = 0; i < count; i++)
+			CHECK(memcmp(near.device + (size_t)table[i].src * PAGE,
+			             far.device + (size_t)table[i].dst * PAGE, PAGE) == 0);
+		CHECK_OK(tfd_stage_stat(near.host.core, near.host.group, near.stage, &info));
+		CHECK(info.copies[TFD_STAGE_D2H] - before.copies[TFD_STAGE_D2H] <= count / 4);
+	}
+	world_close();
+}
+
+/* What has no bytes, and what another path reaches, does not go by it. */
+static void test_last_resort(void)
+{
+	struct tfd_entry imm;
+	uint64_t open;
+
+	world_open(true);
+	open = grant_open(true);
+	imm = (struct tfd_entry){ .op = TFD_OP_IMM, .dst_grant = open, .imm = 4 };
+	for (uint32_t i = 1; i < 5; i++) {
+		is_ok(user_run(&near.user, imm), direct_path(), 0);
+		wait_counter(4, i);
+	}
+	open = grant_open(false);
+	for (uint32_t i = 1; i < 5; i++) {
+		is_ok(user_run(&near.user, write_entry(near.user.region, open, 600000)), direct_path(),
+		      600000);
+		wait_counter(3, i);
+	}
+	CHECK(!copier_has(&near.copier, 0) && !copier_has(&near.copier, 1));
+	world_close();
+}
+
+int main(void)
+{
+	test_needed();
+	test_writes();
+	test_reads();
+	test_pages();
+	test_last_resort();
+	return 0;
+}
