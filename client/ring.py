@@ -56,16 +56,8 @@ _counter_wait = lib.tfd_client_counter_wait
 _counter_read = lib.tfd_client_counter_read
 _new = ffi.new
 
-_PROVIDERS = {
-    0: "",
-    int(lib.TFD_PATH_LIBFABRIC): "libfabric",
-    int(lib.TFD_PATH_LOCAL): "local",
-    int(lib.TFD_PATH_SIM): "sim",
-    int(lib.TFD_PATH_TCP): "tcp",
-    int(lib.TFD_PATH_VERBS): "verbs",
-    int(lib.TFD_PATH_CUDA): "cuda",
-    int(lib.TFD_PATH_STAGED): "staged",
-}
+_NAMES = ("libfabric", "local", "sim", "tcp", "verbs", "cuda", "staged")
+_PROVIDERS = {0: "", **{int(getattr(lib, f"TFD_PATH_{name.upper()}")): name for name in _NAMES}}
 _STATUS = {int(status): status for status in JobStatus}
 
 
