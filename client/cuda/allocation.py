@@ -184,7 +184,7 @@ class Allocations:
             try:
                 if pointer.legacy_ipc:
                     self._check_end(array, base, length)
-                    export.ipc_handle = driver.ipc_handle(base)
+                    export.ipc_handle = self._handle(array, base)
                     buffer_ids: tuple[int, ...] = (pointer.buffer_id,)
                 else:
                     base, length, buffer_ids = self._export_chunks(array, base, length, export)
@@ -197,6 +197,16 @@ class Allocations:
                 export.close()
                 raise
             return allocation, export
+
+    def _handle(self, array: DeviceArray, base: int) -> bytes:
+        try:
+            return self._driver.ipc_handle(base)
+        except CudaError as error:
+            raise errors.InvalidRequest(
+                f"{array.what} is memory that this process cannot share ({error}): if it is mapped "
+                "here and another process's, that one registers it",
+                reason="NOT_SHAREABLE",
+            ) from None
 
     def _check_end(self, array: DeviceArray, base: int, length: int) -> None:
         if array.address + array.length > base + length:

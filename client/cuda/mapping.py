@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 _FOR_GOOD = frozenset({"MAP_NOT_GRANTED", "MAP_OTHER_HOST", "MAP_OTHER_TENANT"})
 # Those that the job itself will tell better.
 _FOR_NOW = frozenset({"OPEN_NOT_FOUND", "GRANT_REVOKED", "GRANT_EXPIRED", "MAP_NOT_FOUND"})
+# What CUresults mean of a handle.
+_GONE = "the grant's memory is gone: its owner freed it before it closed the region"
+_OF_HANDLES = {
+    1: _GONE,
+    400: _GONE,
+    201: "the handle is of an allocation of this very process, which CUDA opens in others alone: "
+    "have it granted by a Client of this process",
+}
 REVOKERS = 4  # threads that give mappings back; each waits for streams
 POLL_S = 0.0002
 
@@ -252,7 +260,11 @@ class Mappings:
                 if owner < 0:
                     raise _not_visible(f" ({error})") from None
                 raise
-        address = driver.ipc_open(answer.ipc_handle)
+        try:
+            address = driver.ipc_open(answer.ipc_handle)
+        except CudaError as error:
+            remedy = _OF_HANDLES.get(error.result, "")
+            raise driver.error(error.call, error.result, remedy) from None
         context = self._gpu.context(device)
 
         def close() -> None:

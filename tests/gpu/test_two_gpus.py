@@ -170,11 +170,16 @@ def test_a_sender_that_counts_devices_otherwise(
         assert target.read() == data
 
 
-@pytest.mark.parametrize("kind", ["malloc", "vmm"])
+@pytest.mark.parametrize(("kind", "said"), [("malloc", "GPU_NOT_VISIBLE"), ("vmm", "cuda, 1 rail")])
 def test_a_gpu_that_the_sender_does_not_see(
-    gpu: Gpu, receiver: Client, shared_pair: Daemons, kind: str
+    gpu: Gpu, receiver: Client, shared_pair: Daemons, seeded: random.Random, kind: str, said: str
 ) -> None:
-    target = gpu.malloc(MIB) if kind == "malloc" else gpu.vmm(1)
+    """An IPC handle is of no use there; the driver maps chunks all the same."""
+    target = gpu.malloc(MIB) if kind == "malloc" else gpu.vmm(1)[0:MIB]
+    target.clear()
     grant = receiver.register(target).grant(rights=MAP, imms=range(4))
+    data = seeded.randbytes(MIB)
     with cuda_peer.running(shared_pair[0].socket, "malloc", MIB, visible="1") as peer:
-        assert peer.ask("write", grant.descriptor.hex()) == "GPU_NOT_VISIBLE"
+        peer.ask("fill", 0, data.hex())
+        assert peer.ask("write", grant.descriptor.hex()) == said
+    assert target.read() == (data if kind == "vmm" else bytes(MIB))

@@ -57,11 +57,15 @@ class Peer:
         assert line, "the peer has ended"
         return json.loads(line)
 
-    def ask(self, do: str, *arguments: int | str) -> Any:
-        """Has it do something."""
+    def tell(self, do: str, *arguments: int | str) -> None:
+        """Has it do something that it does not answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([do, *arguments]) + "\n")
         self.process.stdin.flush()
+
+    def ask(self, do: str, *arguments: int | str) -> Any:
+        """Has it do something."""
+        self.tell(do, *arguments)
         return self._answer()
 
     def bytes_at(self, first: int, length: int) -> bytes:
@@ -150,6 +154,15 @@ def main(socket: str, kind: str, length: int, device: int) -> None:
                 case ["wait", imm, target]:
                     client.counter(imm).wait(target, 30)
                     tell(client.counter(imm).value)
+                case ["flood", descriptor, count]:
+                    dst = bytes.fromhex(descriptor)
+                    jobs = [client.write(region, dst, imm=1) for _ in range(count)]
+                    tell(len(jobs))
+                case ["exit"]:  # as an application that forgets what it has begun
+                    os._exit(0)
+                case ["free"]:  # behind the region's back
+                    made.cuda.free(made.address) if kind == "fake" else made.free()
+                    tell("OK")
                 case ["write", descriptor]:
                     tell(write(client, region, descriptor))
                 case ["fill", first, data]:
