@@ -207,7 +207,7 @@ class BaseRegion:
 
     @property
     def without_nics(self) -> str:
-        """Of GPU memory: why no NIC reaches it, so that other hosts do not; empty: some do."""
+        """Of GPU memory: why no NIC reaches it by itself; empty: some do, or it is host memory."""
         return "" if self.source is None else self.source.without_nics
 
     def open_handle(self) -> int:
