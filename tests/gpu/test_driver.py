@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from transferd.client.cuda import nvrtc
+from transferd.client.cuda import flush, nvrtc
+from transferd.client.cuda.driver import CudaError
 
 from support.gpu import TEST_WAIT_S
 
@@ -83,3 +84,23 @@ def test_what_jobs_need_does_not_wait(gpu: Gpu) -> None:
 
 def test_allocating_does_not_wait(gpu: Gpu) -> None:
     assert not waits(gpu, lambda: gpu.malloc(HOST_BYTES))
+
+
+def test_flushes_as_its_attributes_say(gpu: Gpu) -> None:
+    """What comes between a NIC's writes and work on them: client/cuda/flush.py relies on it."""
+    ordering, options = gpu.driver.flush_needs(gpu.device)
+    print("WRITES_ORDERING", ordering, "FLUSH_WRITES_OPTIONS", options)
+    need = flush.need_of(gpu.driver, gpu.device)
+    assert need is not flush.Need.IMPOSSIBLE
+    if options & flush.OPTION_HOST:
+        gpu.driver.flush_writes()
+    word = gpu.pinned(8)
+    c_uint64.from_address(word.address).value = 5
+    stream = gpu.stream()
+    if options & flush.OPTION_MEMOPS:
+        gpu.driver.wait_value(stream, word.address, 5, flush=True)
+    else:
+        with pytest.raises(CudaError, match="801"):
+            gpu.driver.wait_value(stream, word.address, 5, flush=True)
+    gpu.driver.wait_value(stream, word.address, 5)  # nothing of it stays
+    gpu.wait(stream)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,8 +13,10 @@ import transferd
 from transferd import JobStatus
 from transferd.client.cuda import mapping
 from transferd.client.cuda.driver import CudaError
+from transferd.v1 import attach_pb2
 
 from support import cuda_peer
+from support.cuda_client import CudaClient
 from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
@@ -88,6 +91,20 @@ def test_memory_of_another_process_is_that_ones_to_share(
         else:
             assert kind == "vmm"
             made.close()
+
+
+def test_a_dmabuf_of_the_driver(gpu: Gpu, shared_pair: Daemons) -> None:
+    """The daemon takes it for one, and knows its size; it makes no other path known."""
+    buffer = gpu.malloc(4 * MIB)
+    fd = gpu.driver.dmabuf(buffer.address, buffer.length)
+    about = {"base": buffer.address, "flush": attach_pb2.CUDA_FLUSH_NOT_NEEDED, "dmabuf": True}
+    with CudaClient(shared_pair[0]) as client:
+        told = client.share_cuda(fd, size_bytes=buffer.length, **about)
+        assert told.share_memory.size_bytes == buffer.length
+        assert client.registered(told).rails == 0  # there is no NIC
+        told = client.share_cuda(fd, size_bytes=buffer.length + 1, **about)
+        assert told.error.message.startswith("size_bytes")
+    os.close(fd)
 
 
 @pytest.mark.parametrize("how", ["killed", "exits"])
