@@ -137,11 +137,17 @@ class AsyncCalls(Generic[J]):
         *,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> J:
         """Reads from a grant into a region. As :meth:`transferd.Client.read`."""
         spec = Read(
-            src=src, dst=dst, src_offset=src_offset, priority=priority, deadline_s=deadline_s
+            src=src,
+            dst=dst,
+            src_offset=src_offset,
+            priority=priority,
+            deadline_s=deadline_s,
+            stream=stream,
         )
         return await self._submit_one(spec.request(), timeout_s)
 

@@ -218,6 +218,7 @@ class Calls:
         *,
         priority: str = "bulk",
         deadline_s: float | None = None,
+        stream: Any = None,
         timeout_s: float | None = None,
     ) -> Job:
         """Reads from a grant with the right "read" into a region, or part of one. Counts nowhere.
@@ -228,10 +229,16 @@ class Calls:
             src_offset: Bytes into the granted range.
             priority: "bulk" or "latency".
             deadline_s: The job ends with DEADLINE after this long.
+            stream: As for :meth:`write_pages`.
             timeout_s: How long to wait for room; None: as long as it takes.
         """
         spec = Read(
-            src=src, dst=dst, src_offset=src_offset, priority=priority, deadline_s=deadline_s
+            src=src,
+            dst=dst,
+            src_offset=src_offset,
+            priority=priority,
+            deadline_s=deadline_s,
+            stream=stream,
         )
         return self._submit_one(spec.request(), timeout_s)
 

@@ -114,11 +114,11 @@ def to_priority(priority: str) -> int:
         raise errors.InvalidRequest(f'priority is "bulk" or "latency", not {priority!r}') from None
 
 
-def to_copied(src: BaseRegion | RegionSlice, stream: Any) -> Any:
+def to_copied(region: BaseRegion | RegionSlice, stream: Any, name: str = "src") -> Any:
     """Checks that a stream can be used; gives it."""
-    if stream is not None and src.source is None:
+    if stream is not None and region.source is None:
         raise errors.InvalidRequest(
-            "stream= is for copies between GPU memory of this host, and src is host memory",
+            f"stream= is for copies between GPU memory of this host, and {name} is host memory",
             reason="NOT_COPIED",
         )
     return stream

@@ -321,6 +321,7 @@ class Read:
     src_offset: int = 0
     priority: str = "bulk"
     deadline_s: float | None = None
+    stream: Any = None
 
     def request(self) -> Request:
         """Checks the values and makes the request."""
@@ -338,6 +339,8 @@ class Read:
             to_offset("src_offset", self.src_offset),
             dst.length,
             to_deadline_ns(self.deadline_s),
+            source=dst.source,
+            stream=to_copied(dst, self.stream, "dst"),
         )
 
 

@@ -24,6 +24,7 @@ from transferd.client.watcher import Armed, no_segment
 from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
+    from transferd.client.cuda.launches import CopiedPlan
     from transferd.client.events import Driver
     from transferd.client.operations import Operation
     from transferd.client.session import Session
@@ -42,11 +43,13 @@ class Launch(NamedTuple):
         plan: The plan.
         number: Of the plan.
         key: Its destinations.
+        copied: With GPU memory that a stream copies; None: the daemon moves its bytes.
     """
 
     plan: BasePlan
     number: int
     key: bytes | tuple[bytes, ...]
+    copied: CopiedPlan | None = None
 
 
 class Kept(NamedTuple):
@@ -59,6 +62,7 @@ class Kept(NamedTuple):
         deadline_ns: Of each launch, from then on; 0: none.
         capacity: Rows of its table; 0: it has none.
         row: Format and numbers of a row.
+        copied: As of :class:`Launch`.
     """
 
     session: Any
@@ -67,6 +71,7 @@ class Kept(NamedTuple):
     deadline_ns: int
     capacity: int
     row: tuple[str, int]
+    copied: CopiedPlan | None = None
 
 
 def keep(session: Session, job: Operation, table: bool, timeout_s: float | None) -> Kept:
@@ -99,7 +104,10 @@ def keep(session: Session, job: Operation, table: bool, timeout_s: float | None)
     if table and request.op == OP_SCATTER:
         src: Any = job
         window = (src.src.start, src.src.length)
-    number = ring.plan_open(request._replace(deadline_ns=0), window, table, timeout_s)
+    copied = None
+    if request.source is not None:
+        copied = session.gpu().copier.plan(request, tabled)
+    number = ring.plan_open(request._replace(deadline_ns=0), window, table, timeout_s, copied)
     return Kept(
         session,
         number,
@@ -107,6 +115,7 @@ def keep(session: Session, job: Operation, table: bool, timeout_s: float | None)
         request.deadline_ns,
         rows if tabled else 0,
         _PAGE if request.op == OP_WRITE_PAGES else _SLICE,
+        copied,
     )
 
 
@@ -200,6 +209,22 @@ class BasePlan:
             raise errors.InvalidRequest("the plan was made without table=True: it has no rows")
         return self._head
 
+    @property
+    def device_ptr(self) -> int:
+        """Address of the table for kernels: ``transferd::plan_table`` of ``device.cuh``.
+
+        A kernel that fills it, and then bumps the watcher that a launch is armed on, says what is
+        copied. Read it once before a stream of the device waits for anything.
+
+        Raises:
+            InvalidRequest: The plan has no table.
+            Conflict: The plan is closed.
+            Unavailable: There is no GPU that is of use.
+        """
+        head = self._written()
+        pointer: int = self._kept.session.gpu().segment_pointer(head)
+        return pointer
+
     def request(self) -> Request:
         """Makes the request of a launch."""
         return self._launch(None)
@@ -212,7 +237,7 @@ class BasePlan:
         kept = self._kept
         return Request(
             OP_LAUNCH,
-            0,
+            0 if kept.copied is None else kept.copied.priority,
             0,
             0,
             0,
@@ -221,7 +246,9 @@ class BasePlan:
             0,
             self._deadline_ns(deadline_s),
             targets=(),
-            launch=Launch(self, kept.number, kept.key),
+            launch=Launch(self, kept.number, kept.key, kept.copied),
+            source=None if kept.copied is None else kept.copied.source,
+            stream=None if kept.copied is None else kept.copied.stream,
         )
 
     def check(self, session: Session) -> None:
@@ -274,7 +301,14 @@ class Plan(BasePlan, Closing):
         if self._closed:
             self._check_open()
         kept = self._kept
-        job_id = kept.session.launch(kept.number, self._deadline_ns(deadline_s), timeout_s)
+        deadline_ns = self._deadline_ns(deadline_s)
+        if kept.copied is None:
+            job_id = kept.session.launch(kept.number, deadline_ns, timeout_s)
+        else:
+            copier = kept.session.gpu().copier
+            job_id = copier.launch(kept.copied, kept.number, deadline_ns, timeout_s)
+            if not job_id:
+                (job_id,) = kept.session.submit_many([self._launch(deadline_s)], timeout_s)
         return Job(kept.session, self._driver, job_id, kept.key)
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from transferd.client.cuda.gpu import Gpu
+    from transferd.client.cuda.launches import CopiedPlan
     from transferd.client.mailbox import Inbox
     from transferd.client.rpc import Control
     from transferd.client.session import Request
@@ -264,6 +265,7 @@ class RingSession(Session):
         window: tuple[int, int] | None,
         with_table: bool,
         timeout_s: float | None,
+        copied: CopiedPlan | None = None,
     ) -> int:
         """Has the daemon keep a job; returns the plan's number.
 
@@ -272,8 +274,14 @@ class RingSession(Session):
             window: Beginning and bytes of the part of the region that a scatter's rows count from.
             with_table: Launches read sizes and offsets from a table; pages always do.
             timeout_s: How long to wait for room in the ring and the arena.
+            copied: Where a stream copies for its launches.
         """
+        if copied is not None:
+            request = copied.of(request)
         batch = tables.make([request], self.handles_of([request]), self.lengths)
+        table, kept = batch.tables, None
+        if copied is not None and request.pages is None:
+            table, kept = copied.places(request, table)
         entry = batch.entries[0]
         if window is not None:
             entry.src_offset, entry.length = window
@@ -281,23 +289,13 @@ class RingSession(Session):
         rc = _EINTR
         while rc == _EINTR:
             rc = lib.tfd_client_plan_open(
-                self.client, 0, batch.entries, batch.tables, with_table, to_ns(timeout_s), fault
+                self.client, 0, batch.entries, table, with_table, to_ns(timeout_s), fault
             )
+        del kept
         if rc == -errno.ERANGE:
             raise tables.refusal([request], fault)
-        if rc == -errno.ENOSPC:
-            raise errors.QuotaExceeded(
-                "the session has all the plans that it may have: close some, or raise limits.plans "
-                "of the daemon",
-                reason="PLANS",
-            )
-        if rc == -errno.EMSGSIZE:
-            raise errors.InvalidRequest(
-                f"the table of a plan of {request.table_count or 1} entries is larger than the "
-                f"session's arena of {self.table_limit} bytes: use several plans, or raise "
-                "limits.arena of the daemon",
-                reason="TABLE",
-            )
+        if rc in (-errno.ENOSPC, -errno.EMSGSIZE):
+            raise tables.plan_refusal(request, rc, self.table_limit)
         if rc:
             raise self.refusal(rc, timeout_s)
         number: int = entry.plan

@@ -7,6 +7,7 @@ pages.
 
 from __future__ import annotations
 
+import errno
 import time
 from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -139,6 +140,21 @@ def check(requests: Sequence[Request]) -> None:
     fault = ffi.new("struct tfd_table_fault *")
     if lib.tfd_client_tables_check(batch.entries, batch.tables, len(requests), fault):
         raise refusal(requests, fault)
+
+
+def plan_refusal(request: Request, rc: int, table_limit: int) -> errors.TransferdError:
+    """Makes the error for a plan that there is no room for."""
+    if rc == -errno.ENOSPC:
+        return errors.QuotaExceeded(
+            "the session has all the plans that it may have: close some, or raise limits.plans of "
+            "the daemon",
+            reason="PLANS",
+        )
+    return errors.InvalidRequest(
+        f"the table of a plan of {request.table_count or 1} entries is larger than the session's "
+        f"arena of {table_limit} bytes: use several plans, or raise limits.arena of the daemon",
+        reason="TABLE",
+    )
 
 
 def refusal(requests: Sequence[Request], fault: Any) -> errors.InvalidRequest:

@@ -12,6 +12,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors, tables
+from transferd.client.cuda.launches import CopiedPlan, copied_plan, put_places
 from transferd.client.cuda.streams import to_stream, watcher_address
 from transferd.client.indices import plain_indices
 from transferd.client.session import (
@@ -19,6 +20,7 @@ from transferd.client.session import (
     FLAG_EXACT,
     IMM_COUNT,
     LENGTH_MAX,
+    OP_READ,
     OP_SCATTER,
     OP_WRITE,
     to_ns,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _copy = lib.tfd_lane_copy
 _write = lib.tfd_lane_write
 _pages = lib.tfd_lane_pages
+_launch = lib.tfd_lane_launch
 _from_buffer = ffi.from_buffer
 _ASK_AGAIN = (-errno.EINTR, -errno.ERANGE, -errno.EMSGSIZE)
 _new = ffi.new
@@ -78,12 +81,7 @@ class Copier:
         mapped = self._mapped(request)
         used = mapped if mapped is None or len(mapped) < 2 else tuple(dict.fromkeys(mapped))
         if mapped is None or used is None or not self._mappings.begin(used):
-            if request.stream is not None:
-                raise errors.InvalidRequest(
-                    "stream= is for copies between GPU memory of this host, and this is none: "
-                    + self._why_not(request),
-                    reason="NOT_COPIED",
-                )
+            self._refuse(request)
             return None  # it cannot be, or its owner takes it back: the daemon tells
         lane, value = None, 0
         # Who arms chooses a lane by what is enqueued on it, so no other may come in between.
@@ -94,6 +92,59 @@ class Copier:
                 return job_id
             finally:
                 self._mappings.end(used, lane, value)
+
+    def _refuse(self, request: Request) -> None:
+        """Says why no stream can copy what nobody else may."""
+        if request.launch is not None:
+            raise errors.Conflict(
+                "the plan's memory is being taken back by its owner, or was", reason="GRANT_REVOKED"
+            )
+        if request.stream is not None:
+            raise errors.InvalidRequest(
+                "stream= is for copies between GPU memory of this host, and this is none: "
+                + self._why_not(request),
+                reason="NOT_COPIED",
+            )
+
+    def plan(self, request: Request, table: bool) -> CopiedPlan | None:
+        """Finds what the launches of a plan need; None: no stream can copy it.
+
+        Raises:
+            InvalidRequest: It is out of range; NOT_COPIED: there is no stream for ``stream=``.
+        """
+        mapped = self._mapped(request)
+        if mapped is None:
+            self._refuse(request)
+            return None
+        return copied_plan(request, mapped, table)
+
+    def launch(
+        self, plan: CopiedPlan, number: int, deadline_ns: int, timeout_s: float | None
+    ) -> int:
+        """Launches a plan by what is there already; 0: something is not, ask :meth:`submit`.
+
+        Raises:
+            TransferdError: As for any job; CudaError: the driver refused.
+        """
+        source, mappings = plan.source, self._mappings
+        lane = self._lanes.known(source.device, plan.priority, plan.length)
+        if lane is None or plan.stream is not None or not mappings.begin(plan.used):
+            return 0
+        first = plan.mapped[0]
+        try:
+            rc: int = _launch(
+                lane.native,
+                number,
+                deadline_ns,
+                source.base,
+                source.length,
+                first.address,
+                first.length,
+                -1 if timeout_s is None else to_ns(timeout_s),
+            )
+        finally:
+            mappings.end(plan.used, lane, 0)
+        return self._submitted(rc, lane, timeout_s)
 
     def write(
         self,
@@ -228,6 +279,8 @@ class Copier:
 
     def _mapped(self, request: Request) -> tuple[Mapped, ...] | None:
         """Finds what a job's destinations are mapped as, in their order; None: one is not."""
+        if request.launch is not None:
+            return None if request.launch.copied is None else request.launch.copied.mapped
         if request.flags & FLAG_CHECKSUM:
             return None
         find = self._mappings.find
@@ -236,7 +289,8 @@ class Copier:
             one = find(request.dst, device)
             if one is None:
                 return None
-            if request.op == OP_WRITE and request.dst_offset + request.length > one.length:
+            whole = request.op in (OP_WRITE, OP_READ)
+            if whole and request.dst_offset + request.length > one.length:
                 raise errors.InvalidRequest(
                     f"{request.dst_offset} + {request.length} is past the {one.length} bytes of "
                     "the grant",
@@ -269,7 +323,9 @@ class Copier:
                 )
             return self._lanes.of_armed(device, request.trigger.slot, request.trigger.value)
         if request.stream is None:
-            length = request.length if request.op == OP_WRITE else 0
+            length = request.length if request.op in (OP_WRITE, OP_READ) else 0
+            if request.launch is not None and request.launch.copied is not None:
+                length = request.launch.copied.length
             return self._lanes.of(device, request.priority, length)
         stream = to_stream(request.stream)
         driver = self._gpu.driver
@@ -320,9 +376,10 @@ class Copier:
 
     def _struct(self, request: Request, mapped: tuple[Mapped, ...]) -> Any:
         copy = _new("struct tfd_copy *")
-        copy.src = source_of(request).base
+        source = source_of(request)
+        copy.src, copy.src_bytes = source.base, source.length
         if request.op != OP_SCATTER:
-            copy.dst = mapped[0].address
+            copy.dst, copy.dst_bytes = mapped[0].address, mapped[0].length
         if request.trigger is not None:
             slot = request.trigger.slot
             copy.trigger = watcher_address(self._gpu, slot)
@@ -334,13 +391,7 @@ class Copier:
         """Says where the grants of a scatter's targets, or members, are mapped."""
         if request.op != OP_SCATTER or batch.tables == ffi.NULL:
             return None
-        table = batch.tables[0]
-        places = _new("uint64_t[]", [one.address for one in mapped])
-        ends = _new("uint64_t[]", [one.length for one in mapped])
-        table.places, table.ends = places, ends
-        if request.rows is None:
-            table.src_end = source_of(request).length
-        return places, ends
+        return put_places(request, batch.tables[0], mapped)
 
     def _failed(
         self,

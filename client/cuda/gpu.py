@@ -158,6 +158,12 @@ class Gpu:
             self._keep_segment()
             self.prepare(self.any_device())
 
+    def segment_pointer(self, at: Any) -> int:
+        """Tells where a part of the segment lies for devices; it is lent to kernels."""
+        self.lend()
+        begin = int(ffi.cast("uintptr_t", lib.tfd_client_header(self.session.client)))
+        return self.segment(self.any_device()) + int(ffi.cast("uintptr_t", at)) - begin
+
     def _keep_segment(self) -> None:
         if not self._lent:
             self._lent = True

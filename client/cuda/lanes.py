@@ -84,6 +84,8 @@ class Lane:
                     "stream": ffi.cast("void *", stream),
                     "pages": ffi.cast("void *", kernels.pages),
                     "targets": ffi.cast("void *", kernels.targets),
+                    "plan_pages": ffi.cast("void *", kernels.plan_pages),
+                    "plan_slices": ffi.cast("void *", kernels.plan_slices),
                     "segment": gpu.segment(device),
                     "watcher": self._watchers[0],
                     "marks": self._watchers[1] if armed else NO_MARKS,

@@ -23,6 +23,8 @@ class Kernels(NamedTuple):
 
     pages: int
     targets: int
+    plan_pages: int
+    plan_slices: int
     bump: int
 
 
@@ -47,8 +49,6 @@ def kernels(driver: Driver, device: int) -> Kernels:
             with driver.entered(driver.context_retain(device)):
                 module = driver.module_load(image)
                 of_devices[device] = Kernels(
-                    driver.function(module, "tfd_pages"),
-                    driver.function(module, "tfd_targets"),
-                    driver.function(module, "tfd_bump"),
+                    *(driver.function(module, f"tfd_{name}") for name in Kernels._fields)
                 )
         return of_devices[device]

@@ -54,6 +54,11 @@ void tfd_copied_fail(struct tfd_job *job)
 		bound_set(job);
 }
 
+bool tfd_copied_whole(const struct tfd_job *job)
+{
+	return tfd_copied_runs(job) && job->copy_mark && !job->places && waits(job);
+}
+
 bool tfd_copied_target_fail(struct tfd_job *job, uint32_t target)
 {
 	if (!tfd_copied_runs(job))

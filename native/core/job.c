@@ -205,6 +205,8 @@ static bool job_emulated(const struct tfd_job *job)
 
 static uint32_t job_path(const struct tfd_job *job)
 {
+	if (job->op == TFD_OP_READ && job->flags & TFD_FLAG_COPIED && job->acked)
+		return TFD_PATH_CUDA;
 	if (!job->ops)
 		return 0;
 	return (job->flags & TFD_FLAG_COPIED ? TFD_PATH_CUDA : job->ops->path_id) |

@@ -85,6 +85,8 @@ bool tfd_copied_runs(const struct tfd_job *job); /* its client's stream may writ
 void tfd_copied_fail(struct tfd_job *job); /* it has failed: its copy is void, or waited for within a bound */
 /* One target of it has. True: no stream writes to it. */
 bool tfd_copied_target_fail(struct tfd_job *job, uint32_t target);
+/* It waits for a trigger, and can be made void as a whole, but not one target of it. */
+bool tfd_copied_whole(const struct tfd_job *job);
 void tfd_copied_leave(struct tfd_job *job); /* its stream is through: targets that failed are done */
 void tfd_copied_give_up(struct tfd_job *job); /* the bound has passed */
 

@@ -50,11 +50,11 @@ static const struct form forms[] = {
 	                     .has_table = true,
 	                     .flags = TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN | TFD_FLAG_TABLE | TFD_FLAG_COPIED },
 	[TFD_OP_BARRIER] = { .known = true, .has_table = true, .flags = TFD_FLAG_PLAN },
-	[TFD_OP_READ] = { .known = true, .has_region = true, .flags = TFD_FLAG_PLAN },
+	[TFD_OP_READ] = { .known = true, .has_region = true, .flags = TFD_FLAG_PLAN | TFD_FLAG_COPIED },
 	[TFD_OP_SEND] = { .known = true, .has_table = true },
 	[TFD_OP_RELEASE] = { .known = true },
 	[TFD_OP_DISARM] = { .known = true },
-	[TFD_OP_LAUNCH] = { .known = true },
+	[TFD_OP_LAUNCH] = { .known = true, .flags = TFD_FLAG_COPIED },
 	[TFD_OP_FORGET] = { .known = true },
 };
 
@@ -100,7 +100,11 @@ static uint32_t check_copied(const struct tfd_session *session, const struct tfd
 
 	if (!(entry->flags & TFD_FLAG_COPIED))
 		return entry->marks || entry->trigger ? TFD_DETAIL_BAD_FLAGS : TFD_DETAIL_NONE;
-	if ((entry->flags & needed) != needed || entry->flags & (TFD_FLAG_CHECKSUM | TFD_FLAG_PLAN) ||
+	if (entry->flags & TFD_FLAG_PLAN) /* its launches are armed */
+		return entry->flags & TFD_FLAG_CHECKSUM || entry->marks || entry->trigger ?
+		               TFD_DETAIL_BAD_FLAGS :
+		               TFD_DETAIL_NONE;
+	if ((entry->flags & needed) != needed || entry->flags & TFD_FLAG_CHECKSUM ||
 	    (entry->trigger && !entry->marks))
 		return TFD_DETAIL_BAD_FLAGS;
 	if (entry->marks > session->watcher_count || entry->trigger >= session->watcher_count)

@@ -47,7 +47,11 @@ void tfd_shard_enter(struct tfd_shard *shard)
 
 void tfd_shard_go(struct tfd_shard *shard)
 {
-	if (!shard->length && shard->job->op == TFD_OP_READ) {
+	struct tfd_job *job = shard->job;
+	bool copied = job->flags & TFD_FLAG_COPIED;
+
+	if (job->op == TFD_OP_READ && (copied || !shard->length)) {
+		job->acked += shard->length;
 		tfd_shard_done(shard);
 		return;
 	}
@@ -109,6 +113,10 @@ void tfd_shard_fail(struct tfd_shard *shard, uint32_t status, uint32_t detail)
 	}
 	if (shard->failed || shard->state == TFD_SHARD_DONE)
 		return;
+	if (tfd_copied_whole(job)) { /* of its stream's work no target can be left out */
+		tfd_job_fail(job, status, detail);
+		return;
+	}
 	shard->failed = true;
 	if (!job->part_status) {
 		job->part_status = (uint8_t)status;

@@ -274,7 +274,7 @@ static uint32_t take_targets(struct tfd_taking *taking, struct tfd_job **out)
 	if (is_deferred(taking) && !within(entry->src_offset, entry->length, taking->region->length))
 		return TFD_DETAIL_SOURCE_BOUNDS;
 	*out = make_job(taking, entry->table_count);
-	if (*out && entry->flags & TFD_FLAG_COPIED)
+	if (*out && entry->flags & TFD_FLAG_COPIED && !taking->plan)
 		(*out)->places = (void *)(table + entry->table_count * sizeof(struct tfd_target));
 	for (uint32_t i = 0; *out && !detail && i < entry->table_count; i++) {
 		struct tfd_target target; /* the one read of it */
@@ -371,8 +371,15 @@ void tfd_take_launch(struct tfd_taking *taking)
 		tfd_entry_end(taking->session, taking->source, entry, TFD_JOB_INVALID, TFD_DETAIL_BAD_PLAN);
 		return;
 	}
+	if ((taking->plan->entry.flags ^ entry->flags) &
+	    TFD_FLAG_COPIED) { /* who copies, and when, both know */
+		tfd_entry_end(taking->session, taking->source, entry, TFD_JOB_INVALID, TFD_DETAIL_BAD_FLAGS);
+		return;
+	}
 	launched = taking->plan->entry;
 	launched.flags |= entry->flags;
+	launched.trigger = entry->trigger;
+	launched.marks = entry->marks;
 	launched.record = entry->record;
 	launched.job_id = entry->job_id;
 	launched.deadline_ns = entry->deadline_ns;
@@ -397,7 +404,7 @@ static uint32_t make_plan(struct tfd_taking *taking, uint32_t *detail)
 		return TFD_JOB_INVALID;
 	*detail = TFD_DETAIL_TABLE;
 	if (many) {
-		table = find_table(taking->source, NULL, entry, sizeof(struct tfd_target));
+		table = find_table(taking->source, NULL, entry, target_bytes(entry));
 		if (!table || entry->table_count > TFD_MAX_TARGETS)
 			return TFD_JOB_INVALID;
 	}

@@ -16,36 +16,6 @@
 #include "../core/barrier.h"
 #include "transferd/lane.h"
 
-#define THREADS 256u      /* of a block */
-#define WARP 32u
-#define SMALL_PAGE 2048u  /* a warp each */
-#define CHUNK_MIN 8192u   /* bytes of a page that one block copies, a multiple of 16 */
-#define CHUNK_MAX (256u << 10)
-#define BLOCKS_WANTED 1024u /* what the multiprocessors of a large device hold at once, at 8 each */
-#define GRID_Y_MAX 65535u
-
-typedef int (*launch_fn)(void *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
-                         unsigned int block_x, unsigned int block_y, unsigned int block_z,
-                         unsigned int shared, void *stream, void **parameters, void **extra);
-typedef int (*memcpy_fn)(uint64_t dst, uint64_t src, size_t bytes, void *stream);
-typedef int (*value_fn)(void *stream, uint64_t address, uint64_t value, unsigned int flags);
-typedef int (*context_fn)(void **context);
-typedef int (*push_fn)(void *context);
-
-struct tfd_lane {
-	struct tfd_lane *next; /* of the client; under its lock */
-	struct tfd_client *client; /* borrowed: outlives the lane */
-	struct tfd_lane_options options; /* constant */
-	uint64_t *word; /* in the segment; writer: the stream */
-	struct tfd_copy_marks *marks; /* in the segment, or NULL */
-	uint32_t failed; /* any thread, atomically, as the next; never goes back to 0 */
-	uint32_t closed; /* it takes no more */
-	pthread_mutex_t lock; /* guards last: values are published, and enqueued, in order */
-	uint64_t last;
-	uint64_t refused_job; /* the one at which it was closed */
-	int32_t refused;
-};
-
 int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *options, struct tfd_lane **out)
 {
 	struct tfd_lane *lane;
@@ -193,186 +163,6 @@ void tfd_lane_release(struct tfd_client *client, uint32_t slot)
 		tfd_store_seq(&client->watchers[slot].value, TFD_LANE_TRIGGER_MAX);
 }
 
-/* ---- the stream's work ---- */
-
-/* Makes the lane's context current; *pushed: it has to be popped. */
-static int enter(const struct tfd_lane *lane, bool *pushed)
-{
-	const struct tfd_cuda_driver *driver = &lane->options.driver;
-	void *current = NULL;
-	int result = ((context_fn)driver->ctx_get_current)(&current);
-
-	*pushed = false;
-	if (result || current == lane->options.context)
-		return result;
-	result = ((push_fn)driver->ctx_push_current)(lane->options.context);
-	*pushed = !result;
-	return result;
-}
-
-static void leave(const struct tfd_lane *lane, bool pushed)
-{
-	void *popped;
-
-	if (pushed)
-		(void)((context_fn)lane->options.driver.ctx_pop_current)(&popped);
-}
-
-/* Bytes that one block copies of each of `count` pieces of up to `longest` bytes. */
-static uint64_t chunk_of(uint64_t longest, uint64_t count)
-{
-	uint64_t blocks = count < BLOCKS_WANTED ? BLOCKS_WANTED / count : 1;
-	uint64_t chunk = ((longest + blocks - 1) / blocks + CHUNK_MIN - 1) / CHUNK_MIN * CHUNK_MIN;
-	uint64_t least = (longest / GRID_Y_MAX / CHUNK_MIN + 1) * CHUNK_MIN;
-
-	if (chunk > CHUNK_MAX)
-		chunk = CHUNK_MAX;
-	return chunk > least ? chunk : least;
-}
-
-struct shape {
-	uint64_t chunk;
-	unsigned int grid_x, grid_y, block_x, block_y;
-};
-
-/* A block takes a chunk of one piece, or several small pieces, a warp each. */
-static struct shape shape_of(uint64_t longest, uint32_t count)
-{
-	struct shape shape = { .chunk = chunk_of(longest, count), .block_x = THREADS, .block_y = 1 };
-
-	if (longest <= SMALL_PAGE) {
-		shape.block_x = WARP;
-		shape.block_y = THREADS / WARP;
-	}
-	shape.grid_x = (count + shape.block_y - 1) / shape.block_y;
-	shape.grid_y = longest ? (unsigned int)((longest + shape.chunk - 1) / shape.chunk) : 1;
-	return shape;
-}
-
-static int launch(const struct tfd_lane *lane, void *function, const struct shape *shape, void **parameters)
-{
-	return ((launch_fn)lane->options.driver.launch_kernel)(function, shape->grid_x, shape->grid_y, 1,
-	                                                       shape->block_x, shape->block_y, 1, 0,
-	                                                       lane->options.stream, parameters, NULL);
-}
-
-/* Where something of the segment lies for the device. */
-static uint64_t device_address(const struct tfd_lane *lane, const void *at)
-{
-	return lane->options.segment + (uint64_t)((const uint8_t *)at - lane->client->base);
-}
-
-static int launch_pages(const struct tfd_lane *lane, const struct tfd_entry *entry,
-                        const struct tfd_copy *copy, uint64_t marks)
-{
-	uint32_t count = entry->table_count ? entry->table_count : 1;
-	struct shape shape = shape_of(entry->length, count);
-	uint64_t src = copy->src + entry->src_offset;
-	uint64_t dst = copy->dst + entry->dst_offset;
-	uint64_t table =
-		entry->table_count ? device_address(lane, lane->client->arena_base + entry->table_offset) : 0;
-	uint64_t word = device_address(lane, lane->word);
-	void *parameters[] = {
-		&src,
-		&dst,
-		(void *)&entry->src_stride,
-		(void *)&entry->dst_stride,
-		(void *)&entry->length,
-		&table,
-		&count,
-		&shape.chunk,
-		&marks,
-		&word,
-		(void *)&entry->fire_at,
-		(void *)&lane->options.watcher,
-	};
-
-	return launch(lane, lane->options.pages, &shape, parameters);
-}
-
-static uint64_t longest_of(const struct tfd_target *targets, uint32_t count)
-{
-	uint64_t longest = 0;
-
-	for (uint32_t i = 0; i < count; i++)
-		longest = targets[i].length > longest ? targets[i].length : longest;
-	return longest;
-}
-
-static int launch_targets(const struct tfd_lane *lane, const struct tfd_entry *entry,
-                          const struct tfd_copy *copy, uint64_t marks)
-{
-	const void *targets = lane->client->arena_base + entry->table_offset;
-	struct shape shape = shape_of(longest_of(targets, entry->table_count), entry->table_count);
-	uint64_t src = copy->src;
-	uint64_t table = device_address(lane, targets);
-	/* behind the targets, as tfd_client_table_fill has it */
-	uint64_t places = table + (uint64_t)entry->table_count * sizeof(struct tfd_target);
-	uint32_t count = entry->table_count;
-	uint64_t word = device_address(lane, lane->word);
-	void *parameters[] = {
-		&src,
-		&table,
-		&places,
-		&count,
-		&shape.chunk,
-		&marks,
-		&word,
-		(void *)&entry->fire_at,
-		(void *)&lane->options.watcher,
-	};
-
-	return launch(lane, lane->options.targets, &shape, parameters);
-}
-
-static int word_write(const struct tfd_lane *lane, const struct tfd_entry *entry)
-{
-	return ((value_fn)lane->options.driver.write_value)(
-		lane->options.stream, device_address(lane, lane->word), entry->fire_at, 0);
-}
-
-static int memcpy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry,
-                          const struct tfd_copy *copy)
-{
-	int result = ((memcpy_fn)lane->options.driver.memcpy_dtod_async)(copy->dst + entry->dst_offset,
-	                                                                 copy->src + entry->src_offset,
-	                                                                 entry->length, lane->options.stream);
-
-	return result ? result : word_write(lane, entry);
-}
-
-/* Kernels store the word themselves. */
-static int copy_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry,
-                        const struct tfd_copy *copy)
-{
-	uint64_t marks = copy->trigger ? device_address(lane, lane->marks) : 0;
-	bool listed = entry->op != TFD_OP_WRITE;
-
-	if (listed && !entry->table_count)
-		return word_write(lane, entry);
-	if (entry->op == TFD_OP_SCATTER)
-		return launch_targets(lane, entry, copy, marks);
-	if (!entry->length)
-		return word_write(lane, entry);
-	if (!listed && !copy->trigger && entry->length >= TFD_LANE_MEMCPY_MIN)
-		return memcpy_enqueue(lane, entry, copy);
-	return launch_pages(lane, entry, copy, marks);
-}
-
-static int enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)
-{
-	bool pushed;
-	int result = enter(lane, &pushed);
-
-	if (!result && copy->trigger)
-		result = ((value_fn)lane->options.driver.wait_value)(lane->options.stream, copy->trigger,
-		                                                     copy->trigger_at, 0 /* GEQ */);
-	if (!result)
-		result = copy_enqueue(lane, entry, copy);
-	leave(lane, pushed);
-	return result;
-}
-
 /* ---- submitting ---- */
 
 /* Holds the lane's lock when it returns 0. */
@@ -433,7 +223,7 @@ static int copy_locked(struct tfd_lane *lane, struct tfd_entry *entry, const str
 	lane->last = entry->fire_at;
 	if (copy->trigger)
 		trigger_hold(lane->client, entry, copy);
-	*result = enqueue(lane, entry, copy);
+	*result = tfd_lane_enqueue(lane, entry, copy);
 	if (!*result)
 		return 0;
 	lane->refused_job = entry->job_id;
@@ -524,6 +314,17 @@ int64_t tfd_lane_pages(struct tfd_lane *lane, uint8_t priority, uint8_t flags, u
 	};
 
 	return copy_one(lane, &entry, count ? &table : NULL, &copy, deadline_ns, timeout_ns);
+}
+
+int64_t tfd_lane_launch(struct tfd_lane *lane, uint32_t plan, uint64_t deadline_ns, uint64_t src,
+                        uint64_t src_bytes, uint64_t dst, uint64_t dst_bytes, int64_t timeout_ns)
+{
+	const struct tfd_copy copy = {
+		.src = src, .src_bytes = src_bytes, .dst = dst, .dst_bytes = dst_bytes
+	};
+	struct tfd_entry entry = { .op = TFD_OP_LAUNCH, .plan = plan };
+
+	return copy_one(lane, &entry, NULL, &copy, deadline_ns, timeout_ns);
 }
 
 int32_t tfd_lane_refused(struct tfd_lane *lane, uint64_t *job_id)

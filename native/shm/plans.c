@@ -18,11 +18,26 @@ static bool has_pages(const struct tfd_entry *entry)
 	return entry->op == TFD_OP_WRITE_PAGES;
 }
 
-static uint64_t plan_bytes(const struct tfd_entry *entry)
+/* A stream that copies finds there where the rows go: pages have one place. */
+static bool has_places(const struct tfd_entry *entry, bool with_table)
 {
-	uint64_t each = has_pages(entry) ? sizeof(struct tfd_page) : sizeof(struct tfd_slice);
+	return entry->flags & TFD_FLAG_COPIED &&
+	       (entry->op == TFD_OP_SCATTER || (entry->op == TFD_OP_WRITE && with_table));
+}
 
-	return tfd_arena_size(sizeof(struct tfd_plan_table) + capacity_of(entry) * each);
+static uint64_t places_at(const struct tfd_entry *entry)
+{
+	return sizeof(struct tfd_plan_table) + capacity_of(entry) * sizeof(struct tfd_slice);
+}
+
+static uint64_t plan_bytes(const struct tfd_entry *entry, bool with_table)
+{
+	if (has_places(entry, with_table))
+		return tfd_arena_size(places_at(entry) + capacity_of(entry) * sizeof(struct tfd_plan_place));
+	if (has_pages(entry))
+		return tfd_arena_size(sizeof(struct tfd_plan_table) +
+		                      capacity_of(entry) * sizeof(struct tfd_page));
+	return with_table ? tfd_arena_size(places_at(entry)) : 0;
 }
 
 /* What the daemon reads when the plan is made; pages it reads from the plan's own table. */
@@ -45,6 +60,7 @@ struct opening {
 	struct tfd_entry *entry;
 	uint64_t bytes; /* of its own table; 0: it has none */
 	uint32_t number;
+	bool with_table; /* which launches read */
 };
 
 /* Both parts of the arena, or none: who holds some and waits for more could wait for another who does the same. */
@@ -107,7 +123,7 @@ static void fill_slices(struct tfd_slice *slices, const struct tfd_entry *entry,
 
 static void fill(struct tfd_client *client, const struct opening *it, const struct tfd_client_table *table)
 {
-	const struct tfd_client_plan *plan = &client->plans[it->number];
+	struct tfd_client_plan *plan = &client->plans[it->number];
 	struct tfd_entry *entry = it->entry;
 	void *targets = client->arena_base + entry->table_offset;
 
@@ -116,16 +132,22 @@ static void fill(struct tfd_client *client, const struct opening *it, const stru
 	if (it->bytes) {
 		struct tfd_plan_table *head = (void *)(client->arena_base + plan->table_offset);
 
+		if (has_places(entry, it->with_table))
+			tfd_client_places_fill((void *)((uint8_t *)head + places_at(entry)), entry, table,
+			                       capacity_of(entry));
 		*head = (struct tfd_plan_table){ .count = capacity_of(entry) };
 		if (has_pages(entry) && entry->table_count)
 			tfd_client_table_fill(head + 1, entry, table);
 		else
 			fill_slices((void *)(head + 1), entry, targets);
+	}
+	if (it->with_table) {
 		entry->argument = plan->table_offset;
 		entry->flags |= TFD_FLAG_TABLE;
 	}
 	entry->flags |= TFD_FLAG_PLAN;
 	entry->plan = it->number;
+	plan->entry = *entry;
 }
 
 static void give_back(struct tfd_client *client, const struct opening *it)
@@ -143,7 +165,7 @@ int tfd_client_plan_open(struct tfd_client *client, uint32_t ring, struct tfd_en
                          const struct tfd_client_table *table, uint32_t with_table, int64_t timeout_ns,
                          struct tfd_table_fault *fault)
 {
-	struct opening it = { .entry = entry };
+	struct opening it = { .entry = entry, .with_table = with_table || has_pages(entry) };
 	uint64_t deadline;
 	int rc;
 
@@ -152,7 +174,7 @@ int tfd_client_plan_open(struct tfd_client *client, uint32_t ring, struct tfd_en
 	rc = entry->table_count ? tfd_client_tables_check(entry, table, 1, fault) : 0;
 	if (rc)
 		return rc;
-	it.bytes = with_table || has_pages(entry) ? plan_bytes(entry) : 0;
+	it.bytes = plan_bytes(entry, it.with_table);
 	if (it.bytes + targets_bytes(entry) > client->arena.bytes)
 		return -EMSGSIZE;
 	deadline = tfd_client_deadline(timeout_ns);
@@ -165,6 +187,23 @@ int tfd_client_plan_open(struct tfd_client *client, uint32_t ring, struct tfd_en
 	if (rc)
 		give_back(client, &it);
 	return rc;
+}
+
+bool tfd_client_plan_entry(struct tfd_client *client, uint32_t number, struct tfd_entry *entry,
+                           uint64_t *head, uint64_t *places)
+{
+	const struct tfd_client_plan *plan = number < client->plan_count ? &client->plans[number] : NULL;
+	bool found;
+
+	pthread_mutex_lock(&client->lock);
+	found = plan && plan->taken && plan->entry.flags & TFD_FLAG_COPIED;
+	if (found) {
+		*entry = plan->entry;
+		*head = plan->table_offset;
+		*places = plan->table_offset + places_at(entry);
+	}
+	pthread_mutex_unlock(&client->lock);
+	return found;
 }
 
 void *tfd_client_plan_table(struct tfd_client *client, uint32_t number)

@@ -56,6 +56,7 @@ struct tfd_client_slot {
 struct tfd_client_plan {
 	uint64_t table_offset;
 	uint64_t table_bytes; /* 0: it has no table */
+	struct tfd_entry entry; /* with TFD_FLAG_COPIED: as the daemon has it */
 	uint32_t launches; /* not known to have ended */
 	uint32_t next_free;
 	bool taken;
@@ -122,6 +123,12 @@ void tfd_client_table_release_locked(struct tfd_client *client, struct tfd_clien
 /* For plans.c: a table as it is written into the arena, and what it takes there. */
 uint64_t tfd_client_table_size(const struct tfd_entry *entry);
 void tfd_client_table_fill(void *to, const struct tfd_entry *entry, const struct tfd_client_table *table);
+/* Of each target, or member of rows, in the order of the rows of a plan's table. */
+void tfd_client_places_fill(struct tfd_plan_place *places, const struct tfd_entry *entry,
+                            const struct tfd_client_table *table, uint32_t count);
+/* A copied plan, for its launch; false: it was closed. Where its places are in the arena, behind its table. */
+bool tfd_client_plan_entry(struct tfd_client *client, uint32_t number, struct tfd_entry *entry,
+                           uint64_t *head, uint64_t *places);
 /* The slot's job launches a plan; it has ended. */
 void tfd_client_plan_hold_locked(struct tfd_client *client, struct tfd_client_slot *slot, uint32_t plan);
 void tfd_client_plan_put_locked(struct tfd_client *client, struct tfd_client_slot *slot);

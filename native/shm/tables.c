@@ -300,6 +300,19 @@ static void fill_targets(struct tfd_target *targets, const struct tfd_entry *ent
 		places[i] = place_of(table, i, &targets[i]);
 }
 
+void tfd_client_places_fill(struct tfd_plan_place *places, const struct tfd_entry *entry,
+                            const struct tfd_client_table *table, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t at = entry->op == TFD_OP_SCATTER && table->rows ? row_at(table, i).dst_grant : i;
+
+		places[i] = (struct tfd_plan_place){ 0 };
+		if (!table->rows ||
+		    at < table->member_count) /* another thread may have written to the rows */
+			places[i] = (struct tfd_plan_place){ table->places[at], table->ends[at] };
+	}
+}
+
 /* ---- what a stream will copy by ---- */
 
 static uint32_t find_stray_target(const struct tfd_target *targets, const struct tfd_entry *entry,

@@ -38,6 +38,7 @@
 #define HELD_LENGTH 7777u
 #define FAKE_MAX_HELD 4096u
 #define FAKE_WATCHERS 4u
+#define FAKE_PLANS 4u
 
 struct fake_daemon {
 	uint32_t entries;
@@ -88,6 +89,7 @@ static inline void fake_layout(struct fake_daemon *fake, uint32_t entries, uint3
 	at += counters * sizeof(struct tfd_counter);
 	h.watcher_offset = at;
 	h.watcher_count = FAKE_WATCHERS;
+	h.plan_count = FAKE_PLANS;
 	at += FAKE_WATCHERS * sizeof(struct tfd_watcher);
 	h.arena_offset = at;
 	h.arena_bytes = 4096;

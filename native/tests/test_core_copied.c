@@ -241,12 +241,11 @@ static void test_flags(struct world *w)
 {
 	static const uint8_t wrong[] = { TFD_FLAG_COPIED,
 	                                 TFD_FLAG_COPIED | TFD_FLAG_ARMED,
-	                                 TFD_FLAG_COPIED | TFD_FLAG_PLAN,
+	                                 TFD_FLAG_COPIED | TFD_FLAG_PLAN | TFD_FLAG_CHECKSUM,
 	                                 COPIED_FLAGS | TFD_FLAG_CHECKSUM,
 	                                 COPIED_FLAGS | TFD_FLAG_PLAN,
 	                                 COPIED_FLAGS | TFD_FLAG_TABLE };
-	static const uint8_t others[] = { TFD_OP_IMM,         TFD_OP_BARRIER, TFD_OP_READ,
-	                                  TFD_OP_SEND,        TFD_OP_LAUNCH,  TFD_OP_CANCEL,
+	static const uint8_t others[] = { TFD_OP_IMM,         TFD_OP_BARRIER, TFD_OP_SEND,  TFD_OP_CANCEL,
 	                                  TFD_OP_ACKNOWLEDGE, TFD_OP_FORGET,  TFD_OP_DISARM };
 
 	bump_to(w, 9);

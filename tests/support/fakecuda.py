@@ -545,18 +545,8 @@ class FakeCuda:
         name = self._functions[function]
         self.launches.append((name, tuple(shape)))
         cells = ctypes.cast(parameters, ctypes.POINTER(c_void_p))
-        shapes: dict[str, list[Any]] = {
-            "tfd_pages": [*[c_uint64] * 6, c_uint32, *[c_uint64] * 4, c_uint32],
-            "tfd_targets": [*[c_uint64] * 3, c_uint32, *[c_uint64] * 4, c_uint32],
-            "tfd_bump": [c_uint64] * 2,
-        }
-        values = [kind.from_address(cells[i] or 0).value for i, kind in enumerate(shapes[name])]
-        works: dict[str, Callable[..., None]] = {
-            "tfd_pages": fakekernels.pages,
-            "tfd_targets": fakekernels.targets,
-            "tfd_bump": fakekernels.bump,
-        }
-        work = works[name]
+        kinds, work = fakekernels.KERNELS[name]
+        values = [kind.from_address(cells[i] or 0).value for i, kind in enumerate(kinds)]
         return self._enqueue(stream or 0, lambda: work(*values))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from transferd.client import errors
-from transferd.client.cuda import nvrtc
+from transferd.client.cuda import modules, nvrtc
 
 from support import tree
 
@@ -50,8 +50,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_kernels_compile(compiler: nvrtc.Nvrtc, arch: str) -> None:
     image = compiler.compile(nvrtc.SOURCE.read_bytes(), arch)
     assert image.startswith(b"\x7fELF")
-    for name in (b"tfd_pages", b"tfd_targets", b"tfd_bump"):
-        assert name in image
+    for name in modules.Kernels._fields:
+        assert f"tfd_{name}".encode() in image
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a lane launches (native/shm/lane.c, which knows these parameters): pages of a paged write, targets of a scatter, and a bump of a
-// watcher for CUDA graphs. Compiled by NVRTC on first use, without any header.
+// What a lane launches (native/shm/stream.c, which knows these parameters): pages of a paged write, targets of a scatter, the rows of a plan,
+// and a bump of a watcher for CUDA graphs. Compiled by NVRTC on first use, without any header.
 //
 // A block is (threads of a piece, pieces): 256 threads of one piece, or 8 warps with a small piece each. Along y a grid has the chunks of a
 // piece. Tables are read from mapped host memory, where each read crosses PCIe: one thread of a piece reads for all.
@@ -19,6 +19,17 @@ typedef unsigned long long u64;
 #define PIECES 8   // of a block
 #define SLOTS 4096 // TFD_LANE_SLOTS of transferd/lane.h
 #define MARKS 16   // TFD_COPY_MARKS of transferd/abi.h
+
+struct slice { // struct tfd_slice
+	u64 src_offset;
+	u64 dst_offset;
+	u64 length;
+};
+
+struct place { // struct tfd_plan_place
+	u64 address;
+	u64 bytes;
+};
 
 struct target { // struct tfd_target
 	u64 grant;
@@ -149,6 +160,69 @@ tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chun
 	__syncthreads();
 	if (i < count && !ended)
 		copy_chunk(to[threadIdx.y], from[threadIdx.y], bytes[threadIdx.y], chunk);
+	tell(word, value, slot);
+}
+
+// Of a plan which rows there are is read when the stream gets there: a kernel may have filled them right before. No daemon has looked at them
+// yet, so what leaves its region or grant is left out here; the daemon ends that job when it counts. Behind struct tfd_plan_table's line.
+static __device__ bool is_row(const u32 *head, u32 i, u32 capacity, const u32 *marks, u64 value)
+{
+	const u32 count = *(const volatile u32 *)head;
+
+	return i < count && count <= capacity && !is_void(marks, value);
+}
+
+static __device__ bool is_within(u64 offset, u64 length, u64 bytes)
+{
+	return offset <= bytes && length <= bytes - offset;
+}
+
+#define HEAD_WORDS 16 // sizeof(struct tfd_plan_table)
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+tfd_plan_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, const u32 *head, u32 capacity, u64 src_legal, u64 dst_legal,
+               u64 chunk, const u32 *marks, u64 *word, u64 value, u32 slot)
+{
+	__shared__ uint2 entries[PIECES];
+	__shared__ bool wanted[PIECES];
+	const u32 i = blockIdx.x * blockDim.y + threadIdx.y;
+
+	if (!threadIdx.x) {
+		const uint2 at = i < capacity ? ((const uint2 *)(head + HEAD_WORDS))[i] : uint2{ 0, 0 };
+
+		entries[threadIdx.y] = at;
+		wanted[threadIdx.y] = is_row(head, i, capacity, marks, value) && at.x < src_legal && at.y < dst_legal;
+	}
+	__syncthreads();
+	if (wanted[threadIdx.y]) {
+		const uint2 at = entries[threadIdx.y];
+
+		copy_chunk(dst + at.y * dst_stride, src + at.x * src_stride, bytes, chunk);
+	}
+	tell(word, value, slot);
+}
+
+// A block in x a row; those in y take its chunks in turns, for how many there are nobody knew.
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+tfd_plan_slices(u64 src, u64 src_bytes, const u32 *head, const place *places, u32 capacity, u64 chunk, const u32 *marks, u64 *word,
+                u64 value, u32 slot)
+{
+	__shared__ u64 from, to, bytes;
+	const u32 i = blockIdx.x;
+
+	if (is_first()) {
+		const slice row = ((const slice *)(head + HEAD_WORDS))[i];
+		const place at = places[i];
+		const bool wanted = is_row(head, i, capacity, marks, value) && is_within(row.src_offset, row.length, src_bytes) &&
+		                    is_within(row.dst_offset, row.length, at.bytes);
+
+		from = src + row.src_offset;
+		to = at.address + row.dst_offset;
+		bytes = wanted ? row.length : 0;
+	}
+	__syncthreads();
+	for (u64 at = blockIdx.y * chunk; at < bytes; at += gridDim.y * chunk)
+		copy((char *)(to + at), (const char *)(from + at), (u32)(bytes - at < chunk ? bytes - at : chunk));
 	tell(word, value, slot);
 }
 

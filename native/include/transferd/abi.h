@@ -263,6 +263,12 @@ struct tfd_slice {
 	uint64_t length;
 };
 
+/* Behind the rows of a copied plan of slices, for its client's stream alone: where the grant of a row is mapped, and its bytes. */
+struct tfd_plan_place {
+	uint64_t address;
+	uint64_t bytes;
+};
+
 /*
  * The memory of a mailbox, in a region of its owner: a ring of letters, then the slots. Message number n is told by
  * letter n modulo slots, written before the mailbox's counter passes n, and left alone until message n + slots comes: to be

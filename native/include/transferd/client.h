@@ -93,7 +93,10 @@ struct tfd_client_table {
 	uint32_t dst_form;
 	uint32_t member_count;
 	uint32_t _pad;
-	/* Scatter with TFD_FLAG_COPIED: of each target, or member of rows, where its grant's first byte is mapped, and its bytes. */
+	/*
+	 * Scatter with TFD_FLAG_COPIED, and a plan of a copied write with a table: of each target, or member of rows, where its grant's first
+	 * byte is mapped, and its bytes.
+	 */
 	const uint64_t *places;
 	const uint64_t *ends;
 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * For kernels: bumping watchers and waiting for counters. The addresses are watcher.device_ptr and counter.device_ptr of the SDK; they lie
- * in host memory that CUDA knows. Needs a device of compute capability 7.0 or later; compiles with nvcc and NVRTC, without any other header.
+ * For kernels: bumping watchers, waiting for counters, filling tables of plans. The addresses are watcher.device_ptr, counter.device_ptr and
+ * plan.device_ptr of the SDK; they lie in host memory that CUDA knows. Needs a device of compute capability 7.0 or later; compiles with nvcc and NVRTC, without any other header.
  *
  * The other side is the daemon's worker, a thread of the host, hence everything here is of system scope:
  *
@@ -61,6 +61,37 @@ static __device__ inline word wait(const word *gate, word target)
 		value = read(gate);
 	}
 	return value;
+}
+
+/*
+ * The table of a plan, for kernels that say what its next launch copies: plan.device_ptr of the SDK. Fill it, then bump() the watcher that the
+ * launch is armed on, which releases what was filled; leave it alone from then on until that job has ended. A row that leaves the plan's
+ * source or the grant is not copied, and ends the launch.
+ */
+struct plan_page { /* pages: indices */
+	unsigned src;
+	unsigned dst;
+};
+
+struct plan_slice { /* write: one; scatter: of each target */
+	word src_offset; /* from the plan's source on */
+	word dst_offset; /* into the grant */
+	word length;
+};
+
+struct plan_table {
+	unsigned count; /* rows that the launch takes, from the first on; at most those that the plan was made with */
+	unsigned _pad[15];
+};
+
+static __device__ inline plan_page *pages(plan_table *table)
+{
+	return (plan_page *)(table + 1);
+}
+
+static __device__ inline plan_slice *slices(plan_table *table)
+{
+	return (plan_slice *)(table + 1);
 }
 
 } // namespace transferd

@@ -31,6 +31,8 @@ struct tfd_lane_options {
 	void *stream;  /* CUstream; it and the next two outlive the lane's last copy */
 	void *pages;   /* CUfunction tfd_pages of client/cuda/kernels/pages.cu */
 	void *targets; /* CUfunction tfd_targets */
+	void *plan_pages; /* CUfunction tfd_plan_pages */
+	void *plan_slices; /* CUfunction tfd_plan_slices */
 	uint64_t segment; /* device address of the segment's first byte */
 	uint32_t watcher; /* of tfd_client_watcher_open, for this lane alone; below TFD_LANE_SLOTS */
 	uint32_t
@@ -51,7 +53,9 @@ struct tfd_lane; /* one stream */
 struct tfd_copy {
 	uint64_t src; /* device address of what src_offset counts from */
 	uint64_t
-		dst; /* write, pages: of the grant's first byte, as this process has it mapped; scatter: in the table */
+		dst; /* write, pages, read: of the grant's first byte, as this process has it mapped; scatter: in the table */
+	uint64_t src_bytes; /* launch: of src, and of dst: what the rows of its table may not leave */
+	uint64_t dst_bytes;
 	/* An armed copy waits for a word; lanes with marks only. */
 	uint64_t trigger; /* device address; 0: it starts at once */
 	uint64_t trigger_at; /* at most TFD_LANE_TRIGGER_MAX; else -EINVAL */
@@ -63,7 +67,8 @@ struct tfd_copy {
 int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *options, struct tfd_lane **out);
 
 /*
- * Publishes the entry (with its table, which may be NULL) and enqueues the copy. Fills record, job_id, watcher and fire_at. Waits for room as
+ * Publishes the entry (with its table, which may be NULL), a write, pages, a scatter, a read, or the launch of a plan that was made with
+ * TFD_FLAG_COPIED, and enqueues the copy. Fills record, job_id, watcher and fire_at. Waits for room as
  * tfd_client_submit_tables, with the same errors; a lane has room for copies_max. Adds -ERANGE with TFD_FAULT_GRANT; -EIO: the driver refused,
  * *result is its CUresult. The job is published, and will never start: it is to be ended by TFD_OP_DISARM of the lane's watcher, and so are
  * those before it that have not ended; the lane takes no more, and is to be failed once its stream is idle. -ENODEV: the lane takes no more.
@@ -89,6 +94,9 @@ int64_t tfd_lane_pages(struct tfd_lane *lane, uint8_t priority, uint8_t flags, u
                        const void *src_pages, uint32_t src_form, uint64_t src_end, const void *dst_pages,
                        uint32_t dst_form, uint64_t dst_end, uint64_t deadline_ns, uint64_t src, uint64_t dst,
                        int64_t timeout_ns);
+/* The same for a launch of a plan. */
+int64_t tfd_lane_launch(struct tfd_lane *lane, uint32_t plan, uint64_t deadline_ns, uint64_t src,
+                        uint64_t src_bytes, uint64_t dst, uint64_t dst_bytes, int64_t timeout_ns);
 int32_t tfd_lane_refused(struct tfd_lane *lane, uint64_t *job_id);
 
 /* The value of the newest copy; its watcher's word has it once that and all before it are through. */
