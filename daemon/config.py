@@ -187,7 +187,7 @@ class VerbsConfig(Section):
     """How provider verbs uses its devices; struct tfd_verbs_options. Defaults leave it the choice.
 
     Attributes:
-        gid_index: Entry of the port's GID table; None: by rule.
+        gid_index: Entry of the port's GID table, as a path can name it; None: by rule.
         pkey: As in the port's table; 0: the full member of the default partition, else the first.
         mtu: Of the path; 0: the port's.
         timeout: A packet is sent again if 4.096 us * 2^timeout pass without an acknowledgement.
@@ -197,7 +197,7 @@ class VerbsConfig(Section):
 
     library: str = Field(default="", max_length=255)
     port: int = Field(default=0, ge=0, le=255)
-    gid_index: int | None = Field(default=None, ge=0, le=65_535)
+    gid_index: int | None = Field(default=None, ge=0, le=255)
     link_local: bool = False
     pkey: int = Field(default=0, ge=0, le=0xFFFF)
     service_level: int = Field(default=0, ge=0, le=15)

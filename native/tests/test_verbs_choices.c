@@ -253,6 +253,120 @@ static void test_twin_gids(void)
 	side_close(&b);
 }
 
+static struct ibv_qp_attr queue_of(const struct tfd_half *half, uint32_t traffic)
+{
+	struct ibv_qp_init_attr init;
+	struct ibv_qp_attr attributes;
+
+	CHECK(SOFT(ibv_query_qp)(half->queues[traffic].qp, &attributes, IBV_QP_AV, &init) == 0);
+	return attributes;
+}
+
+/* What is configured is what the queue pairs get: bulk has a service level of its own, the other two share one. */
+static void test_configured(void)
+{
+	static const struct tfd_verbs_options options = { .gid_given = 1,
+	                                                  .gid_index = 2,
+	                                                  .pkey = 0x8001,
+	                                                  .service_level = 5,
+	                                                  .bulk_service_level = 3,
+	                                                  .traffic_class = 106,
+	                                                  .timeout = 9,
+	                                                  .retries = 4 };
+	struct joined pair;
+
+	configure("gids=v1:ll,v2:ll,v2:ula,v2:v4");
+	SOFT(softverbs_pkey)(DEVICE, 1, 3, 0x8001);
+	side_open_with(&a, DEVICE, options);
+	side_open_at(&b, "soft1");
+	pair_open(&pair);
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
+		struct ibv_qp_attr near = queue_of(pair.out, i), far = queue_of(pair.in, i);
+
+		CHECK(near.ah_attr.sl == (i == TFD_TRAFFIC_BULK ? 3 : 5) && far.ah_attr.sl == 0);
+		CHECK(near.ah_attr.grh.traffic_class == 106 && near.ah_attr.grh.sgid_index == 2);
+		CHECK(near.pkey_index == 3 && near.timeout == 9 && near.retry_cnt == 4);
+		CHECK(far.ah_attr.grh.traffic_class == 0 && far.ah_attr.grh.sgid_index == 3);
+		CHECK(far.pkey_index == 0 && far.timeout == 14 && far.retry_cnt == 7);
+		CHECK(near.rnr_retry < 7 && far.rnr_retry < 7); /* 7: for ever */
+		CHECK(near.sq_psn == far.rq_psn && far.sq_psn == near.rq_psn);
+	}
+	pair_close(&pair);
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+}
+
+/* Each queue pair begins with a packet of its own choice: what was told for an earlier one leads nowhere. */
+static void test_replayed(void)
+{
+	struct tfd_verbs_address first, second;
+	struct joined old, pair;
+	struct tfd_post post;
+	struct tfd_wr wr = { 0 };
+	struct tfd_wc wc;
+
+	configure("hurry=100");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, "soft1");
+	pair_open(&old);
+	halves_open(&pair);
+	memcpy(&first, old.out_address, sizeof(first));
+	memcpy(&second, pair.out_address, sizeof(second));
+	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++)
+		CHECK(first.psns[i] != second.psns[i] && first.psns[i] != first.psns[(i + 1) % 3]);
+	/* The queue pairs that there are, by packets of others'. */
+	memcpy(second.psns, first.psns, sizeof(second.psns));
+	memcpy(pair.out_address, &second, sizeof(second));
+	join(&pair);
+	memset(a.memory, 1, 64);
+	memset(b.memory, 0, 64);
+	post = piece(64);
+	post.has_imm = 1;
+	CHECK_OK(ops->post(pair.out, &post, &wr));
+	wc = next_of(&a);
+	CHECK(wc.type == TFD_WC_ERROR && wc.wr == &wr && !b.memory[0] && ops->poll(b.domain, &wc, 1) == 0);
+	pair_close(&pair);
+	write_passes(&old, 7);
+	pair_close(&old);
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+}
+
+/* RoCE has eight, which are the priorities of Ethernet: another would be one of these in the end. */
+static void test_service_levels(void)
+{
+	struct tfd_rail_info info;
+
+	configure("");
+	CHECK_OK(try_open(&info, DEVICE, (struct tfd_verbs_options){ .service_level = 7 }));
+	CHECK(try_open(&info, DEVICE, (struct tfd_verbs_options){ .service_level = 8 }) == -EINVAL);
+	CHECK(strstr(error.text, "service_level is 8") && strstr(error.text, "0 to 7"));
+	CHECK(try_open(&info, DEVICE, (struct tfd_verbs_options){ .bulk_service_level = 15 }) == -EINVAL);
+	CHECK(strstr(error.text, "bulk_service_level is 15"));
+	configure("link=ib; gids=ib:ll");
+	CHECK_OK(try_open(&info, DEVICE, (struct tfd_verbs_options){ .bulk_service_level = 15 }));
+}
+
+/* Payload may pass payload on its way to memory; both kinds of registration ask for that. */
+static void test_relaxed(void)
+{
+	struct tfd_region_key key;
+	struct tfd_mr *mr;
+	uint64_t before;
+
+	configure("");
+	side_open_at(&a, DEVICE);
+	before = counts().relaxed_mrs;
+	CHECK_OK(ops->mr_open(a.domain, a.memory, BYTES, 1, &mr, &key, &error));
+	ops->mr_close(a.domain, mr);
+	CHECK_OK(ops->mr_open(a.domain, a.memory, BYTES, 0, &mr, &key, &error));
+	ops->mr_close(a.domain, mr);
+	CHECK(counts().relaxed_mrs == before + 2);
+	side_close(&a);
+}
+
 static void test_too_small(void)
 {
 	struct tfd_rail_info info;
@@ -291,6 +405,10 @@ int main(void)
 	test_infiniband_events();
 	test_mtu();
 	test_twin_gids();
+	test_configured();
+	test_replayed();
+	test_service_levels();
+	test_relaxed();
 	test_too_small();
 	test_children();
 	return 0;

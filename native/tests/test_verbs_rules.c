@@ -28,6 +28,8 @@ static void test_order(void)
 		gid(4, TFD_GID_ROCE_V1, "10.9.0.1", "eth0"),
 		gid(5, TFD_GID_ROCE_V2, "10.9.0.1", "eth0"),
 		gid(6, TFD_GID_ROCE_V2, "10.9.0.2", "eth0.7"),
+		gid(255, TFD_GID_ROCE_V2, "10.9.0.3", "eth0.8"),
+		gid(256, TFD_GID_ROCE_V2, "10.9.0.4", "eth0.9"),
 	};
 
 	CHECK(tfd_gid_choose(table, 7, false, NULL) == &table[5]);
@@ -43,6 +45,8 @@ static void test_order(void)
 	CHECK(tfd_gid_choose(table, 7, false, "eth1") == NULL);
 	CHECK(tfd_gid_choose(table, 7, false, "fe80::1") == NULL); /* named, and still not allowed */
 	CHECK(tfd_gid_choose(table, 7, true, "fe80::1") == &table[1]);
+	CHECK(tfd_gid_choose(table, 9, false, "eth0.8") == &table[7]);
+	CHECK(tfd_gid_choose(table, 9, true, "eth0.9") == NULL); /* its index does not fit into a path */
 }
 
 static void test_ranks(void)

@@ -129,6 +129,7 @@ def test_copy_threads_follow_the_cores(
         ("verbs: {pkey: 65536}", "verbs.pkey", "65535"),
         ("verbs: {port: 256}", "verbs.port", "255"),
         ("verbs: {gid_index: -1}", "verbs.gid_index", "0"),
+        ("verbs: {gid_index: 256}", "verbs.gid_index", "255"),
         ("verbs: {gid_index: auto}", "verbs.gid_index", "integer"),
         ("verbs: {timeout: 32}", "verbs.timeout", "31"),
         ("verbs: {retries: 8}", "verbs.retries", "7"),

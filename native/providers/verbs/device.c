@@ -17,6 +17,7 @@
 #include "verbs.h"
 
 #define GIDS_MAX 1024
+#define ROCE_LEVELS 8u /* priorities of Ethernet */
 #define PKEY_DEFAULT 0xffffu
 #define PKEY_MEMBER 0x8000u /* a full one */
 
@@ -99,7 +100,7 @@ void tfd_verbs_port_take(struct tfd_domain *domain, const struct ibv_port_attr *
 /* On InfiniBand a GID is the port's for its index: its first half is the subnet's, which a subnet manager may change. */
 static bool is_own(const struct tfd_verbs_port *port, const struct ibv_gid_entry *entry)
 {
-	if (entry->port_num != port->number)
+	if (entry->port_num != port->number || entry->gid_index > TFD_GID_INDEX_MAX)
 		return false;
 	if (port->link_layer == IBV_LINK_LAYER_INFINIBAND)
 		return entry->gid_index == port->gid.index;
@@ -286,6 +287,19 @@ static void explain(const struct tfd_domain *domain, const struct wanted *wanted
 	               gid_reason(domain, wanted), 128u << port->mtu, pkey, others[0] ? others : "none");
 }
 
+/* A device would take another one in its place, which switches may treat as they please. */
+static int levels_check(const struct tfd_domain *domain, struct tfd_error *error)
+{
+	const struct tfd_verbs_options *options = &domain->options;
+	bool bulk = options->service_level < ROCE_LEVELS;
+	uint32_t level = bulk ? options->bulk_service_level : options->service_level;
+
+	if (domain->port.link_layer != IBV_LINK_LAYER_ETHERNET || level < ROCE_LEVELS)
+		return 0;
+	return tfd_fail(error, -EINVAL, "%sservice_level is %u; RoCE has 0 to %u", bulk ? "bulk_" : "", level,
+	                ROCE_LEVELS - 1);
+}
+
 /* ---- the device ---- */
 
 static int port_open(struct tfd_domain *domain, struct table *table, const struct wanted *wanted,
@@ -306,7 +320,9 @@ static int port_open(struct tfd_domain *domain, struct table *table, const struc
 	port->global = port->link_layer == IBV_LINK_LAYER_ETHERNET || domain->options.gid_given;
 	tfd_verbs_port_take(domain, &attributes);
 	port->max_message_bytes = attributes.max_msg_sz;
-	rc = gid_choose(domain, table, wanted, error);
+	rc = levels_check(domain, error);
+	if (!rc)
+		rc = gid_choose(domain, table, wanted, error);
 	if (!rc)
 		rc = pkey_choose(domain, port, attributes.pkey_tbl_len, &pkey, error);
 	if (rc)

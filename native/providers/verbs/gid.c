@@ -37,7 +37,7 @@ static bool is_nobodys(const uint8_t raw[16])
 
 enum tfd_gid_rank tfd_gid_rank(const struct tfd_gid *gid)
 {
-	if (gid->type != TFD_GID_ROCE_V2 || is_nobodys(gid->raw))
+	if (gid->type != TFD_GID_ROCE_V2 || gid->index > TFD_GID_INDEX_MAX || is_nobodys(gid->raw))
 		return TFD_GID_UNUSABLE;
 	if (is_link_local(gid->raw))
 		return TFD_GID_LINK_LOCAL;

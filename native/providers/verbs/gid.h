@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #define TFD_GID_TEXT 72 /* of one GID, with what it is */
+#define TFD_GID_INDEX_MAX 255u /* that a path can name (struct ibv_global_route); tables may be longer */
 
 enum tfd_gid_type {
 	TFD_GID_IB = 0,
@@ -25,7 +26,8 @@ struct tfd_gid {
 
 /* How good an entry is; the better the higher. */
 enum tfd_gid_rank {
-	TFD_GID_UNUSABLE = 0, /* zero, loopback, multicast, or of RoCE v1 */
+	TFD_GID_UNUSABLE =
+		0, /* zero, loopback, multicast, of RoCE v1, or with an index that no path can name */
 	TFD_GID_LINK_LOCAL = 1, /* RoCE v2, on this link only: if told */
 	TFD_GID_IPV6 = 2, /* RoCE v2 */
 	TFD_GID_IPV4 = 3, /* RoCE v2, an IPv4 address */
