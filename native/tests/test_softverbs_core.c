@@ -15,13 +15,15 @@
 #define JOBS 120u
 #define BREAKS_AT 40u
 #define ROUNDS 5u /* of each kind */
+#define SHARERS 32u /* writes of a session beside one that is refused */
 
 enum kind { QUEUE_PAIR_NEAR, QUEUE_PAIR_FAR, LOST_ACK, REFUSED, DENIED, KINDS };
 
 static struct host host_a, host_b;
-static struct user from, to;
+static struct user from, other, to;
 static uint64_t out[PATHS], in[PATHS];
 static bool ended[PATHS];
+static uint64_t told_lost; /* writes of `other` */
 static uint32_t random_state = 1;
 
 static uint32_t random_below(uint32_t bound)
@@ -45,12 +47,14 @@ static void world_open(const char *configuration)
 	rails_set("soft1");
 	host_open_rails(&host_b, PATHS, 16384);
 	user_open(&host_a, &from);
+	user_open(&host_a, &other);
 	user_open(&host_b, &to);
 }
 
 static void world_close(void)
 {
 	user_close(&from);
+	user_close(&other);
 	user_close(&to);
 	tfd_core_close(host_a.core);
 	tfd_core_close(host_b.core);
@@ -65,7 +69,7 @@ static void paths_connect(void)
 }
 
 /* By the paths from `first` on. `key_off`: of its keys, which then are none. */
-static uint64_t grant_add(uint32_t first, uint64_t key_off)
+static uint64_t grant_add(const struct user *user, uint32_t first, uint64_t key_off)
 {
 	struct tfd_open_options options = { .path_count = PATHS - first,
 	                                    .rights = TFD_RIGHT_WRITE,
@@ -82,14 +86,14 @@ static uint64_t grant_add(uint32_t first, uint64_t key_off)
 		options.paths[i - first] = (struct tfd_open_path){ .conn = out[i],
 		                                                   .key = keys[i].key + key_off,
 		                                                   .address = keys[i].address };
-	CHECK_OK(tfd_open_add(host_a.core, from.session, &options, &open));
+	CHECK_OK(tfd_open_add(host_a.core, user->session, &options, &open));
 	return open;
 }
 
 static uint64_t grant_open_spoilt(uint64_t key_off)
 {
 	paths_connect();
-	return grant_add(0, key_off);
+	return grant_add(&from, 0, key_off);
 }
 
 static uint64_t grant_open(void)
@@ -114,6 +118,8 @@ static void losses_take(struct host *host, const uint64_t *conns)
 	struct tfd_event event;
 
 	while (tfd_core_events(host->core, &event, 1)) {
+		if (event.type == TFD_EVENT_LOST && event.session == other.session)
+			told_lost += event.count;
 		for (uint32_t i = 0; i < PATHS; i++) {
 			if (event.type == TFD_EVENT_CONN_LOST && event.id == conns[i])
 				path_end(i);
@@ -246,6 +252,114 @@ static void test_refused_by_a_device(bool answers)
 	CHECK(record->status == (answers ? TFD_JOB_REMOTE_ACCESS : TFD_JOB_PEER_LOST));
 }
 
+/* ---- sessions that share a queue pair ---- */
+
+static uint32_t status_of(const struct tfd_record *record, uint64_t job)
+{
+	for (int i = 0; i < 100000 && !is_done(record, job); i++)
+		(void)usleep(100);
+	CHECK(tfd_load_acquire(&record->done_id) == job);
+	return record->status;
+}
+
+static void posted_await(uint64_t number)
+{
+	struct softverbs_counts counts;
+
+	for (int i = 0; i < 100000; i++) {
+		softverbs_counts("soft0", &counts);
+		if (counts.posted >= number)
+			return;
+		(void)usleep(100);
+	}
+	CHECK(!"all is posted");
+}
+
+/*
+ * The device refuses a write of one session: what others have behind it on its queue pair goes by the other path, or ends with an error, and
+ * what has not landed is told. Every write is of one byte, so that it is one piece.
+ */
+static void test_shared_queue_pair(uint32_t first)
+{
+	struct tfd_entry wrong = { .op = TFD_OP_WRITE, .src_region = from.region, .length = 1, .imm = 5 };
+	struct tfd_entry right = { .op = TFD_OP_WRITE, .src_region = other.region, .length = 1, .imm = 4 };
+	struct tfd_record *records[SHARERS], *refused = NULL;
+	struct softverbs_counts counts;
+	uint64_t before, jobs[SHARERS], well = 0;
+
+	paths_connect();
+	wrong.dst_grant = grant_add(&from, first, 1000);
+	right.dst_grant = grant_add(&other, first, 0);
+	before = tfd_load_acquire(&to.counters[4].value);
+	told_lost = 0;
+	memset(to.memory, 0, SHARERS + 1);
+	memset(other.memory, 1, SHARERS + 1);
+	softverbs_counts("soft0", &counts);
+	softverbs_hold("soft0", 1);
+	for (uint32_t i = 0; i < SHARERS; i++) {
+		if (i ==
+		    SHARERS /
+		            2) { /* each session has a ring of its own: they are in this order by our waiting alone */
+			posted_await(counts.posted + i);
+			refused = user_submit(&from, wrong);
+			posted_await(counts.posted + i + 1);
+		}
+		right.src_offset = right.dst_offset = i + 1;
+		records[i] = user_submit(&other, right);
+		jobs[i] = other.next_job;
+	}
+	posted_await(counts.posted + SHARERS + 1);
+	softverbs_hold("soft0", 0);
+	for (uint32_t i = 0; i < SHARERS; i++) {
+		uint32_t status = status_of(records[i], jobs[i]);
+
+		CHECK(status == TFD_JOB_OK || status == TFD_JOB_PEER_LOST);
+		CHECK(status != TFD_JOB_OK || to.memory[i + 1] == 1);
+		CHECK(first == 0 || (status == TFD_JOB_OK) == (i < SHARERS / 2));
+		well += status == TFD_JOB_OK;
+	}
+	CHECK(status_of(refused, from.next_job) == TFD_JOB_REMOTE_ACCESS && to.memory[0] == 0);
+	for (uint32_t i = 0; i < PATHS; i++)
+		path_end(i);
+	losses_take(&host_a, out);
+	CHECK(tfd_load_acquire(&to.counters[4].value) == before + well && told_lost == SHARERS - well);
+	CHECK(tfd_load_acquire(&to.counters[5].value) == 0);
+}
+
+/* 1,000 pages that lie nowhere side by side: the receiver has 13 completions of them, 512 + 7 * 64 + 5 * 8. */
+static void test_pages(void)
+{
+	struct tfd_page *pages = (struct tfd_page *)(from.segment + from.header->arena_offset);
+	struct tfd_entry entry = { .op = TFD_OP_WRITE_PAGES,
+	                           .src_region = from.region,
+	                           .imm = 6,
+	                           .length = 64,
+	                           .src_stride = 64,
+	                           .dst_stride = 128,
+	                           .table_count = 1000 };
+	struct softverbs_counts before, after;
+	struct tfd_record *record;
+
+	paths_connect();
+	entry.dst_grant = grant_add(&from, 1, 0);
+	for (uint32_t i = 0; i < 1000; i++) {
+		pages[i] = (struct tfd_page){ .src = 999 - i, .dst = i };
+		memset(from.memory + (uint64_t)i * 64, (int)(i % 251), 64);
+	}
+	softverbs_counts("soft1", &before);
+	record = user_submit(&from, entry);
+	await_job(record, from.next_job);
+	for (int i = 0; i < 50000 && tfd_load_acquire(&to.counters[6].value) != 1000; i++)
+		(void)usleep(100);
+	CHECK(tfd_load_acquire(&to.counters[6].value) == 1000);
+	softverbs_counts("soft1", &after);
+	CHECK(after.immediates - before.immediates == 13 && after.rnr == before.rnr);
+	for (uint32_t i = 0; i < 1000; i++)
+		CHECK(memcmp(to.memory + (uint64_t)i * 128, from.memory + (uint64_t)(999 - i) * 64, 64) == 0);
+	for (uint32_t i = 0; i < PATHS; i++)
+		path_end(i);
+}
+
 /* ---- a device that takes its time with what it has taken of the receives: its worker goes on meanwhile ---- */
 
 static uint32_t closed;
@@ -277,7 +391,7 @@ static bool works_while_closing(void)
 	bool worked;
 
 	paths_connect();
-	entry.dst_grant = grant_add(1, 0);
+	entry.dst_grant = grant_add(&from, 1, 0);
 	closed = 0;
 	softverbs_last_hold("soft0", 1);
 	CHECK(pthread_create(&thread, NULL, near_close, NULL) == 0);
@@ -310,6 +424,9 @@ int main(void)
 		test_broken_path((enum kind)(i % KINDS));
 	test_refused_by_a_device(true);
 	test_refused_by_a_device(false);
+	test_shared_queue_pair(0);
+	test_shared_queue_pair(1);
+	test_pages();
 	world_close();
 	world_open("mode=threaded max_srq_wr=128 max_cqe=256");
 	test_few_receives();
