@@ -69,6 +69,31 @@ def test_writes_on_a_device_that_is_often_full(
     assert "libfabric efa" in far.log()
 
 
+def test_a_device_reaches_no_other_process_of_its_host(
+    make_daemon: MakeDaemon, monkeypatch: pytest.MonkeyPatch, seeded: random.Random
+) -> None:
+    monkeypatch.setenv("EFAFACE_LOOPBACK", "0")
+    daemons = []
+    for host in (1, 2, 1):
+        monkeypatch.setenv("EFAFACE_HOST", str(host))
+        daemons.append(make_daemon(**face_config()))
+    near, far, beside = daemons
+    with (
+        transferd.Client(near.socket) as sender,
+        transferd.Client(near.socket) as neighbour,
+        transferd.Client(far.socket) as receiver,
+        transferd.Client(beside.socket) as unreachable,
+    ):
+        check_writes(sender, receiver, seeded)
+        check_writes(sender, neighbour, seeded)  # of one daemon: by no device
+        _, grant = granted(unreachable)
+        with pytest.raises(transferd.PeerLost, match="does not answer by any rail"):
+            sender.imm(grant.descriptor, 1).wait(WAIT_S)
+        _, grant = granted(receiver)
+        assert sender.imm(grant.descriptor, 3).wait(WAIT_S) is JobStatus.OK
+        receiver.counter(3).wait(1, WAIT_S)
+
+
 @pytest.mark.parametrize("emulated", [0, 1])
 def test_a_job_tells_that_writes_were_emulated(
     make_daemon: MakeDaemon, monkeypatch: pytest.MonkeyPatch, emulated: int
