@@ -233,6 +233,8 @@ PROVIDERS = (
             **dict.fromkeys(CLOSED_WHILE_WRITTEN_TO, RXM_CLOSES),
             "close_joining": "libfabric 1.17: rxm over verbs crashes, too, while one is connected",
             "connect_many": "128 endpoints of rxm over verbs are more than 2 GiB of memory hold",
+            **dict.fromkeys(("core_write", "core_operations"), RXM_CLOSES),
+            "core_cycles": "hundreds of its connections take longer than the test may",
         },
     ),
 )

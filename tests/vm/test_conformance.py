@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.providers import CASES, NATIVE, PROVIDERS
+from support.tree import ROOT
 from vm import inner
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ RXM_LOAD = 5  # a connection of its takes 2 s there
 CASE_S = 150
 ALL_S = 540
 PROGRAM = str(NATIVE / "conformance" / "conformance")  # built with the image
+OPERATIONS = "tests/conformance/test_operations.py"
 
 
 def entry(name: str) -> Provider:
@@ -69,9 +71,9 @@ def test_operations_over_verbs(guest: Guest) -> None:
     """What clients do by two daemons of one host, both on its device."""
     tests = inner.run_pytest(
         guest,
-        "tests/conformance/test_operations.py",
+        OPERATIONS,
         "-k",
-        "[verbs]",
+        "[verbs",  # with parameters of their own behind it, or none
         "--require-provider",
         "verbs",
         "--timeout",
@@ -79,3 +81,5 @@ def test_operations_over_verbs(guest: Guest) -> None:
         timeout_s=ALL_S,
     )
     assert {test.outcome for test in tests} == {"passed"}
+    ran = {re.split(r"::|\[", test.name)[1] for test in tests}
+    assert ran == set(re.findall(r"^def (test_\w+)", (ROOT / OPERATIONS).read_text(), re.MULTILINE))

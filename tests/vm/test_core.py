@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core on real RDMA devices: its C tests over provider verbs, in a guest."""
+"""The core on real RDMA devices: its C tests over verbs and over libfabric's verbs, in a guest."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.providers import PROGRAMS, PROVIDERS
 from vm import inner
 
 if TYPE_CHECKING:
+    from support.providers import Provider
     from vm.guest import Guest
 
-VERBS = {"TFD_TEST_PROVIDER": "verbs", "TFD_TEST_RAIL": "rxe0"}
+# Beside those of tests/conformance; the last is of the provider alone, by both ways of posting.
+BESIDE = ("core_channel", "core_faults", "core_lengths", "core_paths", "verbs")
+LONG = {"core_cycles"}
+NAMES = {"verbs": (*PROGRAMS, *BESIDE), "libfabric-verbs": PROGRAMS}
+CASES = [
+    pytest.param(one, name, id=f"{one.name}-{name}", marks=[pytest.mark.long] * (name in LONG))
+    for one in PROVIDERS
+    for name in NAMES.get(one.name, ())
+    if name not in one.known and name not in one.left_out
+]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "core_channel",
-        "core_faults",
-        "core_lengths",
-        "core_mailbox",
-        "core_operations",
-        "core_paths",
-        "core_write",
-    ],
-)
-def test_verbs(guest: Guest, name: str) -> None:
-    inner.run_program(guest, name, env=VERBS)
+@pytest.mark.parametrize(("provider", "name"), CASES)
+def test_core(guest: Guest, provider: Provider, name: str) -> None:
+    environment = {
+        "TFD_TEST_PROVIDER": provider.provider,
+        "TFD_TEST_RAIL": "rxe0",
+        "TFD_TEST_FABRIC": provider.fabric,
+        "TFD_CANARY_RUNS": "8",
+    }
+    inner.run_program(guest, name, env=environment)
