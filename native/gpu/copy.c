@@ -3,7 +3,6 @@
 
 #define PITCH_MAX 0x7fffffffu /* CU_DEVICE_ATTRIBUTE_MAX_PITCH of every GPU so far */
 #define LINEAR_MIN (32u << 10) /* from here on a plain copy to a device is a copy engine's */
-#define SPLIT_MIN 16u /* bytes that two copies of two rows can cover */
 
 static int rows_out(const struct tfd_cuda *cuda, void *stream, const struct tfd_gpu_rows *rows)
 {
@@ -39,20 +38,21 @@ static int rows_in(const struct tfd_cuda *cuda, void *stream, const uint8_t *hos
 }
 
 /*
- * A short range to the device. A plain copy of it is written by the GPU's front end, which waits for a time slice; a pitched copy is
- * a copy engine's. A range has no pitch, so it is cut in two copies of two rows each, with a gap between the rows that the other copy
- * fills. They may overlap by some bytes, which are the same.
+ * A short range to the device. A plain copy of it is written by the GPU's front end, which waits for a time slice; a copy of two rows,
+ * with or without a gap between them, is a copy engine's, whatever its length (README.md). An odd length is two of them, which overlap
+ * in all but a byte, and a single byte is no two rows.
  */
 static int short_in(const struct tfd_cuda *cuda, void *stream, const uint8_t *host, uint64_t device,
                     size_t bytes)
 {
-	size_t width = (bytes + 3) / 4, pitch = bytes - 2 * width;
+	size_t width = bytes / 2;
 	int result;
 
-	if (bytes < SPLIT_MIN)
-		return rows_in(cuda, stream, host, bytes, device, bytes, bytes, 1);
-	result = rows_in(cuda, stream, host, pitch, device, pitch, width, 2);
-	return result ? result : rows_in(cuda, stream, host + width, pitch, device + width, pitch, width, 2);
+	if (!width)
+		return cuda->copy_in(device, host, bytes, stream);
+	result = rows_in(cuda, stream, host, width, device, width, width, 2);
+	return result || bytes % 2 == 0 ? result :
+	                                  rows_in(cuda, stream, host + 1, width, device + 1, width, width, 2);
 }
 
 static int range_in(const struct tfd_cuda *cuda, void *stream, const uint8_t *host, uint64_t device,
