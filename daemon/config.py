@@ -220,6 +220,26 @@ class VerbsConfig(Section):
         )
 
 
+class GpuConfig(Section):
+    """GPU memory that no NIC reaches: through pinned host memory, by a helper process a GPU.
+
+    Attributes:
+        staging: auto: where the host has an NVIDIA GPU.
+        staging_bytes: Pinned for it, once for all GPUs.
+        library: Path of libcuda.so.1; empty: where the system has it.
+    """
+
+    staging: Literal["auto", "on", "off"] = "auto"
+    staging_bytes: Bytes = Field(default=64 << 20, ge=4 << 20, le=16 << 30)
+    library: str = Field(default="", max_length=255)
+
+    @field_validator("staging", mode="before")
+    @classmethod
+    def _word(cls, value: object) -> object:
+        # YAML 1.1 reads on and off as truth values.
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class LimitsConfig(Section):
     """Bounds of the daemon as a whole."""
 
@@ -264,6 +284,7 @@ class Config(Section):
     rails: tuple[str, ...] = ()
     fabric: FabricConfig = FabricConfig()
     verbs: VerbsConfig = VerbsConfig()
+    gpu: GpuConfig = GpuConfig()
     tls: TlsConfig | None = None
     tenants: tuple[TenantConfig, ...] = ()
     heartbeat: HeartbeatConfig = HeartbeatConfig()

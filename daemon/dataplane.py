@@ -4,10 +4,9 @@
 The only daemon module that imports transferd.native.
 
 Calls that may take long (registration, connections, freeing) run on one small executor. They are
-never
-abandoned: a coroutine that is cancelled in the middle waits for the thread to come back, so that no
-    handle is lost between the two. The other calls hand a command to the worker and return in
-    microseconds.
+never abandoned: a coroutine that is cancelled in the middle waits for the thread to come back, so
+that no handle is lost between the two. The others hand a command to the worker and return in
+microseconds.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from transferd.daemon.plane import (
     SessionOptions,
     SessionStat,
 )
+from transferd.daemon.stagecalls import StageCalls
 from transferd.native.daemon_half import ffi, lib
 from transferd.native.entry import ENTRY
 
@@ -92,8 +92,10 @@ def fill_verbs(native: Any, options: VerbsOptions) -> None:
     native.plain_posts = options.plain_posts
 
 
-class DataPlane:
+class DataPlane(StageCalls):
     """One native core. Made by :meth:`open`, ended by :meth:`aclose`."""
+
+    _ffi, _lib, _check = ffi, lib, staticmethod(_check)
 
     def __init__(self, core: Any) -> None:
         self._core = core
@@ -210,6 +212,7 @@ class DataPlane:
         native.segment_bytes = options.segment_bytes
         native.window_bytes = options.window_bytes
         native.copy_threads = options.copy_threads
+        native.staging_bytes = options.staging_bytes
         fill_verbs(native.verbs, options.verbs)
         group = ffi.new("uint32_t *")
         error = ffi.new("struct tfd_error *")
@@ -357,7 +360,15 @@ class DataPlane:
     # ---- regions ----
 
     async def region_add(
-        self, session: int, fd: int, offset: int, length: int, *, writable: bool, address: int = 0
+        self,
+        session: int,
+        fd: int,
+        offset: int,
+        length: int,
+        *,
+        writable: bool,
+        address: int = 0,
+        memory: int = 0,
     ) -> int:
         """Registers memory; `fd` stays the caller's. `address` not 0: a device's, -1: no fd."""
         native = ffi.new("struct tfd_region_options *")
@@ -367,6 +378,7 @@ class DataPlane:
         native.length = length
         native.address = address
         native.device = address != 0
+        native.memory, native.memory_offset = memory, offset
         region = ffi.new("uint64_t *")
         error = ffi.new("struct tfd_error *")
         rc = await self._run(lambda: lib.tfd_region_add(self._core, session, native, region, error))

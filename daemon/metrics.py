@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transferd.daemon.plane import Plane
     from transferd.daemon.services.admin import Facts
     from transferd.daemon.sessions import Sessions
+    from transferd.daemon.staging import Staging
 
 
 class Snapshot:
@@ -37,6 +38,7 @@ class Snapshot:
         opener: Opener,
         peers: Peers,
         lanes: Lanes,
+        staging: Staging,
     ) -> None:
         self._version = version
         self._facts = facts
@@ -46,10 +48,17 @@ class Snapshot:
         self._opener = opener
         self._peers = peers
         self._lanes = lanes
+        self._staging = staging
 
     def take(self) -> list[Metric]:
         """Makes the metric families of one scrape."""
-        return [*self._daemon(), *self._of_sessions(), *self._of_peers(), *self._of_rails()]
+        return [
+            *self._daemon(),
+            *self._of_sessions(),
+            *self._of_peers(),
+            *self._of_rails(),
+            *self._of_gpus(),
+        ]
 
     def _daemon(self) -> Iterable[Metric]:
         info = GaugeMetricFamily(
@@ -169,6 +178,34 @@ class Snapshot:
             stalls.add_metric(key, rail.credit_stalls)
             floods.add_metric(key, rail.credit_floods)
         return up, paths, sent, writes, imms, errors, stalls, floods
+
+    def _of_gpus(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily(
+            "transferd_gpu_helper_up", "Whether a GPU's helper can copy.", labels=["gpu"]
+        )
+        restarts = CounterMetricFamily(
+            "transferd_gpu_helper_restarts",
+            "Helpers of a GPU that were started after the first.",
+            labels=["gpu"],
+        )
+        labels = ["gpu", "direction"]
+        copies = CounterMetricFamily(
+            "transferd_gpu_copies", "Copies between a GPU and pinned host memory.", labels=labels
+        )
+        moved = CounterMetricFamily("transferd_gpu_copied_bytes", "Bytes of those.", labels=labels)
+        failed = CounterMetricFamily(
+            "transferd_gpu_copies_failed", "Copies that failed.", labels=["gpu"]
+        )
+        for gpu in self._staging:
+            stat = self._staging.stat(gpu)
+            up.add_metric([gpu.name], gpu.state == "READY")
+            restarts.add_metric([gpu.name], max(0, gpu.starts - 1))
+            copies.add_metric([gpu.name, "to_host"], stat.copies_out)
+            copies.add_metric([gpu.name, "to_gpu"], stat.copies_in)
+            moved.add_metric([gpu.name, "to_host"], stat.bytes_out)
+            moved.add_metric([gpu.name, "to_gpu"], stat.bytes_in)
+            failed.add_metric([gpu.name], stat.failed)
+        return up, restarts, copies, moved, failed
 
 
 class SnapshotCollector(Collector):

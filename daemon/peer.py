@@ -23,7 +23,7 @@ from transferd.daemon.plane import MAX_PATHS
 from transferd.daemon.tasks import TaskOwner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.errors import TransferdError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transferd.daemon.wire import GrantKeys, Half, Link
 
 LOCAL_PROTOCOL = "local/"  # of the rail that copies within a domain group; then its random name
+STAGED_PROTOCOL = "staged/"  # of a rail that goes through host memory; then that of the other
 TOKEN_BYTES = 16
 
 
@@ -330,8 +331,9 @@ def count_paths(peers: Iterable[Peer]) -> dict[int, PathCount]:
 
 
 def fabrics(protocols: Iterable[str]) -> list[str]:
-    """Lists what rails speak to other daemons; the one that copies does not."""
-    return sorted({name for name in protocols if not name.startswith(LOCAL_PROTOCOL)})
+    """Lists what rails speak to other daemons; the one that copies, and staged ones, do not."""
+    own = (LOCAL_PROTOCOL, STAGED_PROTOCOL)
+    return sorted({name for name in protocols if not name.startswith(own)})
 
 
 def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:
@@ -339,7 +341,8 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
 
     Within one daemon the rail that copies is all that is needed: its protocol is that of one domain
     group alone. Else every rail of either side is used, as far as both speak the same fabric
-    protocol.
+    protocol. Staged rails, with which every rail may have a twin, come after those, as far as there
+    is room for them.
 
     Args:
         local: Protocol of each rail here.
@@ -351,24 +354,48 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
     Raises:
         Conflict: PROTOCOL_MISMATCH: no rail of the two speaks the same protocol.
     """
-    for here, name in enumerate(local):
-        if name.startswith(LOCAL_PROTOCOL) and name in remote:
-            return [(here, remote.index(name))]
-    nics = [i for i, name in enumerate(local) if not name.startswith(LOCAL_PROTOCOL)]
-    far_nics = [i for i, name in enumerate(remote) if not name.startswith(LOCAL_PROTOCOL)]
-    count = min(max(len(nics), len(far_nics)), MAX_PATHS) if nics and far_nics else 0
-    pairs = []
-    for i in range(count):
-        here, there = nics[i % len(nics)], far_nics[i % len(far_nics)]
-        if local[here] != remote[there]:
-            # Not side by side: any partner that speaks it will do.
-            there = next((j for j in far_nics if remote[j] == local[here]), -1)
-        if there >= 0 and (here, there) not in pairs:
-            pairs.append((here, there))
+    copying = _pair(local, remote, _copies)
+    pairs = copying or _pair(local, remote, _is_nic)
     if not pairs:
         raise Conflict(
             f"no common fabric protocol: here {fabrics(local)}, there {fabrics(remote)}; "
             "use the same provider, and of libfabric the same version, on both hosts",
             reason="PROTOCOL_MISMATCH",
         )
+    kind = _copies if copying else _is_nic
+    staged = _pair(local, remote, lambda name: _is_staged(name) and kind(_inner(name)))
+    return [*pairs, *staged][:MAX_PATHS]
+
+
+def _copies(protocol: str) -> bool:
+    return protocol.startswith(LOCAL_PROTOCOL)
+
+
+def _is_staged(protocol: str) -> bool:
+    return protocol.startswith(STAGED_PROTOCOL)
+
+
+def _inner(protocol: str) -> str:
+    return protocol.removeprefix(STAGED_PROTOCOL)
+
+
+def _is_nic(protocol: str) -> bool:
+    return not _copies(protocol) and not _is_staged(protocol)
+
+
+def _pair(
+    local: Sequence[str], remote: Sequence[str], wanted: Callable[[str], bool]
+) -> list[tuple[int, int]]:
+    """Pairs the rails that are wanted, side by side as far as that goes."""
+    near = [i for i, name in enumerate(local) if wanted(name)]
+    far = [i for i, name in enumerate(remote) if wanted(name)]
+    count = min(max(len(near), len(far)), MAX_PATHS) if near and far else 0
+    pairs = []
+    for i in range(count):
+        here, there = near[i % len(near)], far[i % len(far)]
+        if local[here] != remote[there]:
+            # Not side by side: any partner that speaks it will do.
+            there = next((j for j in far if remote[j] == local[here]), -1)
+        if there >= 0 and (here, there) not in pairs:
+            pairs.append((here, there))
     return pairs

@@ -9,6 +9,7 @@ microseconds.
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ MESSAGE_BYTES_MAX = 8192
 LINE_BYTES = 64
 LETTER_BYTES = 16
 CHANNELS_MAX = 3  # of a connection: TFD_CHANNELS_MAX
+STAGE_TO_HOST, STAGE_TO_GPU = 0, 1  # TFD_STAGE_D2H, TFD_STAGE_H2D
 ABI_VERSION = 1
 
 Landed = tuple[int, ...]  # how many immediates came by each channel of a connection, from its first
@@ -58,6 +60,8 @@ class EventType(enum.IntEnum):
     FENCE_QUIET = 8
     CONN_PROVEN = 9
     RAIL_STATE = 10
+    STAGE_NEEDED = 11
+    STAGE_SILENT = 12
 
 
 class RailState(enum.IntEnum):
@@ -195,6 +199,7 @@ class GroupOptions:
     copy_threads: int = 0
     library: str = ""
     verbs: VerbsOptions = VerbsOptions()
+    staging_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +224,34 @@ class SessionFds:
     segment: int
     doorbell: int
     event: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageFds:
+    """struct tfd_stage_fds; whoever holds it closes them."""
+
+    ring: int
+    pool: int
+    wake: int
+
+    def close(self) -> None:
+        """Closes all of them."""
+        for fd in (self.ring, self.pool, self.wake):
+            os.close(fd)
+
+
+class StageStat(NamedTuple):
+    """struct tfd_stage_info, without what is of the moment: copies to the host, and from it."""
+
+    copies_out: int = 0
+    bytes_out: int = 0
+    copies_in: int = 0
+    bytes_in: int = 0
+    failed: int = 0
+
+    def plus(self, other: StageStat) -> StageStat:
+        """Adds up."""
+        return StageStat(*map(sum, zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +436,15 @@ class Plane(Protocol):
         """Reads a counter."""
 
     async def region_add(
-        self, session: int, fd: int, offset: int, length: int, *, writable: bool, address: int = 0
+        self,
+        session: int,
+        fd: int,
+        offset: int,
+        length: int,
+        *,
+        writable: bool,
+        address: int = 0,
+        memory: int = 0,
     ) -> int:
         """Registers memory; returns the region's handle.
 
@@ -414,6 +455,7 @@ class Plane(Protocol):
             length: Bytes.
             writable: Others may write to it.
             address: Not 0: memory of a device, which its owner has there.
+            memory: Not 0: by this number of its allocation copies of staged rails name it.
         """
 
     def dmabuf_size(self, fd: int) -> int:
@@ -421,6 +463,24 @@ class Plane(Protocol):
 
     async def region_remove(self, session: int, region: int) -> None:
         """Deregisters memory."""
+
+    async def stage_open(self) -> tuple[int, StageFds]:
+        """Makes the rings of a helper that is to be started; returns their name, and the fds."""
+
+    async def stage_close(self, stage: int) -> None:
+        """A helper has ended: what is under way there fails."""
+
+    def stage_memory_set(self, memory: int, stage: int) -> None:
+        """A helper has an allocation open."""
+
+    def stage_memory_fail(self, memory: int) -> None:
+        """No helper can open it: what waits for that fails."""
+
+    def stage_memory_forget(self, memory: int) -> None:
+        """No region names it any more."""
+
+    def stage_stat(self, stage: int) -> StageStat:
+        """Counts a helper's copies."""
 
     def region_keys(self, session: int, region: int) -> list[RegionKey]:
         """One key for each rail."""

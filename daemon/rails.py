@@ -70,7 +70,13 @@ def group_options(config: Config, choice: Choice) -> GroupOptions:
         copy_threads=config.copiers,
         library=config.verbs.library if is_verbs else config.fabric.library,
         verbs=VerbsOptions(**verbs),
+        staging_bytes=config.gpu.staging_bytes if is_staged(config, choice) else 0,
     )
+
+
+def is_staged(config: Config, choice: Choice) -> bool:
+    """Whether GPU memory that no NIC reaches goes through host memory."""
+    return config.gpu.staging == "on" or (config.gpu.staging == "auto" and choice.gpus > 0)
 
 
 VERBS_OPTIONS = tuple(field.name for field in dataclasses.fields(VerbsOptions))

@@ -44,7 +44,7 @@ from transferd.daemon.peerclient import GrpcLink
 from transferd.daemon.peers import Peers
 from transferd.daemon.plane import Detail, EventType, PlaneError, RailState
 from transferd.daemon.policy import Tenant
-from transferd.daemon.rails import open_rails, warnings
+from transferd.daemon.rails import is_staged, open_rails, warnings
 from transferd.daemon.services.admin import AdminService, Facts
 from transferd.daemon.services.auth import Authenticator
 from transferd.daemon.services.mailbox import MailboxService
@@ -60,6 +60,7 @@ from transferd.daemon.sockets import (
     numeric_address,
     port_message,
 )
+from transferd.daemon.staging import Staging
 from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.transfers import Transfers
 from transferd.peer.v1 import peer_pb2_grpc
@@ -101,6 +102,7 @@ class Server:
         self._peers: Peers
         self._sessions: Sessions
         self._transfers: Transfers
+        self._staging: Staging
         self._facts: Facts
 
     # ---- starting ----
@@ -223,6 +225,9 @@ class Server:
         )
         self._opener = Opener(plane, self._lanes, self._peers.ensure, config.timeouts.quiet)
         self._peers.wire(self._opener, self._owner, self._lanes)
+        staged = is_staged(config, self._facts.rails)
+        self._staging = Staging(plane, enabled=staged, library=config.gpu.library)
+        self._undo.push_async_callback(self._staging.aclose)
         self._sessions = Sessions(
             plane,
             self._opener,
@@ -231,6 +236,7 @@ class Server:
             group=self._group,
             limits=config.limits,
             timeouts=config.timeouts,
+            staging=self._staging,
         )
         self._transfers = Transfers(plane)
         self._mailboxes = Mailboxes(plane, self._sessions, self._owner, self._transfers)
@@ -253,6 +259,10 @@ class Server:
             self._sessions.region_broken(event.session, event.id)
         elif event.type == EventType.PEER_SILENT:
             self._peers.silent(event.id)
+        elif event.type == EventType.STAGE_NEEDED:
+            self._staging.needed(event.id)
+        elif event.type == EventType.STAGE_SILENT:
+            self._staging.silent(event.id)
         elif event.type == EventType.RAIL_STATE:
             self._rail_changed(event.id, RailState(event.count))
         elif event.type == EventType.CONN_PROVEN:
@@ -279,7 +289,13 @@ class Server:
         config = self._config
         mode = int(config.socket_mode, 8)
         admin = AdminService(
-            self._facts, self._plane, self._sessions, self._owner, self._opener, self._peers
+            self._facts,
+            self._plane,
+            self._sessions,
+            self._owner,
+            self._opener,
+            self._peers,
+            self._staging,
         )
         shared_admin = admin if config.admin_listen is None else None
         for tenant_config in config.effective_tenants():
@@ -356,6 +372,7 @@ class Server:
             self._opener,
             self._peers,
             self._lanes,
+            self._staging,
         )
         loop = asyncio.get_running_loop()
         try:

@@ -26,7 +26,7 @@ from transferd.daemon.errors import (
     QuotaExceeded,
     Unavailable,
 )
-from transferd.daemon.peer import LOCAL_PROTOCOL
+from transferd.daemon.peer import LOCAL_PROTOCOL, STAGED_PROTOCOL
 from transferd.daemon.plane import Detail, PlaneError, SessionOptions
 from transferd.daemon.region import Memory, Region, RegionState
 from transferd.daemon.session import Session, SessionState, SessionTable
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transferd.daemon.plane import Plane, SessionFds
     from transferd.daemon.policy import Tenant
     from transferd.daemon.session import Origin
+    from transferd.daemon.staging import Staging
 
 log = structlog.get_logger("transferd.sessions")
 
@@ -72,8 +73,10 @@ class Sessions:
         group: int,
         limits: LimitsConfig,
         timeouts: TimeoutConfig,
+        staging: Staging,
     ) -> None:
         """Takes what it works with; `group` is the domain group that sessions get."""
+        self._staging = staging
         self._plane = plane
         self._opener = opener
         self._owner = owner
@@ -255,6 +258,7 @@ class Sessions:
                 length,
                 writable=source.writable,
                 address=source.base + offset if isinstance(source, CudaMemory) else 0,
+                memory=self._staging.add(source) if isinstance(source, CudaMemory) else 0,
             )
         except BaseException as error:
             source.regions -= 1
@@ -272,7 +276,7 @@ class Sessions:
         """Counts the NICs that reach a region."""
         keys = self._plane.region_keys(region.session.handle, region.handle)
         return sum(
-            not rail.protocol.startswith(LOCAL_PROTOCOL) and key.key != 0
+            not rail.protocol.startswith((LOCAL_PROTOCOL, STAGED_PROTOCOL)) and key.key != 0
             for rail, key in zip(self._plane.rails, keys, strict=True)
         )
 
@@ -332,6 +336,8 @@ class Sessions:
                     reason="REGION_BUSY",
                 ) from error
         self._forget_region(region)
+        if isinstance(region.memory, CudaMemory) and not region.memory.regions:
+            await self._staging.forget(region.memory)
         self.drop_memory(session, region.memory)
 
     def _forget_region(self, region: Region) -> None:
@@ -406,6 +412,8 @@ class Sessions:
         except PlaneError as error:
             log.error("closing a session", session=session.session_id, error=error.text)
         for memory in session.memories.values():
+            if isinstance(memory, CudaMemory):
+                await self._staging.forget(memory)
             memory.close()
         session.memories.clear()
         self.table.closed(session)

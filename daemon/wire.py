@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transferd.daemon.plane import Landed, RegionKey
 
 BATCH_MAX = 4096  # grants, losses or connections in one message
-PROTOCOLS_MAX = 33  # TFD_MAX_RAILS
+PROTOCOLS_MAX = 64  # TFD_MAX_RAILS
 PROTOCOL_BYTES_MAX = 63  # TFD_NAME_MAX
 
 

@@ -97,7 +97,7 @@ MODULES = {
         ),
         Module(
             name="transferd.native._gpu",
-            headers=("transferd/gpu.h",),
+            headers=("transferd/gpu.h", "transferd/stage.h"),
             sources=("gpu/*.c", "core/error.c"),
         ),
     )

@@ -130,6 +130,18 @@ COLUMNS: dict[str, Sequence[Column]] = {
         Column("RAILS", lambda row: ", ".join(row["rails"])),
         column("WHY", "why"),
     ),
+    "gpus": (
+        column("GPU", "uuid"),
+        Column("NAME", lambda row: row["name"] or "-"),
+        column("HELPER", "state"),
+        Column("PID", lambda row: str(row["pid"] or "-"), right=True),
+        number("RESTARTS", "restarts"),
+        number("MEMORIES", "memories"),
+        size("TO HOST", "bytes_to_host"),
+        size("TO GPU", "bytes_to_gpu"),
+        number("FAILED", "failed"),
+        Column("LAST ENDED", lambda row: row["reason"] or "-"),
+    ),
     "jobs": (
         column("SESSION", "session_id"),
         column("JOB", "job_id"),
@@ -267,6 +279,14 @@ def rails(control: Control, as_json: bool, why: bool) -> None:
         if plain[field]:
             console.print()
             render.print_table(COLUMNS[name], plain[field], "", console)
+
+
+@cli.command()
+@common
+def gpus(control: Control, as_json: bool) -> None:
+    """GPUs whose memory is staged through host memory, and their helper processes."""
+    answer = control.call(control.admin.ListGpus, admin_pb2.ListGpusRequest())
+    _show("gpus", answer.gpus, as_json)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LIBRARY = "libcuda.so.1"
+LIBRARY_VARIABLE = "TRANSFERD_CUDA_LIBRARY"  # another path of it
 VERSION_MIN = 12_000  # cuStreamGetId, and stream memory operations that need no opting in
 HANDLE_BYTES = 64
 UUID_BYTES = 16
@@ -508,7 +510,7 @@ def load() -> Driver:
 
 def _open() -> Driver:
     try:
-        library = ctypes.CDLL(LIBRARY)
+        library = ctypes.CDLL(os.environ.get(LIBRARY_VARIABLE) or LIBRARY)
     except OSError as error:
         raise errors.Unavailable(
             f"GPU memory needs the CUDA driver, which cannot be loaded ({error}): install NVIDIA's "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import transferd
 from transferd.daemon.errors import InvalidRequest
-from transferd.daemon.peer import PathCount, count_paths
+from transferd.daemon.peer import STAGED_PROTOCOL, PathCount, count_paths
 from transferd.daemon.plane import Op, PlaneError, Priority, SessionStat
 from transferd.daemon.topology.model import UNKNOWN_NODE
 from transferd.v1 import admin_pb2 as pb
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transferd.daemon.region import Region
     from transferd.daemon.session import Session
     from transferd.daemon.sessions import Sessions
+    from transferd.daemon.staging import Gpu, Staging
     from transferd.daemon.topology import Choice, Verdict
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -73,6 +74,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         owner: Owner,
         opener: Opener,
         peers: Peers,
+        staging: Staging,
     ) -> None:
         self._facts = facts
         self._plane = plane
@@ -80,6 +82,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._owner = owner
         self._opener = opener
         self._peers = peers
+        self._staging = staging
 
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
@@ -231,6 +234,28 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             fallback=choice.fallback,
         )
 
+    async def ListGpus(self, request: pb.ListGpusRequest, context: Context) -> pb.ListGpusResponse:
+        """GPUs whose memory is staged."""
+        return pb.ListGpusResponse(gpus=[self._gpu(gpu) for gpu in self._staging])
+
+    def _gpu(self, gpu: Gpu) -> pb.GpuInfo:
+        helper = gpu.helper
+        stat = self._staging.stat(gpu)
+        return pb.GpuInfo(
+            uuid=gpu.name,
+            name=helper.gpu_name if helper is not None else "",
+            state=gpu.state,
+            pid=helper.pid if helper is not None else 0,
+            restarts=max(0, gpu.starts - 1),
+            memories=len(helper.memories) if helper is not None else 0,
+            copies_to_host=stat.copies_out,
+            bytes_to_host=stat.bytes_out,
+            copies_to_gpu=stat.copies_in,
+            bytes_to_gpu=stat.bytes_in,
+            failed=stat.failed,
+            reason=gpu.reason,
+        )
+
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """Jobs in flight, oldest first."""
         limit = min(request.max_jobs or PAGE_DEFAULT, PAGE_MAX)
@@ -276,7 +301,9 @@ def _rail(
 ) -> pb.RailInfo:
     nic = verdict.nic if verdict is not None else None
     levels = verbs if verbs is not None and rail.name != LOCAL else None
-    if rail.name == LOCAL:
+    if rail.protocol.startswith(STAGED_PROTOCOL):
+        why = "through pinned host memory, for GPU memory that nothing else reaches"
+    elif rail.name == LOCAL:
         why = "memory copies within this daemon; no NIC"
     else:
         why = verdict.why if verdict is not None else "opened by the provider"

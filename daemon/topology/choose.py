@@ -42,6 +42,7 @@ class Choice:
         why: How they were chosen.
         provider: What drives them; "auto": not chosen yet.
         fallback: Why not what this host's NICs are made for; empty if they are used so.
+        gpus: How many the host has.
     """
 
     rails: tuple[Verdict, ...]
@@ -50,6 +51,7 @@ class Choice:
     why: str
     provider: str = "auto"
     fallback: str = ""
+    gpus: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,7 +130,7 @@ def choose(
     choice = _rails(topology, wish)
     if provider == "auto":
         provider = _driver(topology, wish, choice.names)
-    return replace(choice, provider=provider)
+    return replace(choice, provider=provider, gpus=len(topology.gpus))
 
 
 def _driver(topology: Topology, wish: Wish, names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LENGTH = 1 << 16
-KINDS = ("fake", "malloc", "vmm", "torch")
+KINDS = ("fake", "soft", "malloc", "vmm", "torch")
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -111,6 +111,12 @@ def memory(kind: str, length: int, device: int) -> Iterator[tuple[Any, Any]]:
         with pytest.MonkeyPatch.context() as patch, installed(patch) as cuda:
             buffer = DeviceBuffer(cuda, cuda.malloc(length, device), length)
             yield buffer, lambda first, size: bytes(buffer.view[first : first + size])
+        return
+    if kind == "soft":  # by the library that TRANSFERD_CUDA_LIBRARY names
+        from support.softcuda import SoftBuffer, SoftCuda
+
+        soft = SoftBuffer(SoftCuda(), length)
+        yield soft, lambda first, size: bytes(soft.view[first : first + size])
         return
     if kind == "torch":
         import torch

@@ -31,6 +31,8 @@ from transferd.daemon.plane import (
     SessionStat,
 )
 
+from support.fake_stages import FakeStages
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -70,7 +72,7 @@ class FakeSession:
     mailboxes: dict[int, list[bytes]] = field(default_factory=dict)
 
 
-class FakePlane:
+class FakePlane(FakeStages):
     """Implements transferd.daemon.plane.Plane.
 
     Attributes:
@@ -83,6 +85,7 @@ class FakePlane:
     """
 
     def __init__(self, rails: Sequence[RailInfo] = ()) -> None:
+        super().__init__()
         self.rails = list(rails) or [rail()]
         self.warnings: list[str] = []
         self.busy_opens: set[int] = set()
@@ -213,7 +216,15 @@ class FakePlane:
     # ---- regions ----
 
     async def region_add(
-        self, session: int, fd: int, offset: int, length: int, *, writable: bool, address: int = 0
+        self,
+        session: int,
+        fd: int,
+        offset: int,
+        length: int,
+        *,
+        writable: bool,
+        address: int = 0,
+        memory: int = 0,
     ) -> int:
         await asyncio.sleep(0)
         handle = next(self._handles)

@@ -26,6 +26,7 @@ from transferd.daemon.plane import EventType
 from transferd.daemon.policy import Tenant
 from transferd.daemon.session import Origin
 from transferd.daemon.sessions import Sessions
+from transferd.daemon.staging import Staging
 from transferd.daemon.transfers import Transfers
 
 from support.fake_plane import PROTOCOL, FakePlane
@@ -206,6 +207,7 @@ class Host:
         )
         self.opener = Opener(self.plane, self.lanes, self.peers.ensure, TIMEOUTS.quiet)
         self.peers.wire(self.opener, self.owner, self.lanes)
+        self.staging = Staging(self.plane, enabled=False)
         self.sessions = Sessions(
             self.plane,
             self.opener,
@@ -214,6 +216,7 @@ class Host:
             group=0,
             limits=LimitsConfig(),
             timeouts=TIMEOUTS,
+            staging=self.staging,
         )
         self.transfers = Transfers(self.plane)
         self.mailboxes = Mailboxes(self.plane, self.sessions, self.owner, self.transfers)

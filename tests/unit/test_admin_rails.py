@@ -42,7 +42,13 @@ def facts(fallback: str = "") -> Facts:
 
 async def listed(host: Host, fallback: str = "") -> pb.ListRailsResponse:
     admin = AdminService(
-        facts(fallback), host.plane, host.sessions, host.owner, host.opener, host.peers
+        facts(fallback),
+        host.plane,
+        host.sessions,
+        host.owner,
+        host.opener,
+        host.peers,
+        host.staging,
     )
     return await admin.ListRails(pb.ListRailsRequest(), cast("Any", None))
 
@@ -83,7 +89,15 @@ async def test_transferctl_shows_it(host: Host, run: Any) -> None:
 async def test_a_fallback_is_a_metric(host: Host, fallback: str, value: int) -> None:
     told = facts(fallback)
     snapshot = Snapshot(
-        "1", told, host.plane, host.sessions, host.owner, host.opener, host.peers, host.lanes
+        "1",
+        told,
+        host.plane,
+        host.sessions,
+        host.owner,
+        host.opener,
+        host.peers,
+        host.lanes,
+        host.staging,
     )
     (metric,) = (one for one in snapshot.take() if one.name == "transferd_fallback")
     assert [(one.labels, one.value) for one in metric.samples] == [

@@ -86,6 +86,11 @@ def test_how_verbs_uses_its_devices() -> None:
     assert config.parse("verbs: {gid_index: 0}").verbs.given() == ("gid_index", 0)
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto", '"on"'])
+def test_staging_is_said_in_words(word: str) -> None:
+    assert config.parse(f"gpu: {{staging: {word}}}").gpu.staging == word.strip('"')
+
+
 @pytest.mark.parametrize(("cores", "threads"), [(1, 0), (2, 0), (3, 0), (4, 1), (16, 4), (128, 4)])
 def test_copy_threads_follow_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
@@ -137,6 +142,9 @@ def test_copy_threads_follow_the_cores(
         ("verbs: {link_local: 1}", "verbs.link_local", "boolean"),
         ("verbs: {gid: 3}", "verbs.gid", "gid_index"),
         ("{provider: verbs, rails: eth0}", "rails", "a list"),
+        ("gpu: {staging: maybe}", "gpu.staging", "'auto', 'on' or 'off'"),
+        ("gpu: {staging_bytes: 1MiB}", "gpu.staging_bytes", "4194304"),
+        ("gpu: {staged: on}", "gpu.staged", "staging, staging_bytes"),
         ("polling: lazy", "polling", "adaptive"),
         ("tls: {cert: /c, key: /k}", "tls.ca", "required"),
         ("tls: {cert: c, key: /k, ca: /ca}", "tls.cert", "pattern"),

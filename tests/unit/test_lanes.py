@@ -145,7 +145,15 @@ async def test_paths_that_are_down_are_shown(near: Host, far: Host) -> None:
     choice = Choice((), (), (), "", "memory")
     facts = cast("Facts", SimpleNamespace(provider="memory", tls=False, rails=choice))
     snapshot = Snapshot(
-        "1", facts, near.plane, near.sessions, near.owner, near.opener, near.peers, near.lanes
+        "1",
+        facts,
+        near.plane,
+        near.sessions,
+        near.owner,
+        near.opener,
+        near.peers,
+        near.lanes,
+        near.staging,
     )
     samples = {
         (sample.labels["rail"], sample.labels["state"]): sample.value

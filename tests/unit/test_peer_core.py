@@ -113,3 +113,23 @@ def test_only_rails_that_speak_alike_are_joined(local: list[str], remote: list[s
     pairs = pair_rails(local, remote)
     assert pairs
     assert all(local[here] == remote[there] for here, there in pairs)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.booleans())
+def test_staged_rails_come_last(local: int, remote: int, copying: bool) -> None:
+    here, there = (
+        ["p"] * n + [f"local/{name}"] + ["staged/p"] * n + [f"staged/local/{name}s"]
+        for n, name in ((local, "1"), (local if copying else remote, "1" if copying else "2"))
+    )
+    pairs = pair_rails(here, there)
+    if copying:
+        assert pairs == [(local, local), (2 * local + 1, 2 * local + 1)]
+        return
+    plain = pair_rails(["p"] * local, ["p"] * remote)
+    assert pairs[: len(plain)] == plain
+    assert len(pairs) == min(2 * len(plain), MAX_PATHS)
+    assert {(here[i], there[j]) for i, j in pairs[len(plain) :]} <= {("staged/p", "staged/p")}
+
+
+def test_a_peer_that_stages_nothing_has_plain_paths() -> None:
+    assert pair_rails(["p", "local/1", "staged/p", "staged/local/2"], ["p", "local/3"]) == [(0, 0)]

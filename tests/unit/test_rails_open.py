@@ -171,7 +171,7 @@ def test_sizes_are_said_in_their_unit() -> None:
 async def test_memory_that_cannot_be_pinned(
     monkeypatch: pytest.MonkeyPatch, may_pin: int | None, reason: str, said: str
 ) -> None:
-    async def refuse(*_: object, writable: bool, address: int) -> int:
+    async def refuse(*_: object, writable: bool, address: int, memory: int) -> int:
         raise PlaneError(errno.ENOMEM, "no memory to pin")
 
     host = Host(Network(), 7001)
@@ -184,3 +184,13 @@ async def test_memory_that_cannot_be_pinned(
     assert said in caught.value.message
     await host.aclose()
     host.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("staging", "gpus", "size"),
+    [("auto", 0, 0), ("auto", 8, 64 << 20), ("on", 0, 64 << 20), ("off", 8, 0)],
+)
+def test_where_gpu_memory_is_staged(staging: str, gpus: int, size: int) -> None:
+    parsed = config.parse(f"gpu: {{staging: {staging}}}")
+    choice = Choice((), (), (), "", "tcp", gpus=gpus)
+    assert rails.group_options(parsed, choice).staging_bytes == size
