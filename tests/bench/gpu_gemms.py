@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from bench.gpu_world import KIB, WAIT_S, ByHand, World, permutations, world
+from bench.gpu_world import KIB, WAIT_S, ByHand, permutations, world
 from bench.report import Row
 from bench.stats import median, percentile
 
@@ -44,9 +44,9 @@ def rows(run: Run) -> list[Row]:
 
         for warm in (hand, ours):
             warm()
-        alone = [beside(torch, here, None)[1] for _ in range(3)]
-        hand_us, hand_ms = beside(torch, here, hand)
-        ours_us, ours_ms = beside(torch, here, ours)
+        alone = [beside(torch, None)[1] for _ in range(3)]
+        hand_us, hand_ms = beside(torch, hand)
+        ours_us, ours_ms = beside(torch, ours)
     note = f"{median(ours_us):.0f} of {median(hand_us):.0f} us; p95 {percentile(ours_us, 95):.0f}"
     run.beside("GEMMs with the kernel by hand, times those alone", f"{hand_ms / median(alone):.3f}")
     return [
@@ -62,9 +62,8 @@ def rows(run: Run) -> list[Row]:
     ]
 
 
-def beside(torch: Any, here: World, call: Callable[[], None] | None) -> tuple[list[float], float]:
+def beside(torch: Any, call: Callable[[], object] | None) -> tuple[list[float], float]:
     """Runs GEMMs, and the call every 10 ms; gives its times in us, and those of the GEMMs in ms."""
-    del here
     a = torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device="cuda")
     b, c = torch.randn_like(a), torch.empty_like(a)
     stream = torch.cuda.Stream()
