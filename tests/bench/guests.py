@@ -102,6 +102,11 @@ class GuestEndpoint:
         """Whether an answer has come that was not read."""
         return bool(self._lines)
 
+    def end(self) -> None:
+        """Kills it, if it runs."""
+        if self._process.running:
+            self._process.kill()
+
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Sends it a command and reads the answer."""
         self.tell(do, **arguments)
