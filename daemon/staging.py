@@ -48,6 +48,7 @@ class Gpu:
         pause: Seconds to wait after the next death.
         not_before: When the next one may start, on the monotonic clock.
         past: Copies by helpers that have ended.
+        counted: The helper that is ending is one of those.
     """
 
     uuid: bytes
@@ -59,6 +60,7 @@ class Gpu:
     pause: float = PAUSE_S
     not_before: float = 0.0
     past: StageStat = field(default_factory=StageStat)
+    counted: bool = False
 
     @property
     def name(self) -> str:
@@ -105,10 +107,9 @@ class Staging:
 
     def stat(self, gpu: Gpu) -> StageStat:
         """Counts the copies of a GPU, by all of its helpers."""
-        total = gpu.past
-        if gpu.helper is not None:
-            total = total.plus(self._plane.stage_stat(gpu.helper.stage))
-        return total
+        if gpu.helper is None or gpu.counted:
+            return gpu.past
+        return gpu.past.plus(self._plane.stage_stat(gpu.helper.stage))
 
     # ---- memory ----
 
@@ -242,7 +243,7 @@ class Staging:
         """Waits for its end; what was under way there fails, and the next copy starts another."""
         born = time.monotonic()
         status = await helper.ended()
-        gpu.past = self.stat(gpu)
+        gpu.past, gpu.counted = self.stat(gpu), True
         gpu.reason = helper.reason
         await self._plane.stage_close(helper.stage)
         now = time.monotonic()
@@ -251,6 +252,7 @@ class Staging:
         gpu.not_before = now + gpu.pause
         gpu.pause = min(2 * gpu.pause, PAUSE_MAX_S)
         gpu.helper = gpu.watch = None
+        gpu.counted = False
         if not self._closed:
             log.warning(
                 "a GPU's helper has ended",

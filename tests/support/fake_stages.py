@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 from dataclasses import dataclass
@@ -55,11 +56,14 @@ class FakeStages:
     Attributes:
         stages: By name.
         said: What was said of which memory, in order.
+        closing: Cleared: closing one takes long.
     """
 
     def __init__(self) -> None:
         self.stages: dict[int, FakeStage] = {}
         self.said: list[tuple[str, int]] = []
+        self.closing = asyncio.Event()
+        self.closing.set()
 
     async def stage_open(self) -> tuple[int, StageFds]:
         ring, pool = (os.memfd_create(name) for name in ("ring", "pool"))
@@ -77,6 +81,7 @@ class FakeStages:
     async def stage_close(self, stage: int) -> None:
         assert not self.stages[stage].closed
         self.stages[stage].closed = True
+        await self.closing.wait()
         os.close(self.stages[stage].wake)
 
     def stage_memory_set(self, memory: int, stage: int) -> None:
@@ -90,6 +95,7 @@ class FakeStages:
         self.said.append(("forget", memory))
 
     def stage_stat(self, stage: int) -> StageStat:
+        assert not self.stages[stage].closed
         out, to_gpu = (self.stages[stage].shared.rings[i] for i in (STAGE_TO_HOST, STAGE_TO_GPU))
         return StageStat(copies_out=int(out.done), copies_in=int(to_gpu.done))
 

@@ -248,8 +248,11 @@ async def test_a_helper_that_is_killed_is_started_again(
     assert first.copy(TO_HOST, 1, 0, 0, 8) == 0
     gpu = the_gpu(staging)
     assert gpu.helper is not None
+    plane.closing.clear()
     os.kill(gpu.helper.pid, signal.SIGKILL)
     await eventually(lambda: first.closed, WAIT_S)
+    assert staging.stat(gpu).copies_out == 1, "its counts are told while it is closed, too"
+    plane.closing.set()
     second = await opened(staging, plane, memory)
     assert second.copy(TO_HOST, 1, 0, 0, 8) == 0
     assert gpu.starts == 2
