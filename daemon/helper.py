@@ -7,7 +7,6 @@ What it does, and the messages: native/include/transferd/gpu.h.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import errno
 import os
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 HELPER = "transferd.native.gpu_helper"
 START_S = 30.0  # hosts with many GPUs take some seconds to start the driver
-ASK_S = 1.0  # opening one allocation takes 1 to 3 ms, 64 chunks the like
+ASK_S = 2.0  # opening one allocation takes 1 to 3 ms, 64 chunks the like
 END_S = 2.0
 CHUNKS = 64  # of one message: TFD_GPU_CHUNKS
 MESSAGE = struct.Struct(f"<IiQQII{IPC_HANDLE_BYTES}s{CHUNKS}Q256s")  # struct tfd_gpu_message
@@ -186,10 +185,12 @@ class Helper:
             )
 
     async def close(self, number: int) -> None:
-        """Has it let go of an allocation; one that it does not let go of, it takes along."""
+        """Has it let go of an allocation; one that it cannot let go of ends it."""
         self.memories.discard(number)
-        with contextlib.suppress(HelperError):
+        try:
             await self._ask(message(Kind.CLOSE, number))
+        except HelperError as error:
+            self.kill(f"the GPU's helper could not let go of memory: {error}")
 
     async def _ask(self, raw: bytes, fds: Sequence[int] = ()) -> None:
         async with self._lock:

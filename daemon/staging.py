@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("transferd.staging")
 
-READY_S = 4.0  # the data plane breaks a connection on which nothing moves for 5 s
+READY_S = 3.0  # the data plane breaks a connection on which nothing moves for 5 s
 PAUSE_S, PAUSE_MAX_S = 0.1, 30.0  # between a helper's death and the next one, doubled by each
 STEADY_S = 60.0  # one that has lived as long begins anew with the least
 GPUS_MAX = 64  # that are remembered: who registers memory says of which GPU it is, and may lie
@@ -97,6 +97,7 @@ class Staging:
         self._library = library
         self._memories: dict[int, CudaMemory] = {}
         self._gpus: dict[bytes, Gpu] = {}
+        self._opening: set[int] = set()
         self._tasks = TaskOwner("staging")
         self._starts = asyncio.Semaphore(STARTS_MAX)
         self._closed = False
@@ -147,7 +148,16 @@ class Staging:
 
     def needed(self, number: int) -> None:
         """TFD_EVENT_STAGE_NEEDED: a copy waits until a helper has this memory open."""
-        self._tasks.background(self._open(number), f"open memory {number}")
+        # Asked for again by the death of a helper: whoever opens it has not come to an end yet.
+        if number not in self._opening:
+            self._opening.add(number)
+            self._tasks.background(self._open_once(number), f"open memory {number}")
+
+    async def _open_once(self, number: int) -> None:
+        try:
+            await self._open(number)
+        finally:
+            self._opening.discard(number)
 
     async def _open(self, number: int) -> None:
         memory = self._memories.get(number)

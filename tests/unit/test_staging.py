@@ -343,6 +343,26 @@ async def test_one_that_does_not_answer_is_ended(
     assert "did not get on" in gpu.reason
 
 
+async def test_one_that_cannot_let_go_of_memory_takes_it_along(
+    staging: Staging, plane: FakePlane, memory: CudaMemory, faults: Faults
+) -> None:
+    stage = await opened(staging, plane, memory)
+    faults.set("cuIpcCloseMemHandle", 1)
+    await staging.forget(memory)
+    await eventually(lambda: stage.closed, WAIT_S)
+    assert "could not let go of memory: cuIpcCloseMemHandle failed" in the_gpu(staging).reason
+
+
+async def test_memory_is_opened_once(
+    staging: Staging, plane: FakePlane, memory: CudaMemory
+) -> None:
+    staging.add(memory)
+    for _ in range(3):
+        staging.needed(1)
+    assert await said(plane, 1) == [("set", 1)]
+    assert the_gpu(staging).starts == 1
+
+
 async def test_one_that_never_gets_ready(
     staging: Staging, plane: FakePlane, memory: CudaMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
