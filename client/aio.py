@@ -214,6 +214,7 @@ class Counter(BaseCounter):
     async def acknowledge(self) -> None:
         """Takes all faults so far as seen."""
         await self._runtime.run(self._session.counter_acknowledge, self.imm)
+        self._session.landed()
 
 
 class Grant(BaseGrant):

@@ -63,13 +63,13 @@ class BaseCounter:
                 written.
 
         Raises:
-            InvalidRequest: FLUSH_BY_HOST: NICs write to that device's memory, which has to be
-                flushed by a thread: :meth:`wait` does.
+            QuotaExceeded: WATCHERS: it takes one, where only a thread can flush what NICs write.
         """
         from transferd.client.cuda import streams
 
         session: Any = self._session
-        streams.counter_wait(session.gpu(), session.slots[self.imm], to_target(target), stream)
+        slot = session.slots[self.imm]
+        streams.counter_wait(session.gpu(), slot, to_target(target), stream, self._driver)
 
     @property
     def device_ptr(self) -> int:
@@ -108,3 +108,4 @@ class Counter(BaseCounter):
     def acknowledge(self) -> None:
         """Takes all faults so far as seen: waits work again, for a retry on the same immediate."""
         self._session.counter_acknowledge(self.imm)
+        self._session.landed()

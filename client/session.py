@@ -437,6 +437,7 @@ class Session(abc.ABC):
         gpu = self.gpu_or_none
         if gpu is not None and gpu.flusher.devices:
             gpu.flusher.host()
+            gpu.relays.look()
 
     @abc.abstractmethod
     def _detach(self) -> None:

@@ -106,20 +106,9 @@ class Flusher:
                 self.devices = {**self.devices, device: need}
         return self
 
-    def stream_flushes(self, device: int) -> bool:
-        """Tells whether a wait of a stream of this device has to flush.
-
-        Raises:
-            InvalidRequest: FLUSH_BY_HOST: it has to, and cannot.
-        """
-        need = self.need(device)
-        if need is Need.HOST and device in self.devices:
-            raise errors.InvalidRequest(
-                f"GPU {device} shows what NICs have written only after a thread has flushed it, "
-                "which no stream can do: wait() for the counter, then launch what uses the data",
-                reason="FLUSH_BY_HOST",
-            )
-        return need.by_stream
+    def relays(self, device: int) -> bool:
+        """Tells whether a stream of this device has to wait for a thread that flushes."""
+        return self.need(device) is Need.HOST and device in self.devices
 
     def host(self) -> None:
         """Flushes, for a thread that has seen a count: what it launches from now on sees the data.

@@ -17,6 +17,7 @@ from transferd.client.cuda.copier import Copier
 from transferd.client.cuda.flush import Flusher
 from transferd.client.cuda.lanes import Lanes
 from transferd.client.cuda.mapping import DevicePointer, Mappings
+from transferd.client.cuda.relay import Relays
 from transferd.client.cuda.workers import bounded
 from transferd.native.client_half import ffi, lib
 
@@ -41,6 +42,7 @@ class Gpu:
         mappings: Memory of others.
         lanes: Streams.
         flusher: Of what NICs write.
+        relays: Words for streams that cannot flush by themselves.
         fault: What has failed a context; empty: nothing has.
     """
 
@@ -61,6 +63,7 @@ class Gpu:
         self._lent = False
         self.fault = ""
         self.flusher = Flusher(self)
+        self.relays = Relays(self)
         self.allocations = Allocations(self)
         self.mappings = Mappings(self)
         self.lanes = Lanes(self)
@@ -221,6 +224,7 @@ class Gpu:
         Unmapping waits for every stream of the context, of whomever. So a thread does it, which is
         left behind if it takes long: it holds what is still mapped and registered.
         """
+        self.relays.release()
         self.mappings.shut()
         quiet = self.lanes.close(CLOSE_S)
         if not quiet:  # what a stream may still write to stays as it is

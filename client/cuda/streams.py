@@ -11,6 +11,7 @@ from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
     from transferd.client.cuda.gpu import Gpu
+    from transferd.client.events import Driver
 
 COUNTER_BYTES = int(ffi.sizeof("struct tfd_counter"))
 GATE_OFFSET = int(ffi.offsetof("struct tfd_counter", "gate"))
@@ -68,13 +69,18 @@ def watcher_address(gpu: Gpu, slot: int) -> int:
     return gpu.segment(gpu.any_device()) + offset
 
 
-def counter_wait(gpu: Gpu, slot: int, target: int, stream: Any) -> None:
-    """Has a stream wait until the gate of a counter has reached a target."""
+def counter_wait(gpu: Gpu, slot: int, target: int, stream: Any, driver: Driver) -> None:
+    """Has a stream wait until the gate of a counter has reached a target.
+
+    What a NIC has written is visible to it then: it flushes, or a thread does before.
+    """
     number = to_stream(stream)
     address = counter_pointer(gpu, slot)
     with gpu.entered_by(number) as device:
         gpu.prepare(device)
-        flush = gpu.flusher.stream_flushes(device)
+        if gpu.flusher.relays(device):
+            address = gpu.relays.pointer(slot, driver)
+        flush = gpu.flusher.need(device).by_stream
         gpu.driver.wait_value(number, address, target, flush=flush)
 
 

@@ -77,6 +77,17 @@ int tfd_client_watcher_bump(struct tfd_client *client, uint32_t slot, uint64_t n
 	return 0;
 }
 
+int tfd_client_watcher_set(struct tfd_client *client, uint32_t slot, uint64_t value)
+{
+	if (!client)
+		return -EPIPE;
+	if (slot >= client->watcher_count)
+		return -ERANGE;
+	tfd_store_release(&client->watchers[slot].value,
+	                  value); /* pairs with a stream's wait for it: the flush before */
+	return 0;
+}
+
 int tfd_client_watcher_read(struct tfd_client *client, uint32_t slot, uint64_t *value)
 {
 	if (!client)

@@ -192,6 +192,11 @@ static void test_taking(struct armer *armer)
 	CHECK_OK(tfd_client_watcher_bump(armer->client, slots[3], UINT64_MAX));
 	CHECK(tfd_client_watcher_bump(armer->client, slots[3], 1) == -ERANGE); /* would pass 2^64 */
 	CHECK(tfd_client_watcher_bump(armer->client, 8, 1) == -ERANGE);
+	CHECK_OK(tfd_client_watcher_set(armer->client, slots[3], 9)); /* may fall */
+	CHECK_OK(tfd_client_watcher_read(armer->client, slots[3], &value));
+	CHECK(value == 9);
+	CHECK(tfd_client_watcher_set(armer->client, 8, 1) == -ERANGE);
+	CHECK(tfd_client_watcher_set(NULL, 0, 1) == -EPIPE);
 	CHECK(tfd_client_watcher_read(armer->client, UINT32_MAX, &value) == -ERANGE);
 	CHECK(tfd_client_watcher_bump(NULL, 0, 1) == -EPIPE);
 	for (uint32_t i = 0; i < count; i++)

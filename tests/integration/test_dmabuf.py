@@ -6,6 +6,7 @@ A memfd that the daemons and the doubles take for a dma-buf; what posts call it 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -197,14 +198,13 @@ def test_who_waits_flushes(
             assert cuda.flushes == ([(by, 0)] if by else [])
             assert bytes(target.view) == data
             stream = cuda.stream()
+            counter.cuda_wait(2, stream)
             before = len(cuda.flushes)
-            if by == "host":
-                with pytest.raises(transferd.InvalidRequest, match=r"wait\(\)"):
-                    counter.cuda_wait(1, stream)
-            else:
-                counter.cuda_wait(1, stream)
-                eventually(lambda: cuda.done(stream), "the stream goes on")
-            assert cuda.flushes[before:] == ([("stream", 0)] if by == "stream" else [])
+            assert not cuda.done(stream)
+            assert sender.write(source, grant.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
+            eventually(lambda: cuda.done(stream), "the stream goes on")
+            # By itself, or once a thread has: the stream waits for that one's word then.
+            assert cuda.flushes[before:] == ([(by, 0)] if by else [])
             before = len(cuda.flushes)
             target.view[:] = bytes(SIZE)
             back = receiver.read(sender_grant(source), region)
@@ -219,6 +219,36 @@ def sender_grant(source: transferd.Region) -> bytes:
 
 
 @pytest.mark.parametrize("twins", ["verbs"], indirect=True)
+def test_streams_that_wait_for_a_thread(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault lets them through, until it is acknowledged; so does the session's end."""
+    with installed(monkeypatch, flush=(NONE, HOST), dmabufs=True) as cuda:
+        target = DeviceBuffer(cuda, cuda.malloc(SIZE), SIZE)
+        first, second = cuda.stream(), cuda.stream()
+        with (
+            transferd.Client(twins.socket) as sender,
+            transferd.Client(twins.second.socket) as receiver,
+        ):
+            grant = receiver.register(target).grant(imms=range(3))
+            counter = receiver.counter(1)
+            counter.cuda_wait(1, first)
+            with transferd.Client(twins.socket) as gone:
+                watcher = gone.watcher()
+                write = transferd.Write(src=gone.alloc(64), dst=grant.descriptor, imm=1)
+                gone.arm(watcher, 1, write)  # which never starts: lost with its session
+            eventually(lambda: counter.faults == 1, "the loss is told")
+            eventually(lambda: cuda.done(first), "the stream is let through")
+            counter.acknowledge()
+            counter.cuda_wait(1, second)
+            assert not cuda.done(second)
+            source = sender.alloc(SIZE)
+            assert sender.write(source, grant.descriptor, imm=1).wait(WAIT_S) is JobStatus.OK
+            eventually(lambda: cuda.done(second), "and this one by the count")
+            counter.cuda_wait(9, first)
+            assert not cuda.done(first)
+        eventually(lambda: cuda.done(first), "the end lets it through")
+
+
+@pytest.mark.parametrize("twins", ["verbs"], indirect=True)
 async def test_asyncio_flushes(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     with installed(monkeypatch, flush=(NONE, HOST), dmabufs=True) as cuda:
         target = DeviceBuffer(cuda, cuda.malloc(SIZE), SIZE)
@@ -230,8 +260,14 @@ async def test_asyncio_flushes(twins: Twins, monkeypatch: pytest.MonkeyPatch) ->
             region = await receiver.register(target)
             grant = await region.grant(imms=range(3))
             await (await sender.write(source, grant.descriptor, imm=1))
-            await (await receiver.counter(1)).wait(1, WAIT_S)
+            counter = await receiver.counter(1)
+            await counter.wait(1, WAIT_S)
             assert cuda.flushes == [("host", 0)]
+            stream = cuda.stream()
+            counter.cuda_wait(2, stream)
+            await (await sender.write(source, grant.descriptor, imm=1))
+            await asyncio.to_thread(eventually, lambda: cuda.done(stream), "the stream goes on")
+            assert cuda.flushes[1:] == [("host", 0)] * 2  # of what was counted, and of the next
 
 
 @pytest.mark.parametrize("twins", ["verbs"], indirect=True)

@@ -11,18 +11,20 @@ import pytest
 
 from transferd.client import errors
 from transferd.client.cuda import driver as drivers
-from transferd.client.cuda import flush
+from transferd.client.cuda import flush, relay
 from transferd.client.cuda.allocation import Allocations
 from transferd.client.cuda.arrays import device_array
 from transferd.client.cuda.driver import CudaError
 from transferd.client.cuda.flush import Flusher, Need
+from transferd.client.session import CounterView
+from transferd.native.client_half import lib
 from transferd.v1 import attach_pb2
 
 from support.fakecuda import DeviceBuffer, FakeCuda, installed
 from support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 NONE, OWNER, ALL_DEVICES = 0, 100, 200
 HOST, MEMOPS = 1, 2
@@ -119,12 +121,7 @@ def test_each_kind_of_device(made: World, need: Need, caplog: pytest.LogCaptureF
         assert not caplog.records
     flushed = need in (Need.STREAM, Need.HOST, Need.STREAM_OR_HOST)
     assert made.flusher.devices == ({0: need} if flushed else {})
-    if need is Need.HOST:
-        with pytest.raises(errors.InvalidRequest, match="wait\\(\\) for the counter") as caught:
-            made.flusher.stream_flushes(0)
-        assert caught.value.reason == "FLUSH_BY_HOST"
-    else:
-        assert made.flusher.stream_flushes(0) == need.by_stream
+    assert made.flusher.relays(0) == (need is Need.HOST)
     made.flusher.host()
     by = {Need.STREAM: "stream", Need.HOST: "host", Need.STREAM_OR_HOST: "host"}
     assert made.cuda.flushes == ([(by[need], 0)] if need in by else [])
@@ -135,7 +132,7 @@ def test_where_no_nic_takes_it_nothing_is_flushed(made: World) -> None:
     allocation = made.register()
     assert "no NIC of this host" in allocation.without_nics
     assert not made.flusher.devices
-    assert not made.flusher.stream_flushes(0)  # what hosts and streams write needs none
+    assert not made.flusher.relays(0)  # what hosts and streams write needs none
 
 
 @pytest.mark.parametrize("made", [(NONE, HOST, 1)], indirect=True)
@@ -189,3 +186,97 @@ def test_a_flush_that_fails_is_told(made: World) -> None:
     made.cuda.fail("cuFlushGPUDirectRDMAWrites", 700)
     with pytest.raises(CudaError, match="cuFlushGPUDirectRDMAWrites failed"):
         made.flusher.host()
+
+
+# ---- words that follow gates ----
+
+
+class Counters:
+    """A session whose counters are what a test says; as a Gpu it notes when it is flushed."""
+
+    client = None
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.views: dict[int, CounterView] = {}
+        self.words: dict[int, int] = {}
+        self.flushes: list[dict[int, int]] = []  # what the words were
+        self.watches: list[Callable[[], bool]] = []
+        self.session = self.flusher = self
+        self.add = self.watches.append
+        monkeypatch.setattr(relay, "take_watcher", self.take)
+        monkeypatch.setattr(relay, "watcher_pointer", lambda gpu, word: 4096 + 64 * word)
+        monkeypatch.setattr(relay, "lib", SimpleNamespace(tfd_client_watcher_set=self.store))
+        self.relays = relay.Relays(self)  # type: ignore[arg-type]
+
+    def take(self, session: Any) -> int:
+        word = 7 + len(self.words)
+        self.words[word] = 0
+        return word
+
+    def store(self, client: Any, word: int, value: int) -> None:
+        self.words[word] = value
+
+    def slot_read(self, slot: int) -> CounterView:
+        if slot not in self.views:
+            raise errors.Unavailable("the session is over")
+        return self.views[slot]
+
+    def host(self) -> None:
+        self.flushes.append(dict(self.words))
+
+    def count(self, slot: int, value: int, faults: int = 0, acknowledged: int = 0) -> None:
+        self.views[slot] = CounterView(value, faults, 0, acknowledged)
+
+
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch) -> Counters:
+    return Counters(monkeypatch)
+
+
+def test_words_follow_their_gates_behind_a_flush(counters: Counters) -> None:
+    counters.count(1, 3)
+    counters.count(2, 0)
+    relays = counters.relays
+    assert relays.pointer(1, counters) == 4096 + 64 * 7  # type: ignore[arg-type]
+    assert counters.words == {7: 3}  # what has been counted already
+    assert counters.flushes == [{7: 0}]
+    relays.pointer(2, counters)  # type: ignore[arg-type]
+    assert relays.pointer(1, counters) == 4096 + 64 * 7  # type: ignore[arg-type]
+    (watch,) = counters.watches
+    assert len(counters.flushes) == 1
+    counters.count(1, 5)
+    counters.count(2, 1)
+    assert not watch()
+    assert counters.words == {7: 5, 8: 1}
+    assert counters.flushes[1:] == [{7: 3, 8: 0}]
+    assert not watch()
+    assert len(counters.flushes) == 2  # nothing has moved
+
+
+def test_a_fault_and_its_acknowledgement_follow_too(counters: Counters) -> None:
+    counters.count(1, 3, faults=1)
+    counters.relays.pointer(1, counters)  # type: ignore[arg-type]
+    assert counters.words == {7: relay.FAULT + 3}
+    counters.count(1, 3, faults=2, acknowledged=2)
+    counters.relays.refresh()
+    assert counters.words == {7: 3}
+    assert lib.TFD_GATE_FAULT == relay.FAULT
+
+
+@pytest.mark.parametrize("end", ["over", "closed", "context"])
+def test_the_end_lets_streams_through(counters: Counters, end: str) -> None:
+    counters.count(1, 3)
+    counters.relays.pointer(1, counters)  # type: ignore[arg-type]
+    (watch,) = counters.watches
+    if end == "over":
+        counters.views.clear()
+    elif end == "context":
+        counters.count(1, 4)
+        counters.host = lambda: (_ for _ in ()).throw(CudaError("a call", 700, "LOST"))  # type: ignore[method-assign]
+    else:
+        counters.relays.release()
+    assert watch()  # it looks no more
+    assert counters.words == {7: relay.FAULT}
+    counters.count(1, 9)
+    counters.relays.refresh()
+    assert counters.words == {7: relay.FAULT}

@@ -163,6 +163,8 @@ void tfd_client_watcher_close(struct tfd_client *client, uint32_t slot);
  */
 int tfd_client_watcher_bump(struct tfd_client *client, uint32_t slot, uint64_t n);
 int tfd_client_watcher_read(struct tfd_client *client, uint32_t slot, uint64_t *value);
+/* Stores its word, for streams of a device: no job waits for it, and nobody is woken. -ERANGE. Also once the session has ended. */
+int tfd_client_watcher_set(struct tfd_client *client, uint32_t slot, uint64_t value);
 
 /* ---- plans: jobs that are kept to be launched ---- */
 
