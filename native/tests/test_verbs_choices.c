@@ -85,6 +85,25 @@ static void test_infiniband(void)
 	nothing_is_left();
 }
 
+/* Ports that have no LID, as virtual functions may, say that packets need a GRH. */
+static void test_infiniband_global(void)
+{
+	struct tfd_verbs_address address;
+	struct joined pair;
+
+	configure("link=ib; gids=ib:ll; grh=1");
+	side_open_at(&a, DEVICE);
+	side_open_at(&b, "soft1");
+	pair_open(&pair);
+	memcpy(&address, pair.out_address, sizeof(address));
+	CHECK(!address.lid);
+	write_passes(&pair, 4);
+	pair_close(&pair);
+	side_close(&a);
+	side_close(&b);
+	nothing_is_left();
+}
+
 /* A full member of the partition before a limited one; without either, if none was asked for, whatever there is. */
 static void test_pkeys(void)
 {
@@ -400,6 +419,7 @@ int main(void)
 	test_names();
 	test_pkeys();
 	test_infiniband();
+	test_infiniband_global();
 	test_infiniband_late();
 	test_infiniband_prefix();
 	test_infiniband_events();

@@ -317,7 +317,8 @@ static int port_open(struct tfd_domain *domain, struct table *table, const struc
 		                domain->options.mtu);
 	port->link_layer = attributes.link_layer == IBV_LINK_LAYER_ETHERNET ? IBV_LINK_LAYER_ETHERNET :
 	                                                                      IBV_LINK_LAYER_INFINIBAND;
-	port->global = port->link_layer == IBV_LINK_LAYER_ETHERNET || domain->options.gid_given;
+	port->global = port->link_layer == IBV_LINK_LAYER_ETHERNET || domain->options.gid_given ||
+	               (attributes.flags & IBV_QPF_GRH_REQUIRED);
 	tfd_verbs_port_take(domain, &attributes);
 	port->max_message_bytes = attributes.max_msg_sz;
 	rc = levels_check(domain, error);

@@ -38,7 +38,7 @@ struct tfd_verbs_port {
 	uint16_t pkey_index;
 	uint16_t lid; /* InfiniBand; the worker's, as the next: when a half was made last */
 	enum ibv_mtu mtu;
-	bool global; /* packets carry a GRH: always on Ethernet */
+	bool global; /* packets carry a GRH: always on Ethernet; on ports that have no LID of their own, or as told */
 	struct tfd_gid gid; /* on InfiniBand its address is the worker's, as `lid` */
 	uint32_t gid_index; /* shared: where it is now; the thread of events stores it */
 	uint32_t max_message_bytes;

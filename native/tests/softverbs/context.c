@@ -218,6 +218,7 @@ static int query_port(struct ibv_context *context, uint8_t number, struct ibv_po
 		.gid_tbl_len = SOFT_GIDS,
 		.max_msg_sz = 1u << 30,
 		.pkey_tbl_len = SOFT_PKEYS,
+		.flags = fabric.config.grh ? IBV_QPF_GRH_REQUIRED : 0,
 		.lid = port->lid,
 		.max_vl_num = 1,
 		.active_width = 2, /* 4X */

@@ -83,6 +83,7 @@ static int word_number(const char *name, const char *value)
 		{ "max_rd_atomic", &config->max_rd_atomic, 0, 255 },
 		{ "mtu", &config->mtu, IBV_MTU_256, IBV_MTU_4096 },
 		{ "hurry", &config->hurry, 1, 1000000 },
+		{ "grh", &config->grh, 0, 1 },
 		{ "last", &config->last, 0, 1 },
 		{ "last_us", &config->last_us, 0, 10000000 },
 		{ "vendor", &config->vendor, 0, 0xffffff },
@@ -186,7 +187,9 @@ static int device_reset(uint32_t number)
 		uint32_t count = 0;
 
 		*port = (struct soft_port){ .up = 1, .mtu = fabric.config.mtu, .pkeys = { 0xffff } };
-		port->lid = (uint16_t)(fabric.config.infiniband ? 16 * (number + 1) + i : 0);
+		port->lid =
+			(uint16_t)(fabric.config.infiniband && !fabric.config.grh ? 16 * (number + 1) + i :
+			                                                            0);
 		(void)snprintf(gids, sizeof(gids), "%s", fabric.config.gids);
 		while ((word = strsep(&rest, ",")) && count < SOFT_GIDS) {
 			if (*word && soft_gid_parse(word, number, i + 1, &port->gids[count++]))

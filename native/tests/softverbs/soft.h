@@ -51,6 +51,7 @@ struct soft_config {
 	uint32_t ports;
 	uint32_t extended;
 	uint32_t infiniband; /* link layer */
+	uint32_t grh; /* its ports say that they have to have one, and have no LIDs */
 	uint32_t dmabuf;
 	uint32_t max_qp;
 	uint32_t max_qp_wr;
