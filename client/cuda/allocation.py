@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transferd.client.cuda.gpu import Gpu
 
 FDS_MAX = 15  # of one packet of the fd socket
+_ANOTHERS = "if it is another process's, and mapped here, that one registers it"
 
 
 @dataclass(slots=True, eq=False)
@@ -203,8 +204,7 @@ class Allocations:
             return self._driver.ipc_handle(base)
         except CudaError as error:
             raise errors.InvalidRequest(
-                f"{array.what} is memory that this process cannot share ({error}): if it is mapped "
-                "here and another process's, that one registers it",
+                f"{array.what} is memory that this process cannot share ({error}): {_ANOTHERS}",
                 reason="NOT_SHAREABLE",
             ) from None
 
@@ -232,7 +232,7 @@ class Allocations:
                 raise errors.InvalidRequest(
                     f"{array.what} is memory that was not made to be shared ({error}): make it "
                     "with CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR (torch: expandable_segments "
-                    "does), or with cudaMalloc",
+                    f"does), or with cudaMalloc; {_ANOTHERS}",
                     reason="NOT_SHAREABLE",
                 ) from None
             finally:
@@ -255,7 +255,7 @@ class Allocations:
         except CudaError as error:
             raise errors.InvalidRequest(
                 f"{array.what} is memory that no other process can map ({error}); of a pool "
-                "(cudaMallocAsync) none is: use cudaMalloc, or torch's own allocator",
+                f"(cudaMallocAsync) none is: use cudaMalloc, or torch's own allocator; {_ANOTHERS}",
                 reason="NOT_SHAREABLE",
             ) from None
 
