@@ -177,7 +177,8 @@ static void test_broken_path(enum kind kind)
 			await_job(record[slot], job[slot]);
 		if (i == BREAKS_AT)
 			break_something(kind);
-		entry.length = 1 + random_below(100000);
+		/* A byte goes by one path, and counts 1 there: more of it than there is shows. Of half a count that is too much nothing would. */
+		entry.length = kind == LOST_ACK || i % 4 == 0 ? 1 : 1 + random_below(100000);
 		entry.src_offset = entry.dst_offset = random_below(REGION_BYTES - 100000);
 		record[slot] = user_submit(&from, entry);
 		job[slot] = from.next_job;
