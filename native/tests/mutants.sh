@@ -48,6 +48,7 @@ mutants() {
 	mutant exact-is-not core/cut.c "if (job->flags & (TFD_FLAG_EXACT | TFD_FLAG_CHECKSUM))" "if (job->flags & TFD_FLAG_CHECKSUM)"
 	mutant exact-of-a-part core/shard.c "(job->flags & TFD_FLAG_EXACT) && !job->data_left)" "(job->flags & TFD_FLAG_EXACT))"
 	mutant landed-not-believed core/conn.c "oldest->imm_number <= landed_of(oldest, far) &&" "oldest->imm_number <= landed_of(oldest, far) / 2 &&"
+	mutant last-landed-not-believed core/conn.c "oldest->imm_number <= landed_of(oldest, far) &&" "oldest->imm_number < landed_of(oldest, far) &&" softverbs_core
 	mutant landed-too-much core/conn.c "oldest->imm_number <= landed_of(oldest, far) &&" "oldest->imm_number <= landed_of(oldest, far) + 1 &&"
 	mutant landed-of-another-channel core/conn.c "wr->job->priority)];" "0 * wr->job->priority)];"
 	mutant landed-in-one-order core/worker.c "conn->orders[wc->order].landed++;" "conn->orders[0].landed++;"
