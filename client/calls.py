@@ -103,7 +103,7 @@ class Calls:
         """
         source = getattr(src, "source", None)
         plain = type(dst) is bytes and type(priority) is type(count) is str
-        if source is not None and plain and stream is None and not checksum:
+        if source is not None and plain and not checksum:
             src.open_handle()
             job_id = self._session.gpu().copier.pages(
                 source,
@@ -117,6 +117,7 @@ class Calls:
                 COUNTS.get(count),
                 PRIORITIES.get(priority),
                 0 if deadline_s is None else to_deadline_ns(deadline_s),
+                stream,
                 timeout_s,
             )
             if job_id:

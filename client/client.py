@@ -257,7 +257,7 @@ class Client(Calls, Closing):
         except AttributeError:
             raise no_region("src", src) from None
         session, job_id = self._session, 0
-        if exact or checksum or stream is not None:
+        if exact or checksum or (source is None and stream is not None):
             pass  # nothing of these in the two short ways
         elif source is None:
             job_id = session.submit(
@@ -282,6 +282,7 @@ class Client(Calls, Closing):
                 dst_offset,
                 src.length,
                 0 if deadline_s is None else to_deadline_ns(deadline_s),
+                stream,
                 timeout_s,
             )
         if job_id:

@@ -40,7 +40,7 @@ _write = lib.tfd_lane_write
 _pages = lib.tfd_lane_pages
 _launch = lib.tfd_lane_launch
 _from_buffer = ffi.from_buffer
-_ASK_AGAIN = (-errno.EINTR, -errno.ERANGE, -errno.EMSGSIZE)
+_ASK_AGAIN = (-errno.EINTR, -errno.ERANGE, -errno.EMSGSIZE, -errno.ESTALE)
 _new = ffi.new
 TRIGGER_MAX = (1 << 63) - 1  # TFD_LANE_TRIGGER_MAX
 NOTHING = contextlib.nullcontext()  # it has no state
@@ -127,8 +127,8 @@ class Copier:
             TransferdError: As for any job; CudaError: the driver refused.
         """
         source, mappings = plan.source, self._mappings
-        lane = self._lanes.known(source.device, plan.priority, plan.length)
-        if lane is None or plan.stream is not None or not mappings.begin(plan.used):
+        lane = self._quick_lane(source, plan.priority, plan.length, plan.stream)
+        if lane is None or not mappings.begin(plan.used):
             return 0
         first = plan.mapped[0]
         try:
@@ -156,6 +156,7 @@ class Copier:
         dst_offset: int,
         length: int,
         deadline_ns: int,
+        stream: Any,
         timeout_s: float | None,
     ) -> int:
         """Submits a plain write by what is there already; 0: something is not, ask :meth:`submit`.
@@ -164,7 +165,7 @@ class Copier:
             TransferdError: As for any job; CudaError: the driver refused.
         """
         mappings = self._mappings
-        lane = self._lanes.known(source.device, priority, length)
+        lane = self._quick_lane(source, priority, length, stream)
         mapped = mappings.known(dst, source.device)
         grant = self._gpu.session.handles.get(dst)
         if (
@@ -207,6 +208,7 @@ class Copier:
         flags: int | None,
         priority: int | None,
         deadline_ns: int,
+        stream: Any,
         timeout_s: float | None,
     ) -> int:
         """As :meth:`write`, of pages; pairs are of source, destination. What is unusual gives 0.
@@ -232,7 +234,7 @@ class Copier:
         ):
             return 0
         mappings = self._mappings
-        lane = self._lanes.known(source.device, priority)
+        lane = self._quick_lane(source, priority, 0, stream)
         mapped = mappings.known(dst, source.device)
         grant = self._gpu.session.handles.get(dst)
         if lane is None or mapped is None or grant is None or not mappings.begin_one(mapped):
@@ -265,6 +267,13 @@ class Copier:
         finally:
             mappings.end_one(mapped, lane)
         return self._submitted(rc, lane, timeout_s)
+
+    def _quick_lane(
+        self, source: Allocation, priority: int, length: int, stream: Any
+    ) -> Lane | None:
+        if stream is None:
+            return self._lanes.known(source.device, priority, length)
+        return self._lanes.known_caller(source.device, to_stream(stream))
 
     def _submitted(self, rc: int, lane: Lane, timeout_s: float | None) -> int:
         if rc > 0:
@@ -335,12 +344,6 @@ class Copier:
                 raise errors.InvalidRequest(
                     f"the stream is of another device than the source, which is on {device}",
                     reason="WRONG_DEVICE",
-                )
-            if driver.stream_capturing(stream):
-                raise errors.InvalidRequest(
-                    "a job is submitted once, and a CUDA graph that is captured runs again and "
-                    "again: capture watcher.cuda_bump(stream), and arm jobs on that watcher",
-                    reason="CAPTURING",
                 )
         return self._lanes.of_caller(device, stream)
 
@@ -414,7 +417,19 @@ class Copier:
                 return session.table_too_large(request)
             case errno.EIO:
                 return self._refused(lane)
+            case errno.ESTALE if not lane.own:
+                return self._stale(lane)
         return self._failure(rc, timeout_s)
+
+    def _stale(self, lane: Lane) -> errors.TransferdError:
+        """Says what the driver has against a stream of the caller's."""
+        driver = self._gpu.driver
+        try:
+            with driver.entered(self._gpu.context(lane.device)):
+                driver.stream_capturing(lane.stream)
+        except errors.TransferdError as error:
+            return error
+        return errors.InvalidRequest("the stream was destroyed", reason="STREAM_DESTROYED")
 
     def _refused(self, lane: Lane) -> errors.TransferdError:
         """Ends a job that is published and would wait for ever; its lane takes no more."""
@@ -427,6 +442,12 @@ class Copier:
         return self._gpu.driver.error("enqueueing a copy", result)
 
     def _failure(self, rc: int, timeout_s: float | None) -> errors.TransferdError:
+        if rc == -errno.EBUSY:
+            return errors.InvalidRequest(
+                "a job is submitted once, and a CUDA graph that is captured runs again and again: "
+                "capture watcher.cuda_bump(stream), and arm jobs on that watcher",
+                reason="CAPTURING",
+            )
         if rc == -errno.ENODEV:
             return errors.Unavailable(
                 f"this stream copies no more: {self._gpu.fault or 'the driver refused a copy'}",

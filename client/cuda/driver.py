@@ -114,6 +114,8 @@ ENTRY_POINTS = {
     "ctx_get_current": "cuCtxGetCurrent",
     "ctx_push_current": "cuCtxPushCurrent_v2",
     "ctx_pop_current": "cuCtxPopCurrent_v2",
+    "stream_get_id": "cuStreamGetId",
+    "stream_capturing": "cuStreamIsCapturing",
 }
 _REMEDIES = {
     2: "the GPU has no memory left: free some",

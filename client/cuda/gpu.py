@@ -183,6 +183,10 @@ class Gpu:
         array = device_array(memory)
         allocation = self.allocations.take(array, name)
         self.prepare(allocation.device)
+        if allocation.users == 1:
+            # That took milliseconds, in which what the next tensor of it needs has grown cold: it
+            # would take 30 us on an H200's host, and those after it 12.
+            self.allocations.look(device_array(memory))
         return allocation, array.address - allocation.base, array.length
 
     def warm(self, descriptors: Iterable[bytes]) -> None:

@@ -59,8 +59,19 @@ class Lane:
         "trigger_slot",
     )  # fmt: skip
 
-    def __init__(self, gpu: Gpu, device: int, stream: int, *, own: bool, armed: bool) -> None:
-        """Takes watchers of the session, and makes the native half."""
+    def __init__(
+        self, gpu: Gpu, device: int, stream: int, *, number: int = -1, armed: bool = False
+    ) -> None:
+        """Takes watchers of the session, and makes the native half.
+
+        Args:
+            gpu: Of the session.
+            device: Of the stream.
+            stream: CUstream.
+            number: Of a stream of the caller's, which no other has; -1: the stream is ours.
+            armed: As the attribute.
+        """
+        own = number < 0
         self.device = device
         self.stream = stream
         self.own = own
@@ -90,6 +101,8 @@ class Lane:
                     "watcher": self._watchers[0],
                     "marks": self._watchers[1] if armed else NO_MARKS,
                     "copies_max": ARMED_COPIES_MAX if armed else COPIES_MAX,
+                    "foreign": not own,
+                    "stream_id": 0 if own else number,
                 },
             )
             out = ffi.new("struct tfd_lane **")
@@ -136,6 +149,7 @@ class Lanes:
         self._copying: dict[tuple[int, int, int], Lane] = {}  # by device, priority and turn
         self._turn = 0  # of the next that takes turns; guarded by nothing: any will do
         self._callers: dict[int, Lane] = {}  # by the stream's number
+        self._handles: dict[tuple[int, int], Lane] = {}  # of those, by device and CUstream
         self._armed: list[Lane] = []
         self._old: list[Lane] = []  # take no more; their copies may be under way
         self._guard: threading.Thread | None = None
@@ -173,6 +187,10 @@ class Lanes:
             return self._turn
         return 0
 
+    def known_caller(self, device: int, stream: int) -> Lane | None:
+        """The lane of what was a stream of the caller's; whether it still is the copy finds."""
+        return self._handles.get((device, stream))
+
     def of_caller(self, device: int, stream: int) -> Lane:
         """The lane of a stream of the caller's, which belongs to the device's context."""
         driver = self._gpu.driver
@@ -181,19 +199,23 @@ class Lanes:
         with self._lock:
             lane = self._callers.get(number)
             if lane is None:
-                lane = self._callers[number] = self._of_new_caller(device, stream)
+                lane = self._callers[number] = self._of_new_caller(device, stream, number)
+            self._handles[device, stream] = lane
         return lane
 
-    def _of_new_caller(self, device: int, stream: int) -> Lane:
+    def _of_new_caller(self, device: int, stream: int, number: int) -> Lane:
         try:
-            return Lane(self._gpu, device, stream, own=False, armed=False)
+            return Lane(self._gpu, device, stream, number=number)
         except errors.QuotaExceeded:
             # Streams come and go: those that have nothing under way make room.
-            for number, lane in list(self._callers.items()):
-                if not lane.pending:
-                    lane.give_back(self._gpu)
-                    del self._callers[number]
-            return Lane(self._gpu, device, stream, own=False, armed=False)
+            for idle in [lane for lane in self._callers.values() if not lane.pending]:
+                idle.give_back(self._gpu)
+                self._forget_caller(idle)
+            return Lane(self._gpu, device, stream, number=number)
+
+    def _forget_caller(self, lane: Lane) -> None:
+        self._callers = {k: v for k, v in self._callers.items() if v is not lane}
+        self._handles = {k: v for k, v in self._handles.items() if v is not lane}
 
     def of_armed(self, device: int, slot: int, value: int) -> Lane:
         """A lane whose stream waits for nothing that comes later than this.
@@ -231,7 +253,7 @@ class Lanes:
         with driver.entered(self._gpu.context(device)):
             stream = driver.stream_create()
             try:
-                return Lane(self._gpu, device, stream, own=True, armed=armed)
+                return Lane(self._gpu, device, stream, armed=armed)
             except BaseException:
                 driver.stream_destroy(stream)
                 raise
@@ -240,7 +262,7 @@ class Lanes:
         """Takes a lane out that the driver refused work for; the next job makes another."""
         with self._lock:
             self._copying = {k: v for k, v in self._copying.items() if v is not lane}
-            self._callers = {k: v for k, v in self._callers.items() if v is not lane}
+            self._forget_caller(lane)
             if lane in self._armed:
                 self._armed.remove(lane)
             self._old.append(lane)

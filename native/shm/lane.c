@@ -242,6 +242,9 @@ int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct t
 	if (copy->trigger && (!lane->marks || copy->trigger_slot >= lane->client->watcher_count ||
 	                      copy->trigger_at > TFD_LANE_TRIGGER_MAX))
 		return -EINVAL;
+	rc = tfd_lane_look(lane);
+	if (rc)
+		return rc;
 	rc = tfd_client_room_wait(lane->client, try_room, lane, timeout_ns);
 	if (rc)
 		return rc;

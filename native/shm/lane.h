@@ -32,7 +32,12 @@ bool tfd_lane_passed(const struct tfd_client_slot *slot);
 bool tfd_lane_stop_locked(struct tfd_client *client, struct tfd_client_slot *slot);
 void tfd_lanes_fini(struct tfd_client *client);
 
-/* stream.c: puts a copy that is published on the lane's stream, under its lock; a CUresult. */
+/*
+ * stream.c: whether the stream of the application's can have a copy. -ESTALE: it is another one, or the driver says of neither; -EBUSY: what it
+ * is given goes into a graph. 0 of a stream of ours.
+ */
+int tfd_lane_look(const struct tfd_lane *lane);
+/* Puts a copy that is published on the lane's stream, under its lock; a CUresult. */
 int tfd_lane_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a lane puts on its stream: kernels of client/cuda/kernels/pages.cu, which knows these parameters, or a copy of the driver's. */
+#include <errno.h>
 #include <stdbool.h>
 
 #include "lane.h"
@@ -20,6 +21,8 @@ typedef int (*memcpy_fn)(uint64_t dst, uint64_t src, size_t bytes, void *stream)
 typedef int (*value_fn)(void *stream, uint64_t address, uint64_t value, unsigned int flags);
 typedef int (*context_fn)(void **context);
 typedef int (*push_fn)(void *context);
+typedef int (*id_fn)(void *stream, uint64_t *id);
+typedef int (*capturing_fn)(void *stream, int *capturing);
 
 /* Makes the lane's context current; *pushed: it has to be popped. */
 static int enter(const struct tfd_lane *lane, bool *pushed)
@@ -301,6 +304,27 @@ static int plan_enqueue(const struct tfd_lane *lane, const struct tfd_entry *ent
 	if ((plan.op == TFD_OP_WRITE && plan.flags & TFD_FLAG_TABLE) || plan.op == TFD_OP_SCATTER)
 		return launch_plan_slices(lane, &plan, copy, arena + head, arena + places, marks);
 	return copy_enqueue(lane, &plan, copy);
+}
+
+int tfd_lane_look(const struct tfd_lane *lane)
+{
+	const struct tfd_cuda_driver *driver = &lane->options.driver;
+	uint64_t id = 0;
+	int capturing = 0;
+	bool pushed;
+	int result;
+
+	if (!lane->options.foreign)
+		return 0;
+	result = enter(lane, &pushed);
+	if (!result)
+		result = ((id_fn)driver->stream_get_id)(lane->options.stream, &id);
+	if (!result)
+		result = ((capturing_fn)driver->stream_capturing)(lane->options.stream, &capturing);
+	leave(lane, pushed);
+	if (result || id != lane->options.stream_id)
+		return -ESTALE;
+	return capturing ? -EBUSY : 0;
 }
 
 int tfd_lane_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)

@@ -23,6 +23,8 @@ static struct {
 	uint64_t p[16]; /* parameters */
 	uint32_t launches, copies, writes, waits;
 	uint64_t dst, src, bytes, word;
+	uint64_t id; /* of the stream */
+	int capturing, fails;
 } driver;
 
 static uint32_t parameter_count(const void *function)
@@ -82,6 +84,20 @@ static int write_value(void *stream, uint64_t address, uint64_t value, unsigned 
 	(void)flags;
 	driver.writes++;
 	driver.word = value;
+	return 0;
+}
+
+static int get_id(void *stream, uint64_t *id)
+{
+	CHECK(stream == STREAM);
+	*id = driver.id;
+	return driver.fails;
+}
+
+static int capturing(void *stream, int *is)
+{
+	CHECK(stream == STREAM);
+	*is = driver.capturing;
 	return 0;
 }
 
@@ -306,6 +322,42 @@ static void test_triggers_and_closed_plans(void)
 	world_fini();
 }
 
+/* Another stream has come by its handle, or it is being captured: nothing is published. */
+static void test_a_stream_of_the_application(void)
+{
+	struct tfd_lane_options options = {
+		.driver = { launch, memcpy_dtod, wait_value, write_value, any_context, NULL, NULL, get_id,
+		            capturing },
+		.stream = STREAM,
+		.pages = &pages,
+		.segment = SEGMENT,
+		.marks = TFD_LANE_NO_MARKS,
+		.copies_max = 16,
+		.foreign = 1,
+		.stream_id = 77,
+	};
+	uint32_t before;
+
+	world_init();
+	CHECK(tfd_client_watcher_open(client, &options.watcher) == 0);
+	CHECK(tfd_lane_open(client, &options, &lane) == 0);
+	driver.id = 77;
+	CHECK(tfd_lane_write(lane, 0, 1, 1, 0, 2, 0, 64, 0, SRC, DST, 0) > 0 && driver.launches == 1);
+	before = fake.ring->tail;
+	driver.id = 78;
+	CHECK(tfd_lane_write(lane, 0, 1, 1, 0, 2, 0, 64, 0, SRC, DST, 0) == -ESTALE);
+	driver.id = 77;
+	driver.capturing = 1;
+	CHECK(tfd_lane_write(lane, 0, 1, 1, 0, 2, 0, 64, 0, SRC, DST, 0) == -EBUSY);
+	driver.capturing = 0;
+	driver.fails = 400;
+	CHECK(tfd_lane_write(lane, 0, 1, 1, 0, 2, 0, 64, 0, SRC, DST, 0) == -ESTALE);
+	CHECK(fake.ring->tail == before && tfd_lane_last(lane) == 1 && driver.launches == 1);
+	driver.fails = 0;
+	CHECK(tfd_lane_write(lane, 0, 1, 1, 0, 2, 0, 64, 0, SRC, DST, 0) > 0);
+	world_fini();
+}
+
 static void test_reads(void)
 {
 	struct tfd_copy with = { .src = SRC, .dst = DST };
@@ -332,5 +384,6 @@ int main(void)
 	test_rows_of_members();
 	test_triggers_and_closed_plans();
 	test_reads();
+	test_a_stream_of_the_application();
 	return 0;
 }

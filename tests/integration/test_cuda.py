@@ -114,56 +114,6 @@ def test_pages_of_a_part(
     assert none.wait(WAIT_S) is OK
 
 
-PAGES = np.array([3, 1, 7, 0])
-# What the short way leaves to the long one, or both refuse; by what is changed, and the error.
-UNUSUAL: list[tuple[dict[str, Any], str]] = [
-    ({}, ""),
-    ({"src_pages": PAGES.tolist()}, ""),
-    ({"src_pages": np.arange(8)[::2]}, ""),
-    ({"dst_pages": PAGES.astype(">i8")}, "big-endian"),
-    ({"src_pages": np.ma.masked_array(PAGES)}, "masked"),
-    ({"src_pages": PAGES.reshape(2, 2)}, "dimensions"),
-    ({"src_pages": PAGES.astype(float)}, "convert it to int64"),
-    ({"src_pages": PAGES[:3]}, "as many"),
-    ({"src_pages": PAGES - 1}, r"src_pages\[3\] is -1"),
-    ({"dst_pages": PAGES + 1017}, r"dst_pages\[2\] is 1024"),
-    ({"page_bytes": 0}, "page_bytes"),
-    ({"page_bytes": "4096"}, "page_bytes"),
-    ({"src_stride": 1.5}, "src_stride"),
-    ({"dst_stride": -1}, "dst_stride"),
-    ({"src_offset": LENGTH + 1}, "src_offset"),
-    ({"dst_offset": None}, "dst_offset"),
-    ({"imm": 1 << 20}, "imm"),
-    ({"count": "pages"}, "count"),
-    ({"priority": "high"}, "priority"),
-    ({"deadline_s": 0}, "deadline_s"),
-    ({"dst": "a string"}, "descriptor"),
-]
-
-
-@pytest.mark.parametrize(("changed", "error"), UNUSUAL)
-def test_the_short_way_of_pages_refuses_as_the_long_one(
-    cuda: FakeCuda, sender: Client, receiver: Client, changed: dict[str, Any], error: str
-) -> None:
-    region = sender.register(memory(cuda))
-    _, _, grant = granted(receiver, cuda)
-    usual: dict[str, Any] = {"src_pages": PAGES, "dst_pages": PAGES, "page_bytes": 4096, "imm": 1}
-    usual |= {"src": region, "dst": grant.descriptor}
-    assert sender.write_pages(**usual).wait(WAIT_S) is OK
-    submit, longs = sender._session.gpu().copier.submit, []
-    sender._session.gpu().copier.submit = lambda *a: longs.append(a) or submit(*a)  # type: ignore[method-assign,func-returns-value]
-    if error:
-        with pytest.raises(transferd.InvalidRequest, match=error):
-            sender.write_pages(**(usual | changed))
-    else:
-        assert sender.write_pages(**(usual | changed)).wait(WAIT_S) is OK
-        receiver.counter(1).wait(8, WAIT_S)
-    assert len(longs) == ((bool(changed) and not error) or error.startswith(("src_pages", "dst_p")))
-    region.close()
-    with pytest.raises(transferd.InvalidRequest, match="closed"):
-        sender.write_pages(**usual)
-
-
 @pytest.mark.parametrize("rows", [False, True], ids=["list", "array"])
 def test_scatter_over_devices(
     cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random, rows: bool

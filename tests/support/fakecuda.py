@@ -98,6 +98,7 @@ class FakeCuda:
         self.registered: dict[int, int] = {}
         self.streams: dict[int, Stream] = {}
         self.capturing: set[int] = set()
+        self.stream_ids: dict[int, int] = {}  # of those that are not their handle
         self.broken: dict[int, int] = {}  # context -> result
         self.held = threading.Event()  # clear: no stream does anything
         self.held.set()
@@ -495,7 +496,7 @@ class FakeCuda:
         return 0
 
     def do_cuStreamGetId(self, stream: int, out: Any) -> int:
-        out[0] = stream
+        out[0] = self.stream_ids.get(stream, stream)
         return 0 if stream in self.streams else 400
 
     def do_cuStreamIsCapturing(self, stream: int, out: Any) -> None:

@@ -23,13 +23,17 @@ struct tfd_cuda_driver {
 	void *ctx_get_current;   /* cuCtxGetCurrent */
 	void *ctx_push_current;  /* cuCtxPushCurrent */
 	void *ctx_pop_current;   /* cuCtxPopCurrent */
+	void *stream_get_id;     /* cuStreamGetId */
+	void *stream_capturing;  /* cuStreamIsCapturing */
 };
 
 struct tfd_lane_options {
 	struct tfd_cuda_driver driver;
 	void *context; /* CUcontext of the stream */
-	void *stream;  /* CUstream; it and the next two outlive the lane's last copy */
-	void *pages;   /* CUfunction tfd_pages of client/cuda/kernels/pages.cu */
+	void *stream;  /* CUstream; it and the kernels outlive the lane's last copy */
+	uint64_t
+		stream_id; /* with foreign: what cuStreamGetId said of it; each copy asks whether it is still that one */
+	void *pages; /* CUfunction tfd_pages of client/cuda/kernels/pages.cu */
 	void *targets; /* CUfunction tfd_targets */
 	void *plan_pages; /* CUfunction tfd_plan_pages */
 	void *plan_slices; /* CUfunction tfd_plan_slices */
@@ -38,6 +42,7 @@ struct tfd_lane_options {
 	uint32_t
 		marks; /* another one, for a lane of armed copies: struct tfd_copy_marks; else TFD_LANE_NO_MARKS */
 	uint32_t copies_max; /* enqueued at once; at most TFD_COPY_MARKS with marks */
+	uint32_t foreign; /* not 0: the stream is the application's */
 };
 
 #define TFD_LANE_NO_MARKS 0xffffffffu
@@ -71,7 +76,9 @@ int tfd_lane_open(struct tfd_client *client, const struct tfd_lane_options *opti
  * TFD_FLAG_COPIED, and enqueues the copy. Fills record, job_id, watcher and fire_at. Waits for room as
  * tfd_client_submit_tables, with the same errors; a lane has room for copies_max. Adds -ERANGE with TFD_FAULT_GRANT; -EIO: the driver refused,
  * *result is its CUresult. The job is published, and will never start: it is to be ended by TFD_OP_DISARM of the lane's watcher, and so are
- * those before it that have not ended; the lane takes no more, and is to be failed once its stream is idle. -ENODEV: the lane takes no more.
+ * those before it that have not ended; the lane takes no more, and is to be failed once its stream is idle. -ENODEV: the lane takes no more. Of a
+ * stream of the application's, before anything is published: -ESTALE: it is another one, or the driver says of neither; -EBUSY: it is being
+ * captured.
  */
 int tfd_lane_copy(struct tfd_lane *lane, struct tfd_entry *entry, const struct tfd_client_table *table,
                   const struct tfd_copy *copy, int64_t timeout_ns, struct tfd_table_fault *fault,
