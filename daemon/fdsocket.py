@@ -300,6 +300,7 @@ class Connection:
         packet.taken()
         response.share_memory.memory_id = memory.memory_id
         response.share_memory.size_bytes = memory.size
+        response.share_memory.allocation = memory.allocation
 
     def _map(
         self, session: Session, request: pb.MapRequest, response: pb.FdResponse

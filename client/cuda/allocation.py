@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transferd.client.cuda.flush import Flusher
     from transferd.client.cuda.gpu import Gpu
 
+# Where allocations begin that this process has shared: by its id, the daemon's life, and number.
+_own: dict[tuple[int, bytes, int], int] = {}
 FDS_MAX = 15  # of one packet of the fd socket
 _ANOTHERS = "if it is another process's, and mapped here, that one registers it"
 
@@ -40,6 +42,7 @@ class Allocation:
         buffer_ids: Of its chunks, by address; of the whole where it has none.
         handle: The daemon's number for its region.
         users: Regions made of it; guarded by the table's lock.
+        key: What it is called in this process, whatever Client looks.
         without_nics: Why no NIC reaches it; empty: some do.
     """
 
@@ -49,6 +52,7 @@ class Allocation:
     buffer_ids: tuple[int, ...]
     handle: int = 0
     users: int = 1
+    key: tuple[int, bytes, int] = (0, b"", 0)
     without_nics: str = ""
     flusher: Flusher | None = None  # where NICs reach it, and have to be flushed after
 
@@ -147,6 +151,7 @@ class Allocations:
                 session.region_remove(allocation.handle)
 
     def _forget(self, allocation: Allocation) -> None:
+        _own.pop(allocation.key, None)
         for buffer_id in allocation.buffer_ids:
             self._by_buffer[buffer_id].remove(allocation)
             if not self._by_buffer[buffer_id]:
@@ -282,8 +287,10 @@ class Allocations:
 
     def _register(self, allocation: Allocation, export: _Export, name: str) -> int:
         session = self._gpu.session
-        memory_id = self._share(allocation, export)
-        made = session.region_register(memory_id, allocation.length, name)
+        shared = self._share(allocation, export)
+        allocation.key = self._key(shared.allocation)
+        _own[allocation.key] = allocation.base
+        made = session.region_register(shared.memory_id, allocation.length, name)
         if made.rails:
             allocation.flusher = self._gpu.flusher.reached(allocation.device)
         elif not allocation.without_nics:
@@ -291,7 +298,18 @@ class Allocations:
         handle: int = made.region
         return handle
 
-    def _share(self, allocation: Allocation, export: _Export) -> int:
+    def _key(self, number: int) -> tuple[int, bytes, int]:
+        return os.getpid(), self._gpu.daemon, number
+
+    def own(self, number: int) -> int:
+        """Where an allocation of this process begins, by the daemon's number; 0: it is another's.
+
+        Of whatever Client. The daemon tells by process ids, which it may not see: in a process
+        namespace of its own it does not.
+        """
+        return _own.get(self._key(number), 0)
+
+    def _share(self, allocation: Allocation, export: _Export) -> Any:
         dmabuf = [export.dmabuf] if export.dmabuf >= 0 else []
         first = FDS_MAX - len(dmabuf)
         request = attach_pb2.ShareCudaMemoryRequest(
@@ -304,17 +322,17 @@ class Allocations:
             dmabuf=bool(dmabuf),
             flush=self._gpu.flusher.need(allocation.device).word() if dmabuf else None,
         )
-        memory_id = self._send(request, dmabuf + export.chunk_fds[:first])
+        shared = self._send(request, dmabuf + export.chunk_fds[:first])
         for at in range(first, len(export.chunk_fds), FDS_MAX):
             self._send(
                 attach_pb2.ShareCudaMemoryRequest(
-                    memory_id=memory_id, chunk_bytes=export.chunk_bytes[at : at + FDS_MAX]
+                    memory_id=shared.memory_id,
+                    chunk_bytes=export.chunk_bytes[at : at + FDS_MAX],
                 ),
                 export.chunk_fds[at : at + FDS_MAX],
             )
-        return memory_id
+        return shared
 
-    def _send(self, request: Any, fds: list[int]) -> int:
+    def _send(self, request: Any, fds: list[int]) -> Any:
         response, _ = self._gpu.session.ask(attach_pb2.FdRequest(share_cuda_memory=request), fds)
-        memory_id: int = response.share_memory.memory_id
-        return memory_id
+        return response.share_memory

@@ -38,6 +38,7 @@ class Gpu:
     Attributes:
         session: Whose.
         driver: The seam.
+        daemon: Life of the daemon: what it numbers is so in that alone.
         allocations: Memory of this process.
         mappings: Memory of others.
         lanes: Streams.
@@ -54,6 +55,7 @@ class Gpu:
         """
         self.session = session
         self.driver = drivers.load()
+        self.daemon = bytes(ffi.buffer(lib.tfd_client_header(session.client).boot_epoch))
         self._lock = threading.RLock()  # guards what follows
         self._contexts: dict[int, int] = {}
         self._kernels: dict[int, modules.Kernels] = {}

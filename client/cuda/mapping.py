@@ -247,10 +247,11 @@ class Mappings:
     def _map(self, answer: Any, fds: list[int], device: int) -> _Opened:
         driver = self._driver
         owner = self._gpu.device_of(answer.device_uuid)
-        if answer.own_process:
+        own = answer.base if answer.own_process else self._gpu.allocations.own(answer.allocation)
+        if own:
             if owner not in (device, -1):
                 driver.peer_enable(self._gpu.context(owner))
-            return _Opened(answer.base, lambda: None)
+            return _Opened(own, lambda: None)
         if owner < 0 and not answer.chunk_count:
             raise _not_visible("")
         if answer.chunk_count:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import transferd
 from transferd import JobStatus, Write
 
-from support import cuda_peer
+from support import cuda_peer, pods
 from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 MIB = 1 << 20
 MAP = {"write", "map"}
 OK = JobStatus.OK
-UNSHARED = ["unshare", "--user", "--map-root-user", "--ipc", "--mount"]
 
 
 def test_writes_of_every_alignment(
@@ -128,20 +125,24 @@ def test_another_process(
 def test_namespaces_of_their_own(
     gpu: Gpu, sender: Client, shared_pair: Daemons, seeded: random.Random
 ) -> None:
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*UNSHARED, "true"], check=False).returncode
-    ):
-        pytest.skip("this host makes no user and IPC namespaces")
-    length = 3 * MIB
-    source = gpu.malloc(length)
+    """Two processes that share nothing but the daemon's socket, and the GPU, as two pods do."""
+    prefix, socket, length = pods.prefix(), shared_pair[0].socket, 5 * MIB
     data = seeded.randbytes(length)
-    source.write(data)
-    with cuda_peer.running(shared_pair[0].socket, "vmm", length, UNSHARED) as peer:
-        job = sender.write(sender.register(source), peer.descriptor, imm=1)
+    with (
+        cuda_peer.running(socket, "vmm", length, prefix) as one,
+        cuda_peer.running(socket, "vmm", length, prefix) as two,
+    ):
+        one.ask("fill", 0, data.hex())
+        for writer, reader in ((one, two), (two, one)):
+            assert writer.ask("write", reader.descriptor.hex()) == "cuda, 1 rail"
+            assert reader.ask("wait", 1, 1) == 1
+            assert reader.bytes_at(0, length) == data
+        source = gpu.malloc(length)  # and by cudaMalloc here, into a pod
+        source.clear()
+        job = sender.write(sender.register(source), two.descriptor, imm=2)
         assert job.wait(WAIT_S) is OK
-        assert peer.ask("wait", 1, 1) == 1
-        assert peer.bytes_at(0, length) == data
+        assert not any(two.bytes_at(0, length))
+        assert two.ask("revoke") == "OK"
 
 
 def test_map_gives_the_memory(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LENGTH = 1 << 16
-KINDS = ("fake", "soft", "malloc", "vmm", "torch")
+KINDS = ("fake", "fake-vmm", "soft", "malloc", "vmm", "torch")
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -105,11 +105,13 @@ def running(
 @contextlib.contextmanager
 def memory(kind: str, length: int, device: int) -> Iterator[tuple[Any, Any]]:
     """Makes memory; yields it, and what reads it."""
-    if kind == "fake":
-        from support.fakecuda import DeviceBuffer, installed
+    if kind in ("fake", "fake-vmm"):
+        from support.fakecuda import CHUNK, DeviceBuffer, installed
 
         with pytest.MonkeyPatch.context() as patch, installed(patch) as cuda:
-            buffer = DeviceBuffer(cuda, cuda.malloc(length, device), length)
+            vmm = kind == "fake-vmm"
+            at = cuda.vmm(-(-length // CHUNK), device) if vmm else cuda.malloc(length, device)
+            buffer = DeviceBuffer(cuda, at, length)
             yield buffer, lambda first, size: bytes(buffer.view[first : first + size])
         return
     if kind == "soft":  # by the library that TRANSFERD_CUDA_LIBRARY names

@@ -103,6 +103,7 @@ class FakeCuda:
         self.held = threading.Event()  # clear: no stream does anything
         self.held.set()
         self.copied = 0
+        self.opens_own = True  # handles of its own: CUDA does not, tests may play another process
         self._fails: dict[str, list[int]] = {}
         self._numbers = itertools.count(1000)
         self._current = threading.local()
@@ -377,6 +378,9 @@ class FakeCuda:
             fd = os.open(f"{SHM}/{name.decode()}", os.O_RDWR)
         except (ValueError, OSError):
             return INVALID_VALUE
+        if not self.opens_own and any(m.name == name.decode() for m in self.memory.values()):
+            os.close(fd)
+            return INVALID_CONTEXT
         rounded = -(-int(size) // mmap.PAGESIZE) * mmap.PAGESIZE
         out[0] = base = _libc.mmap(None, rounded, PROT, SHARED, fd, 0)
         os.close(fd)
@@ -570,6 +574,9 @@ class DeviceBuffer:
             "data": (self.address, False),
             "version": 3,
         }
+
+    def write(self, data: bytes, first: int = 0) -> None:
+        self.view[first : first + len(data)] = data
 
     @property
     def view(self) -> memoryview:

@@ -56,6 +56,7 @@ class World:
         self.cuda = cuda
         self.session = Session(rails)
         self.driver = drivers.load()
+        self.daemon = b"life"
         self.context = cuda.context_of
         self.flusher = Flusher(self)  # type: ignore[arg-type]
         self.allocations = Allocations(self)  # type: ignore[arg-type]

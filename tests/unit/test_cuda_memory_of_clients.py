@@ -80,10 +80,12 @@ def gpu(cuda: FakeCuda) -> Any:
     made: Any = SimpleNamespace(
         driver=driver,
         session=Session(),
+        daemon=b"life",
         context=cuda.context_of,
         device_of=lambda uuid: uuid[15] if uuid[15] < cuda.devices else -1,
     )
     made.flusher = Flusher(made)
+    made.allocations = Allocations(made)
     return made
 
 
