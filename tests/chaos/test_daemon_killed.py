@@ -233,6 +233,7 @@ def test_senders_daemon_frozen(pair: Pair) -> None:
             moves(again, receiver)
 
 
+@pytest.mark.long
 def test_daemon_killed_again_and_again(pair: Pair) -> None:
     """A peer that keeps dying is reached at once each time; nothing piles up at the survivor."""
     near, far = pair

@@ -51,7 +51,7 @@ def leased(near: DaemonProcess, far: DaemonProcess) -> None:
         pass
 
 
-@pytest.mark.parametrize("cycle", [whole, torn, leased])
+@pytest.mark.parametrize("cycle", [pytest.param(whole, marks=pytest.mark.long), torn, leased])
 def test_no_growth(
     shared_pair: Pair, cycle: Callable[[DaemonProcess, DaemonProcess], None]
 ) -> None:

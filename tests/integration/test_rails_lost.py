@@ -158,7 +158,7 @@ CUTS: dict[str, Callable[[Network, Host, int], None]] = {
     ("cut", "side", "provider"),
     [
         ("silent", NEAR, "tcp"),
-        ("silent", FAR, "tcp"),
+        pytest.param("silent", FAR, "tcp", marks=pytest.mark.long),
         ("cable", FAR, "tcp"),
         ("interface", NEAR, "tcp"),
         ("silent", NEAR, "libfabric"),
@@ -283,6 +283,7 @@ def test_rail_of_the_control_address_dies(
         assert two.paths() == [(1, 0), (1, 0)]
 
 
+@pytest.mark.long
 def test_peer_stands_still(short_tmp: Path, seeded: random.Random) -> None:
     with pair(short_tmp, 2, 2, content=seeded.randbytes(LENGTH)) as two:
         jobs = two.start(JOBS)
