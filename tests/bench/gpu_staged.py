@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import transferd
-from bench.gpu_gemms import beside
+from bench.gpu_gemms import EVERY_S, JOBS, beside
 from bench.gpu_world import KIB, MIB, WAIT_S
 from bench.pair import daemons
 from bench.stats import median, percentile, spread
@@ -119,19 +119,38 @@ def rows(run: Run) -> Iterator[Row]:
             run.beside(f"{name} over tcp, 32 MiB writes", f"{spread(values, 1)} Gbps")
         yield ratio_row("staged GPU to GPU over tcp: ratio to host", found, GPUS, HOSTS, SHARE)
         for name in (GPUS, HOSTS):
-            times = way[name].small(run.scaled(PINGS) + WARM_UP)[WARM_UP:]
-            what = f"{name} over tcp, 4 KiB, submit to the receiver's counter"
-            run.beside(what, f"{median(times):.1f} us, p99 {percentile(times, 99):.1f}")
-        beside_gemms(run, way[GPUS])
+            tell(run, name, way[name].small(run.scaled(PINGS) + WARM_UP)[WARM_UP:])
+        # 10 ms apart all workers and helpers sleep in between: what waking them takes is told by
+        # both, beside GEMMs or not.
+        for name in (GPUS, HOSTS):
+            tell(run, f"{name}, 10 ms apart", spaced(way[name]))
+        beside_gemms(run, way)
 
 
-def beside_gemms(run: Run, way: Way) -> None:
+def tell(run: Run, what: str, times: list[float]) -> None:
+    """Says how long 4 KiB took."""
+    figures = f"{median(times):.1f} us, p99 {percentile(times, 99):.1f}"
+    run.beside(f"{what}: 4 KiB over tcp, submit to the receiver's counter", figures)
+
+
+def spaced(way: Way) -> list[float]:
+    """4 KiB every 10 ms."""
+    begin = time.perf_counter()
+    times = []
+    for i in range(JOBS):
+        while time.perf_counter() < begin + i * EVERY_S:
+            pass
+        times += way.small(1)
+    return times
+
+
+def beside_gemms(run: Run, way: dict[str, Way]) -> None:
     """The same while the client's process computes: nothing of it waits for a time slice."""
     try:
         import torch
     except ImportError:
         run.skip("staged beside GEMMs", "torch is not installed")
         return
-    times, _ = beside(torch, lambda: way.small(1))
-    what = f"{GPUS} over tcp beside GEMMs, 4 KiB, submit to the receiver's counter"
-    run.beside(what, f"{median(times):.1f} us, p99 {percentile(times, 99):.1f}")
+    for name in (GPUS, HOSTS):
+        times, _ = beside(torch, functools.partial(way[name].small, 1))
+        tell(run, f"{name}, 10 ms apart beside GEMMs", times)
