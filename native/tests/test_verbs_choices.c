@@ -292,13 +292,18 @@ static void test_configured(void)
 	                                                  .traffic_class = 106,
 	                                                  .timeout = 9,
 	                                                  .retries = 4 };
+	struct tfd_verbs_address told;
 	struct joined pair;
 
 	configure("gids=v1:ll,v2:ll,v2:ula,v2:v4");
 	SOFT(softverbs_pkey)(DEVICE, 1, 3, 0x8001);
 	side_open_with(&a, DEVICE, options);
 	side_open_at(&b, "soft1");
-	pair_open(&pair);
+	halves_open(&pair);
+	memcpy(&told, pair.in_address, sizeof(told));
+	told.reads = 3; /* of a device that answers fewer than ours asks for */
+	memcpy(pair.in_address, &told, sizeof(told));
+	join(&pair);
 	for (uint32_t i = 0; i < TFD_VERBS_CHANNELS; i++) {
 		struct ibv_qp_attr near = queue_of(pair.out, i), far = queue_of(pair.in, i);
 
@@ -308,6 +313,7 @@ static void test_configured(void)
 		CHECK(far.ah_attr.grh.traffic_class == 0 && far.ah_attr.grh.sgid_index == 3);
 		CHECK(far.pkey_index == 0 && far.timeout == 14 && far.retry_cnt == 7);
 		CHECK(near.rnr_retry < 7 && far.rnr_retry < 7); /* 7: for ever */
+		CHECK(near.max_rd_atomic == 3 && far.max_rd_atomic == 16 && near.max_dest_rd_atomic == 16);
 		CHECK(near.sq_psn == far.rq_psn && far.sq_psn == near.rq_psn);
 	}
 	pair_close(&pair);
