@@ -115,11 +115,6 @@ class Allocations:
                 self._by_buffer.setdefault(buffer_id, []).append(allocation)
             return allocation
 
-    def look(self, array: DeviceArray) -> bool:
-        """Tells whether an array is of an allocation that is registered."""
-        with self._lock:
-            return self._find(array) is not None
-
     def _find(self, array: DeviceArray) -> Allocation | None:
         if not self._by_buffer:
             return None

@@ -56,8 +56,8 @@ def device_array(memory: Any) -> DeviceArray:
     """
     if hasattr(memory, "data_ptr") and hasattr(memory, "is_contiguous"):
         found = _tensor(memory)
-    elif getattr(memory, "__cuda_array_interface__", None) is not None:
-        found = _interface(memory)
+    elif (about := getattr(memory, "__cuda_array_interface__", None)) is not None:
+        found = _interface(memory, about)
     else:
         found = _dlpack(memory)
     if not found.length:
@@ -79,10 +79,9 @@ def _tensor(tensor: Any) -> DeviceArray:
     )
 
 
-def _interface(memory: Any) -> DeviceArray:
+def _interface(memory: Any, about: Any) -> DeviceArray:
     """Reads the protocol that numba, cupy and others share (versions 2 and 3)."""
     what = f"the {type(memory).__name__}"
-    about = memory.__cuda_array_interface__
     try:
         shape = tuple(int(length) for length in about["shape"])
         item_bytes = int(str(about["typestr"])[2:])

@@ -53,6 +53,14 @@ def source_of(request: Request) -> Allocation:
     return request.source
 
 
+def _capturing() -> errors.InvalidRequest:
+    return errors.InvalidRequest(
+        "a job is submitted once, and a CUDA graph that is captured runs again and again: capture "
+        "watcher.cuda_bump(stream), and arm jobs on that watcher",
+        reason="CAPTURING",
+    )
+
+
 class Copier:
     """That of one session."""
 
@@ -345,6 +353,8 @@ class Copier:
                     f"the stream is of another device than the source, which is on {device}",
                     reason="WRONG_DEVICE",
                 )
+            if driver.stream_capturing(stream):  # asked first: the next call would spoil a capture
+                raise _capturing()
         return self._lanes.of_caller(device, stream)
 
     def _enqueue(
@@ -443,11 +453,7 @@ class Copier:
 
     def _failure(self, rc: int, timeout_s: float | None) -> errors.TransferdError:
         if rc == -errno.EBUSY:
-            return errors.InvalidRequest(
-                "a job is submitted once, and a CUDA graph that is captured runs again and again: "
-                "capture watcher.cuda_bump(stream), and arm jobs on that watcher",
-                reason="CAPTURING",
-            )
+            return _capturing()
         if rc == -errno.ENODEV:
             return errors.Unavailable(
                 f"this stream copies no more: {self._gpu.fault or 'the driver refused a copy'}",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from transferd.client.ring import RingSession
 
+REHEARSALS = 2
 CLOSE_S = 10.0  # how long the streams' work is waited for at the end
 LEAVE_S = 2.0  # and then the driver, which may wait for streams that are not ours
 # Segments that streams or kernels may still look at: mapped and registered until the process ends.
@@ -186,9 +187,10 @@ class Gpu:
         allocation = self.allocations.take(array, name)
         self.prepare(allocation.device)
         if allocation.users == 1:
-            # That took milliseconds, in which what the next tensor of it needs has grown cold: it
-            # would take 30 us on an H200's host, and those after it 12.
-            self.allocations.look(device_array(memory))
+            # That took milliseconds, in which what the next tensor of it needs has grown cold: on
+            # an H200's host it would take 30 us, and those after it 12.
+            for _ in range(REHEARSALS):
+                self.allocations.give_back(self.allocations.take(device_array(memory), name))
         return allocation, array.address - allocation.base, array.length
 
     def warm(self, descriptors: Iterable[bytes]) -> None:

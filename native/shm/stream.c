@@ -318,13 +318,13 @@ int tfd_lane_look(const struct tfd_lane *lane)
 		return 0;
 	result = enter(lane, &pushed);
 	if (!result)
-		result = ((id_fn)driver->stream_get_id)(lane->options.stream, &id);
-	if (!result)
 		result = ((capturing_fn)driver->stream_capturing)(lane->options.stream, &capturing);
+	if (!result && !capturing) /* which would spoil a capture */
+		result = ((id_fn)driver->stream_get_id)(lane->options.stream, &id);
 	leave(lane, pushed);
-	if (result || id != lane->options.stream_id)
-		return -ESTALE;
-	return capturing ? -EBUSY : 0;
+	if (capturing)
+		return -EBUSY;
+	return result || id != lane->options.stream_id ? -ESTALE : 0;
 }
 
 int tfd_lane_enqueue(const struct tfd_lane *lane, const struct tfd_entry *entry, const struct tfd_copy *copy)

@@ -500,6 +500,8 @@ class FakeCuda:
         return 0
 
     def do_cuStreamGetId(self, stream: int, out: Any) -> int:
+        if stream in self.capturing:
+            return 900  # and the capture is spoilt
         out[0] = self.stream_ids.get(stream, stream)
         return 0 if stream in self.streams else 400
 
