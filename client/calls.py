@@ -325,7 +325,9 @@ class Calls:
         """Has the daemon check a job and keep it, to be launched by one ring entry each time.
 
         Destinations, bounds and immediate are kept in the daemon's memory. Each launch looks again
-        at what may have changed: a grant that was revoked, or has expired, ends it.
+        at what may have changed: a grant that was revoked, or has expired, ends it. Of GPU memory
+        of this host at both ends a stream copies for each launch, and reads the rows: a kernel may
+        fill ``plan.device_ptr`` and bump the watcher that a launch is armed on.
 
         Args:
             job: :class:`transferd.Write`, ``WritePages``, ``Scatter``, ``Barrier``, ``Imm`` or

@@ -291,10 +291,13 @@ class Plan(BasePlan, Closing):
 
         Returns:
             The job. INVALID: a row of the table leaves the source or the grant; of a write or a
-            scatter nothing was sent then, of pages those before it may have been.
+            scatter nothing was sent then, of pages those before it may have been. Where a stream
+            copies, all rows but that one may have been; nothing more is counted.
 
         Raises:
-            Conflict: The plan is closed.
+            Conflict: The plan is closed. GRANT_REVOKED: GPU memory that a stream would write to is
+                taken back by its owner.
+            CudaError: The driver refused a copy.
             WaitTimeout: No room in time.
             Unavailable: The session is over.
         """

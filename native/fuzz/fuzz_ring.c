@@ -231,6 +231,8 @@ static void near_valid_device(struct tfd_entry *entry, uint8_t *table)
 	entry->flags &= (uint8_t)~TFD_FLAG_CHECKSUM;
 	if (entry->flags & TFD_FLAG_ARMED)
 		entry->flags |= TFD_FLAG_COPIED | (chance(8) ? TFD_FLAG_POLLED : 0);
+	if (entry->flags & TFD_FLAG_PLAN && chance(4)) /* its launches are to have it, too */
+		entry->flags |= TFD_FLAG_COPIED;
 	if (chance(2)) {
 		entry->marks = (uint32_t)(chance(8) ? chance(10) : UINT32_MAX - chance(10));
 		entry->trigger = (uint32_t)(chance(8) ? chance(10) : UINT32_MAX - chance(10));

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench.gpu_world import KIB, WAIT_S, ByHand, World, permutations, world
 from bench.report import Row
 from bench.stats import median, spread
+from transferd import WritePages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ def shape_rows(run: Run, here: World, page: int, count: int) -> list[Row]:
     what = f"{page // KIB} KiB x {count:,}"
     ratios = [a / b for a, b in zip(taken["SDK"], taken["by hand"], strict=True)]
     own = own_lane(run, here, page, count)
+    run.beside(f"{what}: launching a plan of it, us", spread(launches(run, here, page, count), 1))
     return [
         Row(
             f"{what}, one job: GPU time, ratio to a kernel by hand",
@@ -102,6 +104,23 @@ class Timer:
             self._word.value = value
         gpu.sync(stream)
         return gpu.elapsed_us(self._first, self._last)
+
+
+def launches(run: Run, here: World, page: int, count: int) -> list[float]:
+    """What a launch of a plan takes, which reads its rows on the GPU."""
+    src, dst = permutations(count)
+    pages = WritePages(
+        src=here.region, src_pages=src, dst=here.grant.descriptor, dst_pages=dst, page_bytes=page,
+        imm=1, count="job",
+    )  # fmt: skip
+    calls = []
+    with here.sender.plan(pages) as plan:
+        for _ in range(run.scaled(ROUNDS) + 5):
+            begin = time.perf_counter()
+            job = plan.launch()
+            calls.append((time.perf_counter() - begin) * 1e6)
+            job.wait(WAIT_S)
+    return calls[5:]
 
 
 def own_lane(run: Run, here: World, page: int, count: int) -> float:
