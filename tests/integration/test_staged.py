@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,11 @@ import pytest
 import transferd
 from transferd import JobStatus
 from transferd.client.ctl import main as ctl
+from transferd.native.client_half import lib
+from transferd.native.names import Detail
 
-from support.softcuda import MIB, SoftBuffer, mapped_by
+from support.cuda_client import CudaClient
+from support.softcuda import MIB, SoftBuffer, mapped_by, uuid
 from support.staged import gpu_config, gpus, helper_pid, soft_driver, staged_pair
 from support.waiting import WAIT_S, eventually
 
@@ -251,3 +255,40 @@ def test_where_it_is_off_memory_of_a_gpu_is_refused(
         with pytest.raises(transferd.JobFailed) as caught:
             job.wait(WAIT_S)
         assert (caught.value.status, caught.value.detail) == (JobStatus.INVALID, "DEVICE_MEMORY")
+
+
+def test_a_region_that_is_a_part_of_its_allocation(soft: SoftCuda, shared_pair: Pair) -> None:
+    near, far = shared_pair
+    one, two = SoftBuffer(soft, LENGTH), SoftBuffer(soft, LENGTH)
+    one.view[:], two.view[:] = bytes(range(256)) * (LENGTH // 256), bytes(LENGTH)
+    with CudaClient(near, "from") as sender, CudaClient(far, "to") as receiver:
+        regions = []
+        for client, buffer, offset in ((sender, one, 4096), (receiver, two, 65_536)):
+            shared = client.share_cuda(
+                device_uuid=uuid(),
+                base=buffer.address,
+                size_bytes=LENGTH,
+                ipc_handle=soft.handle(buffer.address),
+            )
+            regions.append(client.registered(shared, offset_bytes=offset, length_bytes=8192).region)
+        granted = receiver.grant(regions[1])
+        handle = sender.open(granted.descriptor).handle
+        last = sender.submit(
+            op=lib.TFD_OP_WRITE,
+            src_region=regions[0],
+            src_offset=8192 - 100,
+            dst_grant=handle,
+            dst_offset=8192 - 100,
+            length=100,
+        )
+        first = sender.submit(
+            op=lib.TFD_OP_WRITE, src_region=regions[0], dst_grant=handle, length=50
+        )
+        for job in (first, last):
+            end = eventually(functools.partial(sender.end_of, job), "the job's end")
+            assert end == (OK, Detail.NONE)
+    wanted = bytearray(LENGTH)
+    wanted[65_536 : 65_536 + 50] = one.view[4096 : 4096 + 50]
+    at = 8192 - 100
+    wanted[65_536 + at : 65_536 + 8192] = one.view[4096 + at : 4096 + 8192]
+    assert two.view.tobytes() == wanted
