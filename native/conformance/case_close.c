@@ -253,6 +253,8 @@ static void far_rail_close(struct rig *rig)
 	struct side *far = &rig->sides[1];
 
 	rig->ops->mr_close(far->domain, far->mr);
+	if (far->device)
+		device_close(far);
 	rig->ops->domain_close(far->domain);
 	far->domain = NULL;
 	far->mr = NULL;

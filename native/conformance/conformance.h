@@ -56,6 +56,7 @@ struct settings {
 	const struct tfd_provider_ops *ops;
 	struct tfd_group_options options; /* of both rails */
 	const char *rails[2]; /* the near and the far one, perhaps the same */
+	bool device; /* memory is that of a GPU, as far as the rail is told (staged) */
 	unsigned load; /* per cent of the usual numbers: less on hosts that are emulated */
 };
 
@@ -73,8 +74,11 @@ uint32_t load(uint32_t usual);
 #define PIECES 4096u /* as many as a worker ever has posted */
 #define PATIENCE_NS 10000000000ull /* without any progress */
 
+struct device; /* device.c */
+
 struct side {
 	struct tfd_domain *domain;
+	struct device *device; /* owned; NULL: its memory is the host's */
 	struct tfd_rail_info info;
 	uint8_t *memory; /* owned; a page into its mapping */
 	struct tfd_mr *mr;
@@ -151,6 +155,13 @@ bool patience_pass(struct rig *rig, struct patience *patience);
 				FAIL("awaited in vain: %s", #condition); \
 		}                                                        \
 	} while (0)
+
+/* ---- memory of a GPU (staged), which a thread in place of its helper copies ---- */
+
+/* Registers the side's memory so. */
+void device_open(struct side *side);
+/* Before its rail is closed. */
+void device_close(struct side *side);
 
 /* ---- pairs of halves ---- */
 

@@ -187,6 +187,7 @@ static _Noreturn void usage(int status)
 	              "  --far RAIL       the other side's; default: the same\n"
 	              "  --fabric TEXT    as fabric.name of the configuration; of sim its parameters\n"
 	              "  --library PATH   of libfabric or libibverbs\n"
+	              "  --device         memory is that of a GPU, which a thread copies; of staged\n"
 	              "  --load PERCENT   of the usual numbers of posts; default 100\n"
 	              "  --seconds N      that a case may take; default %d\n"
 	              "  --jobs N         cases at once, at most %d; default 1\n"
@@ -266,11 +267,17 @@ static void raise_limit(void)
 int main(int argc, char **argv)
 {
 	static const struct option known[] = {
-		{ "list", no_argument, NULL, 'l' },         { "far", required_argument, NULL, 'f' },
-		{ "fabric", required_argument, NULL, 'n' }, { "library", required_argument, NULL, 'y' },
-		{ "load", required_argument, NULL, 'o' },   { "seconds", required_argument, NULL, 's' },
-		{ "jobs", required_argument, NULL, 'j' },   { "here", no_argument, NULL, 'H' },
-		{ "help", no_argument, NULL, 'h' },         { 0 },
+		{ "list", no_argument, NULL, 'l' },
+		{ "far", required_argument, NULL, 'f' },
+		{ "fabric", required_argument, NULL, 'n' },
+		{ "library", required_argument, NULL, 'y' },
+		{ "load", required_argument, NULL, 'o' },
+		{ "seconds", required_argument, NULL, 's' },
+		{ "jobs", required_argument, NULL, 'j' },
+		{ "here", no_argument, NULL, 'H' },
+		{ "help", no_argument, NULL, 'h' },
+		{ "device", no_argument, NULL, 'd' },
+		{ 0 },
 	};
 	struct tfd_group_options *options = &settings.options;
 	const char *far = NULL;
@@ -297,6 +304,8 @@ int main(int argc, char **argv)
 			jobs = (unsigned)strtoul(optarg, NULL, 10);
 		else if (option == 'H')
 			here = true;
+		else if (option == 'd')
+			settings.device = true;
 		else
 			usage(option == 'h' ? 0 : 2);
 	}
@@ -305,6 +314,10 @@ int main(int argc, char **argv)
 	settings.ops = tfd_provider_find(argv[optind]);
 	if (!settings.ops) {
 		(void)fprintf(stderr, "conformance: there is no provider \"%s\"\n", argv[optind]);
+		return 2;
+	}
+	if (settings.device && settings.ops->path_id != TFD_PATH_STAGED) {
+		(void)fprintf(stderr, "conformance: --device is of provider staged\n");
 		return 2;
 	}
 	copy_text(options->provider, sizeof(options->provider), argv[optind]);

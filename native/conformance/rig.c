@@ -38,8 +38,11 @@ static void side_open(struct rig *rig, uint32_t index)
 		CHECK_OK(rig->ops->domain_open(&settings.options, settings.rails[index], &side->info,
 		                               &side->domain, &error));
 	}
-	CHECK_OK(rig->ops->mr_open(side->domain, side->memory, MEMORY_BYTES, 1, &side->mr, &side->key,
-	                           &error));
+	if (settings.device)
+		device_open(side);
+	else
+		CHECK_OK(rig->ops->mr_open(side->domain, side->memory, MEMORY_BYTES, 1, &side->mr, &side->key,
+		                           &error));
 }
 
 struct rig *rig_open(void)
@@ -81,6 +84,8 @@ void rig_close(struct rig *rig)
 
 		if (side->domain && side->mr)
 			rig->ops->mr_close(side->domain, side->mr);
+		if (side->domain && side->device)
+			device_close(side);
 		if (side->domain && !(i && rig->one_domain))
 			rig->ops->domain_close(side->domain);
 		if (side->memory)

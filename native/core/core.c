@@ -11,6 +11,8 @@
 #define SEGMENT_BYTES_DEFAULT (1u << 20)
 #define CUT_BYTES_DEFAULT (64u << 10)
 #define WINDOW_BYTES_DEFAULT (4u << 20)
+#define PATIENCE_NS 5000000000u
+#define STAGED_PATIENCE_NS 15000000000u /* the helper of a GPU may have to start at either end */
 
 int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error)
 {
@@ -121,6 +123,7 @@ static int rail_open(struct tfd_group *group, const struct tfd_provider_ops *ops
 	rail->wait_fd = -1;
 	rail->ops = staged ? &tfd_staged_ops : ops;
 	rail->last_resort = staged;
+	rail->patience_ns = staged ? STAGED_PATIENCE_NS : PATIENCE_NS;
 	rc = staged ? tfd_staged_domain_open(group->stages, ops, options, name, &rail->info, &rail->domain,
 	                                     error) :
 	              ops->domain_open(options, name, &rail->info, &rail->domain, error);

@@ -9,8 +9,6 @@
 #include "parts.h"
 #include "wr.h"
 
-#define CONNECT_BOUND_NS 5000000000u /* from the first refused post to giving up */
-#define PROGRESS_BOUND_NS 5000000000u /* without any piece coming back, to taking the connection out */
 #define CHECK_PAUSE_NS 500000000u
 #define OWED_MAX (8u * 4096u)        /* counts of pages that may wait for a page to ride on */
 
@@ -267,7 +265,7 @@ static void check_stall(struct tfd_worker *worker, struct tfd_conn *conn)
 	}
 	if (!conn->stalled_ns)
 		conn->stalled_ns = worker->now_ns;
-	else if (worker->now_ns - conn->stalled_ns > CONNECT_BOUND_NS)
+	else if (worker->now_ns - conn->stalled_ns > conn->rail->patience_ns)
 		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 }
 
@@ -277,7 +275,7 @@ static bool stands_still(const struct tfd_conn *conn, uint64_t now_ns)
 		const struct tfd_order *order = &conn->orders[i];
 
 		if (order->inflight && now_ns > order->progress_ns &&
-		    now_ns - order->progress_ns > PROGRESS_BOUND_NS)
+		    now_ns - order->progress_ns > conn->rail->patience_ns)
 			return true;
 	}
 	return false;

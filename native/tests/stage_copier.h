@@ -1,17 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A thread that plays the helper process of a GPU: what it calls memory of a device is the test's own. It takes requests, copies,
- * tells; as this process has the rings and the pool mapped, since ThreadSanitizer knows words by their addresses.
+ * tells; as this process has the rings and the pool mapped, since ThreadSanitizer knows words by their addresses. Whoever includes it has
+ * CHECK.
  */
 #ifndef TFD_STAGE_COPIER_H
 #define TFD_STAGE_COPIER_H
 
+#include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdbool.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-#include "core_fixture.h"
+#include "core/barrier.h"
 #include "providers/staged/stages.h"
 #include "transferd/stage.h"
 
@@ -111,7 +116,7 @@ static inline void copier_sleep(struct copier *copier)
 	if (!tfd_load_seq(&copier->stop) &&
 	    tfd_load_seq(&copier->stage->rings[0].tail) == copier->stage->rings[0].head &&
 	    tfd_load_seq(&copier->stage->rings[1].tail) == copier->stage->rings[1].head)
-		(void)poll(&fd, 1, 100);
+		(void)poll(&fd, 1, -1);
 	tfd_store_seq(&copier->stage->sleeps, 0);
 	(void)!read(copier->fds.wake_fd, &ignored, sizeof(ignored));
 }
@@ -170,9 +175,12 @@ static inline uint64_t copier_has(const struct copier *copier, uint32_t which)
 /* Idempotent. As if its process had ended. */
 static inline void copier_stop(struct copier *copier)
 {
+	uint64_t one = 1;
+
 	if (!copier->stage)
 		return;
-	tfd_store_seq(&copier->stop, 1);
+	tfd_store_seq(&copier->stop, 1); /* pairs with copier_sleep */
+	(void)!write(copier->fds.wake_fd, &one, sizeof(one));
 	CHECK(pthread_join(copier->thread, NULL) == 0);
 	(void)close(copier->fds.ring_fd);
 	(void)close(copier->fds.pool_fd);

@@ -3,6 +3,7 @@
 #ifndef TFD_STAGED_WORLD_H
 #define TFD_STAGED_WORLD_H
 
+#include "core_fixture.h"
 #include "stage_copier.h"
 
 #define DEVICE_BYTES (4u << 20)
@@ -28,10 +29,9 @@ struct end {
 static struct end near, far;
 static uint64_t out[PATHS], in[PATHS];
 
-static inline void staged_host_open(struct host *host, uint64_t staging_bytes)
+static inline void staged_host_open_as(struct host *host, struct tfd_group_options group)
 {
 	struct tfd_core_options core = { .spin_us = 50, .max_sessions = 16 };
-	struct tfd_group_options group = { .rail_count = 1, .cut_bytes = 1, .staging_bytes = staging_bytes };
 	const char *provider = getenv("TFD_TEST_PROVIDER");
 	const char *rail = getenv("TFD_TEST_RAIL");
 	const char *fabric = getenv("TFD_TEST_FABRIC");
@@ -41,6 +41,20 @@ static inline void staged_host_open(struct host *host, uint64_t staging_bytes)
 	(void)strcpy(group.rails[0], rail ? rail : "127.0.0.1");
 	CHECK_OK(tfd_core_open(&core, &host->core, &error));
 	CHECK_OK(tfd_group_open(host->core, &group, &host->group, &error));
+}
+
+static inline void staged_host_open(struct host *host)
+{
+	staged_host_open_as(host, (struct tfd_group_options){
+					  .rail_count = 1, .cut_bytes = 1, .staging_bytes = 64u << 20 });
+}
+
+/* Its rails: the one, local, and a staged one over each. */
+static inline void local_host_open(struct host *host)
+{
+	staged_host_open_as(
+		host, (struct tfd_group_options){
+			      .rail_count = 1, .cut_bytes = 1, .with_local = 1, .staging_bytes = 64u << 20 });
 }
 
 static inline void end_open(struct end *end, uint64_t memory)
@@ -54,7 +68,7 @@ static inline void end_open(struct end *end, uint64_t memory)
 	                                      .memory_offset = DEVICE_OFFSET };
 
 	memset(end, 0, sizeof(*end));
-	staged_host_open(&end->host, 64u << 20);
+	staged_host_open(&end->host);
 	user_open(&end->host, &end->user);
 	end->memory = memory;
 	end->allocation = calloc(1, DEVICE_OFFSET + DEVICE_BYTES);

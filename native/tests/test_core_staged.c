@@ -165,6 +165,83 @@ static void test_last_resort(void)
 	world_close();
 }
 
+/* Two sessions of one host, whose GPU memory is near.allocation, one behind the other. */
+enum { LOCAL = 1, STAGED_LOCAL = 3, RAILS = 4 };
+static struct user from, to;
+static uint64_t regions[2];
+
+static void one_host_open(void)
+{
+	struct tfd_region_options options = { .fd = -1, .writable = 1, .length = DEVICE_BYTES, .device = 1 };
+
+	memset(&near, 0, sizeof(near));
+	local_host_open(&near.host);
+	user_open(&near.host, &from);
+	user_open(&near.host, &to);
+	near.allocation = calloc(2, DEVICE_BYTES);
+	CHECK(near.allocation);
+	for (uint32_t i = 0; i < 2; i++) {
+		options.address = DEVICE_ADDRESS + i * DEVICE_BYTES;
+		options.memory = 20 + i;
+		near.copier.memories[i] =
+			(struct copier_memory){ 20 + i, near.allocation + i * DEVICE_BYTES, DEVICE_BYTES };
+		CHECK_OK(tfd_region_add(near.host.core, i ? to.session : from.session, &options, &regions[i],
+		                        &error));
+	}
+	CHECK_OK(tfd_stage_open(near.host.core, near.host.group, &near.stage, &near.copier.fds, &error));
+	copier_start(&near.copier, near.host.core->groups[near.host.group]->stages, near.stage);
+	for (uint32_t i = 0; i < 2; i++)
+		CHECK_OK(tfd_stage_memory_set(near.host.core, near.host.group, 20 + i, near.stage));
+}
+
+static uint64_t one_host_grant(void)
+{
+	static const uint32_t rails[2] = { LOCAL, STAGED_LOCAL };
+	struct tfd_open_options open = { .path_count = 2,
+	                                 .rights = TFD_RIGHT_WRITE | TFD_RIGHT_READ,
+	                                 .length = DEVICE_BYTES,
+	                                 .imm_count = 16,
+	                                 .device = 1 };
+	struct tfd_region_key keys[RAILS];
+	uint64_t outgoing, incoming, grant;
+	uint32_t slots[16];
+
+	CHECK_OK(tfd_region_keys(near.host.core, to.session, regions[1], keys, RAILS));
+	CHECK(!keys[LOCAL].key && keys[STAGED_LOCAL].key);
+	for (uint32_t i = 0; i < 2; i++) {
+		connect_rails(&near.host, rails[i], &near.host, rails[i], &outgoing, &incoming);
+		open.paths[i] =
+			(struct tfd_open_path){ outgoing, keys[rails[i]].key, keys[rails[i]].address };
+	}
+	CHECK_OK(tfd_counters_add(near.host.core, to.session, 0, 16, slots));
+	CHECK_OK(tfd_session_name_space(near.host.core, to.session, &open.name_space));
+	CHECK_OK(tfd_open_add(near.host.core, from.session, &open, &grant));
+	return grant;
+}
+
+/* Over the host's own rail: bytes stay in the slot that they were copied into. */
+static void test_one_host(void)
+{
+	uint64_t grant;
+
+	one_host_open();
+	grant = one_host_grant();
+	for (uint32_t read = 0; read < 2; read++) {
+		struct tfd_entry entry = write_entry(regions[0], grant, 3000000);
+
+		entry.op = read ? TFD_OP_READ : TFD_OP_WRITE;
+		entry.imm = read ? 0 : 3;
+		fill(near.allocation + read * DEVICE_BYTES, 3000000, read + 11);
+		is_ok(user_run(&from, entry), TFD_PATH_STAGED, 3000000);
+		CHECK(memcmp(near.allocation, near.allocation + DEVICE_BYTES, 3000000) == 0);
+	}
+	user_close(&from);
+	user_close(&to);
+	end_helper_close(&near);
+	tfd_core_close(near.host.core);
+	free(near.allocation);
+}
+
 int main(void)
 {
 	test_needed();
@@ -172,5 +249,6 @@ int main(void)
 	test_reads();
 	test_pages();
 	test_last_resort();
+	test_one_host();
 	return 0;
 }

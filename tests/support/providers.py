@@ -55,6 +55,7 @@ class Provider:
     missing: Callable[[], str | None] = nothing_is_missing  # why this host cannot run it
     environment: dict[str, str] = field(default_factory=dict)
     goals: tuple[str, ...] = ()  # of native/Makefile, that it needs
+    device: bool = False  # memory is that of a GPU, which a thread copies in place of its helper
     # Of CASES, PROGRAMS and OPERATIONS those that are not run on it, and why: a case where it has
     # not what that is about, and says so itself.
     left_out: dict[str, str] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Provider:
         """Gives those of the program `conformance`."""
         options = ["--fabric", self.fabric] if self.fabric else []
         options += ["--library", self.library] if self.library else []
+        options += ["--device"] if self.device else []
         return [*options, self.provider, self.rail]
 
     def variables(self) -> dict[str, str]:
@@ -135,6 +137,9 @@ SIMULATED = {
     **ANY_NAME,
     **NO_WAIT_FD,
 }
+GROUPS_OWN = {OPERATIONS: "a daemon has it beside its rails, for GPU memory: tests/integration"}
+# What its programs have is memory of the host, with or without a thread for that of a GPU.
+ONCE = dict.fromkeys(PROGRAMS, "they run on staged-tcp")
 # What is run on it all the same, and is no less.
 DEFAULT = {
     **dict.fromkeys(PROGRAMS, "native/tests run on it where they are told of no other"),
@@ -181,6 +186,31 @@ PROVIDERS = (
         },
     ),
     Provider("tcp", "tcp", LOOPBACK, left_out={**DEFAULT, **NO_DMABUF, **ENDLESS}),
+    Provider("staged-tcp", "staged", LOOPBACK, fabric="tcp", left_out={**NO_DMABUF, **GROUPS_OWN}),
+    Provider(
+        "staged-tcp-device",
+        "staged",
+        LOOPBACK,
+        fabric="tcp",
+        device=True,
+        left_out={**NO_DMABUF, **GROUPS_OWN, **ONCE},
+    ),
+    Provider(
+        "staged-sim-device",
+        "staged",
+        "sim0",
+        fabric="sim:ordered=0,delay_us=100,again=20,imm_depth=4096",
+        device=True,
+        left_out={**NO_DMABUF, **SIMULATED, **ONCE},
+    ),
+    Provider(
+        "staged-local-device",
+        "staged",
+        "local",
+        fabric="local",
+        device=True,
+        left_out={**NO_DMABUF, **GROUPS_OWN, **ONCE, **ANY_NAME, **ONE_RAIL},
+    ),
     Provider(
         "libfabric",
         "libfabric",

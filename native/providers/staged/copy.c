@@ -77,12 +77,12 @@ static int copy_there(struct tfd_domain *domain, struct tfd_stage_slot *slot, ui
 	return tfd_stages_copy(domain->stages, ring, slot, copies, count);
 }
 
-int tfd_staged_copy(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t payload_at,
+int tfd_staged_copy(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t pool_offset,
                     const struct tfd_staged_range *range, uint32_t ring)
 {
 	if (!range->length)
 		return 0;
 	if (range->mr->device)
-		return copy_there(domain, slot, slot->offset + payload_at, range, ring);
-	return copy_here(domain, tfd_stage_slot_at(domain->stages, slot) + payload_at, range, ring);
+		return copy_there(domain, slot, pool_offset, range, ring);
+	return copy_here(domain, domain->stages->pool + pool_offset, range, ring);
 }

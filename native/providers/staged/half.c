@@ -11,27 +11,11 @@
 #include "staged.h"
 
 #define NUMBERS_MAX (1u << 16)
-#define MAGIC 0x31677473u /* "stg1" */
 #define DRAIN_BATCH 16
 #define DRAIN_ROUNDS 512
 #define CLOSE_NS 100000000u    /* for copies under way, in the worker: mostly they take microseconds */
 #define SETTLE_NS 10000000000u /* and in control, while a helper that is silent is ended */
 #define SETTLE_PAUSE_NS 200000
-
-/* At the end of a half's address, behind that of its inner one. */
-struct staged_address {
-	uint32_t magic;
-	uint32_t number;
-	uint64_t token;
-	uint64_t key; /* of the pool, on the inner rail */
-	uint64_t base;
-	uint32_t slot_bytes;
-	uint16_t payload_kib;
-	uint16_t count;
-	uint16_t slots[TFD_STAGED_SLOTS];
-};
-
-_Static_assert(sizeof(struct staged_address) == 72, "no padding goes out");
 
 /* ---- opening ---- */
 
@@ -80,14 +64,14 @@ static void slots_give(struct tfd_half *half)
 static void address_write(const struct tfd_half *half, void *address, size_t *address_bytes)
 {
 	const struct tfd_domain *domain = half->domain;
-	struct staged_address tail = { .magic = MAGIC,
-	                               .number = half->number,
-	                               .token = half->token,
-	                               .key = domain->pool_key.key,
-	                               .base = domain->pool_key.address,
-	                               .slot_bytes = (uint32_t)TFD_STAGES_SLOT_BYTES,
-	                               .payload_kib = (uint16_t)(domain->payload_bytes >> 10),
-	                               .count = (uint16_t)half->in_count };
+	struct tfd_staged_address tail = { .magic = TFD_STAGED_MAGIC,
+	                                   .number = half->number,
+	                                   .token = half->token,
+	                                   .key = domain->pool_key.key,
+	                                   .base = domain->pool_key.address,
+	                                   .slot_bytes = (uint32_t)TFD_STAGES_SLOT_BYTES,
+	                                   .payload_kib = (uint16_t)(domain->payload_bytes >> 10),
+	                                   .count = (uint16_t)half->in_count };
 
 	for (uint32_t i = 0; i < half->in_count; i++)
 		tail.slots[i] = (uint16_t)(half->ins[i].slot->offset / TFD_STAGES_SLOT_BYTES);
@@ -110,7 +94,7 @@ static int half_fill(struct tfd_half *half, int outgoing, void *address, size_t 
 	                            error);
 	if (rc)
 		return rc;
-	if (*address_bytes + sizeof(struct staged_address) > TFD_ADDRESS_MAX)
+	if (*address_bytes + sizeof(struct tfd_staged_address) > TFD_ADDRESS_MAX)
 		return tfd_fail(error, -ENOSPC, "the address of the rail below takes %zu bytes",
 		                *address_bytes);
 	address_write(half, address, address_bytes);
@@ -156,9 +140,9 @@ int tfd_staged_half_open(struct tfd_domain *domain, int outgoing, void *owner, s
 int tfd_staged_reach(struct tfd_domain *domain, const void *address, size_t address_bytes,
                      struct tfd_error *error)
 {
-	if (!domain->ops->reach || address_bytes <= sizeof(struct staged_address))
+	if (!domain->ops->reach || address_bytes <= sizeof(struct tfd_staged_address))
 		return 0; /* half_start says what is wrong with it */
-	return domain->ops->reach(domain->inner, address, address_bytes - sizeof(struct staged_address),
+	return domain->ops->reach(domain->inner, address, address_bytes - sizeof(struct tfd_staged_address),
 	                          error);
 }
 
@@ -166,14 +150,14 @@ int tfd_staged_half_start(struct tfd_half *half, const void *address, size_t add
                           struct tfd_error *error)
 {
 	struct tfd_domain *domain = half->domain;
-	struct staged_address tail = { 0 };
+	struct tfd_staged_address tail = { 0 };
 	int rc;
 
 	if (address_bytes > sizeof(tail)) {
 		address_bytes -= sizeof(tail);
 		memcpy(&tail, (const uint8_t *)address + address_bytes, sizeof(tail));
 	}
-	if (tail.magic != MAGIC || !tail.count || tail.count > TFD_STAGED_SLOTS ||
+	if (tail.magic != TFD_STAGED_MAGIC || !tail.count || tail.count > TFD_STAGED_SLOTS ||
 	    tail.number >= NUMBERS_MAX || tail.slot_bytes != TFD_STAGES_SLOT_BYTES ||
 	    tail.payload_kib < domain->payload_bytes >> 10)
 		return tfd_fail(error, -EPROTO,
@@ -238,6 +222,7 @@ static int outs_flush(struct tfd_half *half, struct tfd_wc *wc, int max)
 			sent ? (struct tfd_wc){ .type = TFD_WC_SENT, .wr = out->wr } :
 			       (struct tfd_wc){ .type = TFD_WC_ERROR, .wr = out->wr, .error = ECANCELED };
 	}
+	half->domain->under_way -= (uint32_t)count;
 	return count;
 }
 
@@ -263,6 +248,7 @@ void tfd_staged_half_free(struct tfd_half *half)
 
 	tfd_list_remove(&half->active_link);
 	tfd_list_remove(&half->link);
+	domain->under_way -= (uint32_t)(half->out_next - half->out_told);
 	if (half->inner)
 		domain->ops->half_free(half->inner);
 	tfd_numbers_give(&domain->numbers, half->number);

@@ -33,6 +33,9 @@ static bool is_whole(const struct tfd_half *half, const struct tfd_staged_header
 		return false;
 	if (header->part_count > TFD_STAGES_PARTS || header->length > half->domain->payload_bytes)
 		return false;
+	if (half->domain->one_pool &&
+	    !within(header->payload, header->length, half->domain->stages->pool_bytes))
+		return false;
 	return !(header->flags & TFD_STAGED_READ) ||
 	       !(header->part_count || (header->flags & TFD_STAGED_HAS_IMM));
 }
@@ -54,6 +57,13 @@ static bool parts_take(const struct tfd_staged_header *header, const uint8_t *sl
 	return within(header->address, left, mr->length);
 }
 
+/* Where in our pool its bytes are, or of a read will be. */
+static uint64_t payload_of(const struct tfd_half *half, const struct tfd_staged_in *in)
+{
+	return half->domain->one_pool ? in->header.payload :
+	                                in->slot->offset + tfd_staged_payload_at(in->header.part_count);
+}
+
 /* -EACCES: refused. */
 static int begin(struct tfd_half *half, struct tfd_staged_in *in)
 {
@@ -72,7 +82,7 @@ static int begin(struct tfd_half *half, struct tfd_staged_in *in)
 	range.mr = tfd_mr_find_hot(&domain->memory, header->key);
 	if (!range.mr || !(reads || range.mr->writable) || !parts_take(header, slot, range.mr, parts))
 		return -EACCES;
-	return tfd_staged_copy(domain, in->slot, tfd_staged_payload_at(header->part_count), &range,
+	return tfd_staged_copy(domain, in->slot, payload_of(half, in), &range,
 	                       reads ? TFD_STAGE_D2H : TFD_STAGE_H2D);
 }
 
@@ -138,7 +148,7 @@ static int answer(struct tfd_half *half, struct tfd_staged_in *in, uint32_t inde
 		return -EAGAIN;
 	if (half->in_stopped && half->in_answered + 1 == half->in_told) {
 		kind += half->in_status;
-	} else if ((in->header.flags & TFD_STAGED_READ) && in->header.length) {
+	} else if ((in->header.flags & TFD_STAGED_READ) && in->header.length && !domain->one_pool) {
 		post.local = tfd_stage_slot_at(domain->stages, in->slot) + tfd_staged_payload_at(0);
 		post.mr = domain->pool_mr;
 		post.length = in->header.length;

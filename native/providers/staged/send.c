@@ -51,6 +51,8 @@ static void header_make(const struct tfd_half *half, const struct tfd_post *post
 	                                      .length = bytes,
 	                                      .imm = post->imm,
 	                                      .part_count = (uint16_t)post->part_count };
+	if (domain->one_pool)
+		header->payload = slot->offset + tfd_staged_payload_at(post->part_count);
 	if (post->has_imm)
 		header->flags |= TFD_STAGED_HAS_IMM;
 	if (!post->read)
@@ -76,11 +78,12 @@ static int fill(struct tfd_half *half, const struct tfd_post *post, struct tfd_s
 		return -EMSGSIZE;
 	header_make(half, post, range.length, out->slot, (void *)slot);
 	out->length = (uint32_t)range.length;
-	out->imm_bytes = post->read || !range.length ? (uint32_t)sizeof(struct tfd_staged_header) :
-	                                               payload_at + out->length;
+	out->carried = payload_at;
 	if (post->read)
 		return 0;
-	rc = tfd_staged_copy(domain, out->slot, payload_at, &range, TFD_STAGE_D2H);
+	if (!domain->one_pool)
+		out->carried += out->length;
+	rc = tfd_staged_copy(domain, out->slot, out->slot->offset + payload_at, &range, TFD_STAGE_D2H);
 	if (rc == -EIO) { /* it is told in its turn */
 		out->slot->error = EIO;
 		rc = 0;
@@ -117,6 +120,7 @@ int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct t
 		return rc;
 	}
 	half->out_next++;
+	half->domain->under_way++;
 	tfd_staged_wake(half);
 	return 0;
 }
@@ -138,7 +142,7 @@ static bool out_go(struct tfd_half *half, struct tfd_staged_out *out)
 	struct tfd_post post = {
 		.local = tfd_stage_slot_at(domain->stages, out->slot),
 		.mr = domain->pool_mr,
-		.length = out->imm_bytes,
+		.length = out->carried,
 		.remote_address = half->far_slots[index],
 		.remote_key = half->far_key,
 		.has_imm = 1,
@@ -200,8 +204,8 @@ static int bring(struct tfd_half *half, struct tfd_staged_out *out)
 		return 0;
 	if (!out->brought) {
 		part.address = (uint64_t)(out->local - out->mr->base);
-		rc = tfd_staged_copy(half->domain, out->slot, tfd_staged_payload_at(0), &range,
-		                     TFD_STAGE_H2D);
+		rc = tfd_staged_copy(half->domain, out->slot, out->slot->offset + tfd_staged_payload_at(0),
+		                     &range, TFD_STAGE_H2D);
 		out->brought = !rc;
 	}
 	if (!rc && out->slot->copies)
@@ -236,6 +240,7 @@ static void outs_tell(struct tfd_half *half, struct tfd_staged_told *told)
 			return;
 		tfd_stage_slot_put(half->domain->stages, out->slot);
 		half->out_told++;
+		half->domain->under_way--;
 		tfd_staged_tell(told, wc);
 	}
 }
@@ -249,6 +254,7 @@ static void outs_drop(struct tfd_half *half, struct tfd_staged_told *told)
 		if (out->slot->copies)
 			return;
 		half->out_told++; /* bytes may yet come into its slot, which stays the half's */
+		half->domain->under_way--;
 		half->out_sent += half->out_sent < half->out_told;
 		tfd_staged_tell(told,
 		                (struct tfd_wc){ .type = TFD_WC_ERROR, .wr = out->wr, .error = ECANCELED });
@@ -261,6 +267,25 @@ void tfd_staged_send(struct tfd_half *half, struct tfd_staged_told *told)
 	outs_tell(half, told);
 	if (half->broken)
 		outs_drop(half, told);
+}
+
+void tfd_staged_ask(struct tfd_half *half)
+{
+	struct tfd_post post = { .remote_address = half->far_slots[0], .remote_key = half->far_key };
+	struct tfd_stage_slot *slot;
+	int rc;
+
+	if (half->broken || half->out_told == half->out_sent)
+		return;
+	slot = half->outs[half->out_told % half->far_count].slot;
+	if (half->out_asked == half->out_told && !slot->posted) {
+		rc = half->domain->ops->post(half->inner, &post, &slot->wr);
+		if (!rc)
+			slot->posted = true;
+		else if (rc != -EAGAIN)
+			tfd_staged_break(half);
+	}
+	half->out_asked = half->out_told;
 }
 
 bool tfd_staged_sends(const struct tfd_half *half)

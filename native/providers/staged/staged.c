@@ -9,7 +9,10 @@
 
 #define POLL_BATCH 64
 #define POLL_ROUNDS 4
-#define POOL_BYTES_DEFAULT (64u << 20) /* of a rail that has it for itself */
+#define ASK_NS 100000000u
+#define HOT_PASSES 4096u /* after something has gone or come by the inner rail */
+#define COLD_PASSES 16u /* else it is polled once in so many: it may cost a call of the kernel */
+#define POOL_BYTES_DEFAULT (256u << 20) /* of a rail that has it for itself */
 
 /* ---- rails ---- */
 
@@ -46,6 +49,7 @@ static int info_fill(struct tfd_domain *domain, const struct tfd_rail_info *inne
 	domain->payload_bytes =
 		most < TFD_STAGES_PAYLOAD_BYTES ? most / 1024 * 1024 : TFD_STAGES_PAYLOAD_BYTES;
 	domain->ordered = inner->ordered != 0;
+	domain->one_pool = domain->ops == &tfd_local_ops;
 	domain->imms_bound = inner->imm_depth != 0;
 	domain->imms_free = inner->imm_depth;
 	(void)snprintf(info->name, sizeof(info->name), "staged/%.56s", name);
@@ -84,6 +88,7 @@ int tfd_staged_domain_open(struct tfd_stages *stages, const struct tfd_provider_
 		domain_close(domain);
 		return rc;
 	}
+	domain->timed = inner->wait_fd(domain->inner) < 0;
 	*out = domain;
 	return 0;
 }
@@ -170,6 +175,7 @@ static void mr_close(struct tfd_domain *domain, struct tfd_mr *mr)
 
 void tfd_staged_wake(struct tfd_half *half)
 {
+	half->domain->hot = HOT_PASSES;
 	if (tfd_list_empty(&half->active_link) && !half->closed)
 		tfd_list_push(&half->domain->active, &half->active_link);
 }
@@ -283,6 +289,10 @@ static void inner_poll(struct tfd_domain *domain)
 {
 	struct tfd_wc wc[POLL_BATCH];
 
+	if (domain->hot)
+		domain->hot--;
+	else if (++domain->passes % COLD_PASSES && !domain->timed)
+		return;
 	for (int round = 0; round < POLL_ROUNDS; round++) {
 		int count = domain->ops->poll(domain->inner, wc, POLL_BATCH);
 
@@ -291,6 +301,17 @@ static void inner_poll(struct tfd_domain *domain)
 		if (count < POLL_BATCH)
 			return;
 	}
+}
+
+static void halves_ask(struct tfd_domain *domain)
+{
+	uint64_t now_ns = tfd_now_ns();
+
+	if (now_ns - domain->asked_ns < ASK_NS)
+		return;
+	domain->asked_ns = now_ns;
+	for (struct tfd_list *link = domain->halves.next; link != &domain->halves; link = link->next)
+		tfd_staged_ask(tfd_container(link, struct tfd_half, link));
 }
 
 static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
@@ -302,6 +323,8 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 	tfd_stages_poll(domain->stages);
 	halves_turn(domain, &told); /* what they post is on its way with the inner poll */
 	inner_poll(domain);
+	if (domain->under_way)
+		halves_ask(domain);
 	errors_tell(domain, &told);
 	halves_turn(domain, &told);
 	tfd_memory_pass_end(&domain->memory);
@@ -316,9 +339,14 @@ static int wait_fd(struct tfd_domain *domain)
 /* A GPU wakes nobody: while something is copied, it is looked at. */
 static int arm(struct tfd_domain *domain)
 {
+	int rc;
+
 	if (!tfd_list_empty(&domain->active) || domain->overflowed || domain->gone)
 		return -EAGAIN;
-	return domain->ops->arm(domain->inner);
+	rc = domain->ops->arm(domain->inner);
+	if (rc)
+		domain->hot += !domain->hot;
+	return rc;
 }
 
 const struct tfd_provider_ops tfd_staged_ops = {

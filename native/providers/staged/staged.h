@@ -40,8 +40,26 @@ struct tfd_staged_header {
 	uint32_t imm;
 	uint16_t flags;
 	uint16_t part_count; /* further ones */
-	uint64_t _resv0;
+	uint64_t
+		payload; /* where in the pool it is, if both halves have the same one; else 0: behind the parts */
 };
+
+#define TFD_STAGED_MAGIC 0x31677473u /* "stg1" */
+
+/* At the end of a half's address, behind that of its inner one. */
+struct tfd_staged_address {
+	uint32_t magic;
+	uint32_t number;
+	uint64_t token;
+	uint64_t key; /* of the pool, on the inner rail */
+	uint64_t base;
+	uint32_t slot_bytes;
+	uint16_t payload_kib;
+	uint16_t count;
+	uint16_t slots[TFD_STAGED_SLOTS];
+};
+
+_Static_assert(sizeof(struct tfd_staged_address) == 72, "no padding goes out");
 
 /* A post of ours. */
 struct tfd_staged_out {
@@ -50,7 +68,7 @@ struct tfd_staged_out {
 	const uint8_t *local; /* read: where the bytes go */
 	const struct tfd_mr *mr;
 	uint32_t length;
-	uint32_t imm_bytes; /* of the slot, that the inner rail carries */
+	uint32_t carried; /* bytes of the slot, by the inner rail */
 	bool read;
 	bool ended; /* by the far side, or by an error here */
 	bool brought; /* read: the bytes are on their way from the slot to their place */
@@ -82,6 +100,7 @@ struct tfd_half {
 
 	/* Posts of ours, by number: told < sent < next. */
 	uint64_t out_told, out_sent, out_next;
+	uint64_t out_asked; /* out_told at the last look for silence */
 	uint32_t far_count; /* slots; 0: not started */
 	uint32_t far_number;
 	uint64_t far_token;
@@ -104,6 +123,7 @@ struct tfd_domain {
 	struct tfd_stages *stages;
 	bool stages_own;
 	bool ordered; /* the inner rail */
+	bool one_pool; /* both ends are in this group: what is in a slot is there for both */
 	struct tfd_mr *pool_mr; /* inner */
 	struct tfd_region_key pool_key;
 	uint64_t payload_bytes;
@@ -114,6 +134,11 @@ struct tfd_domain {
 	struct tfd_list halves;
 	struct tfd_list active;
 	uint64_t pass_bytes; /* copied by the worker since the last poll */
+	bool timed; /* the inner rail wakes nobody: it is polled in every pass */
+	uint32_t hot; /* passes in which it is polled; then in some only */
+	uint32_t passes;
+	uint32_t under_way; /* posts of all halves */
+	uint64_t asked_ns; /* when silence was looked for last */
 	bool overflowed; /* to be told */
 	bool gone;
 };
@@ -135,6 +160,7 @@ static inline void tfd_staged_tell(struct tfd_staged_told *told, struct tfd_wc w
 	told->wc[told->count++] = wc;
 }
 
+/* From the beginning of its slot. */
 static inline uint32_t tfd_staged_payload_at(uint32_t part_count)
 {
 	return (uint32_t)(sizeof(struct tfd_staged_header) + part_count * sizeof(struct tfd_staged_part) +
@@ -173,14 +199,19 @@ struct tfd_staged_range {
 	uint32_t part_count;
 	uint64_t length; /* of all */
 };
-/* Copies between a slot's payload and memory, or requests it. -EAGAIN: not now; -EIO: it cannot. */
-int tfd_staged_copy(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t payload_at,
+/* Copies between the pool and memory, or requests it; `slot` is told. -EAGAIN: not now; -EIO: it cannot. */
+int tfd_staged_copy(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t pool_offset,
                     const struct tfd_staged_range *range, uint32_t ring);
 
 /* send.c */
 int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
 void tfd_staged_send(struct tfd_half *half, struct tfd_staged_told *told);
 void tfd_staged_ended(struct tfd_half *half, uint32_t slot, uint32_t status);
+/*
+ * Called now and then. Of a far side that is gone the inner rail may say nothing, if nothing of it is under way there: one that does
+ * not answer is written to, nothing, so that it fails.
+ */
+void tfd_staged_ask(struct tfd_half *half);
 /* Whether it has something to do that nothing will wake it for. */
 bool tfd_staged_sends(const struct tfd_half *half);
 

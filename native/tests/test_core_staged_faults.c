@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Helpers that fail, end or stand still, at either end; halves that are closed while they copy. What is not staged goes on. */
+#include "staged_world.h"
+
+#define BYTES 700000u
+
+static uint64_t device_open, plain_open;
+
+static struct tfd_record *submit(void)
+{
+	struct tfd_entry entry = { .op = TFD_OP_WRITE,
+	                           .src_region = near.region,
+	                           .dst_grant = device_open,
+	                           .length = BYTES,
+	                           .imm = 3 };
+
+	fill(near.device, BYTES, 7);
+	return user_submit(&near.user, entry);
+}
+
+/* By the other path, which is not to notice. */
+static void direct_goes_on(void)
+{
+	struct tfd_entry entry = { .op = TFD_OP_WRITE,
+	                           .src_region = near.user.region,
+	                           .dst_grant = plain_open,
+	                           .length = 5000,
+	                           .imm = 4 };
+
+	CHECK(user_run(&near.user, entry)->status == TFD_JOB_OK);
+}
+
+/* As control does with one that is lost: both halves end, then new ones are made and given to the open. */
+static void path_anew(void)
+{
+	struct tfd_landed landed;
+	struct tfd_open_path path = { .key = far.device_keys[STAGED].key,
+	                              .address = far.device_keys[STAGED].address };
+
+	CHECK_OK(tfd_conn_close(far.host.core, in[STAGED], TFD_DETAIL_CONNECTION, NULL, &landed));
+	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, &landed, NULL));
+	connect_rails(&near.host, STAGED, &far.host, STAGED, &out[STAGED], &in[STAGED]);
+	path.conn = out[STAGED];
+	CHECK_OK(tfd_open_path_set(near.host.core, near.user.session, device_open, STAGED, &path));
+}
+
+static void is_well(void)
+{
+	struct tfd_record *record = submit();
+	uint64_t before = counter_value(3);
+
+	wait_done(record, near.user.next_job);
+	CHECK(record->status == TFD_JOB_OK && path_of(record) == TFD_PATH_STAGED);
+	wait_counter(3, before + 1);
+	(void)copier_has(&far.copier, TFD_STAGE_H2D);
+	CHECK(memcmp(near.device, far.device, BYTES) == 0);
+}
+
+/* It has ended, and not well; its connection with it; then all is as before. */
+static void has_failed(struct tfd_record *record)
+{
+	uint64_t job = near.user.next_job;
+
+	(void)wait_event(&near.host, TFD_EVENT_CONN_LOST, out[STAGED]);
+	direct_goes_on();
+	path_anew();
+	wait_done(record, job);
+	CHECK(record->status == TFD_JOB_PEER_LOST && record->detail == TFD_DETAIL_CONNECTION);
+	CHECK(counter_value(3) == 0);
+	is_well();
+}
+
+static void open_both(void)
+{
+	world_open(true);
+	device_open = grant_open(true);
+	plain_open = grant_open(false);
+}
+
+/* One request of a helper's, which says so. */
+static void test_request_fails(void)
+{
+	for (uint32_t at_far = 0; at_far < 2; at_far++) {
+		struct tfd_stage_info info;
+		struct end *end = at_far ? &far : &near;
+
+		open_both();
+		tfd_store_seq(&end->copier.fail_next, 1);
+		has_failed(submit());
+		CHECK_OK(tfd_stage_stat(end->host.core, end->host.group, end->stage, &info));
+		CHECK(info.failed == 1 && !info.waiting);
+		world_close();
+	}
+}
+
+/* The memory that control has announced is not open there. */
+static void test_not_open(void)
+{
+	struct tfd_record *record;
+
+	open_both();
+	CHECK_OK(tfd_stage_memory_forget(near.host.core, near.host.group, near.memory));
+	record = submit();
+	(void)wait_event(&near.host, TFD_EVENT_STAGE_NEEDED, near.memory);
+	CHECK_OK(tfd_stage_memory_fail(near.host.core, near.host.group, near.memory));
+	(void)wait_event(&near.host, TFD_EVENT_CONN_LOST, out[STAGED]);
+	CHECK_OK(tfd_stage_memory_set(near.host.core, near.host.group, near.memory, near.stage));
+	path_anew();
+	wait_done(record, near.user.next_job);
+	CHECK(record->status == TFD_JOB_PEER_LOST);
+	is_well();
+	CHECK(tfd_stage_memory_set(near.host.core, near.host.group, near.memory, 99) == -ENOENT);
+	world_close();
+}
+
+static void await_waiting(struct end *end)
+{
+	struct tfd_stage_info info = { 0 };
+
+	for (int i = 0; i < 50000 && !info.waiting; i++) {
+		CHECK_OK(tfd_stage_stat(end->host.core, end->host.group, end->stage, &info));
+		(void)usleep(100);
+	}
+	CHECK(info.waiting);
+}
+
+/* Its process ends with copies under way; a new one takes its place. */
+static void test_helper_ends(void)
+{
+	for (uint32_t at_far = 0; at_far < 2; at_far++) {
+		struct end *end = at_far ? &far : &near;
+		struct tfd_record *record;
+		uint64_t job;
+
+		open_both();
+		tfd_store_seq(&end->copier.hold, 1);
+		record = submit();
+		job = near.user.next_job;
+		await_waiting(end);
+		end_helper_close(end);
+		CHECK(tfd_stage_close(end->host.core, end->host.group, end->stage) == -ENOENT);
+		(void)wait_event(&near.host, TFD_EVENT_CONN_LOST, out[STAGED]);
+		direct_goes_on();
+		tfd_store_seq(&end->copier.hold, 0);
+		end_helper_open(end);
+		path_anew();
+		wait_done(record, job);
+		CHECK(record->status == TFD_JOB_PEER_LOST && counter_value(3) == 0);
+		is_well();
+		world_close();
+	}
+}
+
+/* It says that it is dead, and is ended only then: so long nothing new is asked of it. */
+static void test_helper_dead(void)
+{
+	struct tfd_record *record;
+	struct tfd_event event;
+
+	open_both();
+	tfd_store_seq(&near.copier.hold, 1);
+	record = submit();
+	await_waiting(&near);
+	tfd_store_release(&near.copier.stage->state, TFD_STAGE_DEAD); /* pairs with check_silence */
+	event = wait_event(&near.host, TFD_EVENT_STAGE_SILENT, near.stage);
+	CHECK(event.count == near.host.group);
+	end_helper_close(&near);
+	tfd_store_seq(&near.copier.hold, 0);
+	end_helper_open(&near);
+	has_failed(record);
+	world_close();
+}
+
+struct closing {
+	struct tfd_landed landed;
+	uint32_t done; /* shared */
+};
+
+static void *close_far_half(void *argument)
+{
+	struct closing *closing = argument;
+
+	CHECK_OK(tfd_conn_close(far.host.core, in[STAGED], TFD_DETAIL_CONNECTION, NULL, &closing->landed));
+	tfd_store_seq(&closing->done, 1); /* pairs with close_begin */
+	return NULL;
+}
+
+/* Begins to close the far half while its helper holds a copy; it does not return, however long it has had. */
+static void close_begin(struct closing *closing, pthread_t *thread)
+{
+	struct tfd_stage_info info;
+
+	closing->done = 0;
+	CHECK(pthread_create(thread, NULL, close_far_half, closing) == 0);
+	for (int i = 0; i < 2000; i++) { /* each waits for the worker, which has closed the half by then */
+		CHECK_OK(tfd_stage_stat(far.host.core, far.host.group, far.stage, &info));
+		(void)sched_yield();
+	}
+	CHECK(info.waiting && !tfd_load_seq(&closing->done));
+}
+
+/* What a helper was asked for before the half is closed has been done, or was never asked, by the time that the close returns. */
+static void test_close_waits(void)
+{
+	struct tfd_stage_info info;
+	struct closing closing;
+	struct tfd_record *record;
+	pthread_t thread;
+
+	open_both();
+	tfd_store_seq(&far.copier.hold, 1);
+	record = submit();
+	await_waiting(&far);
+	close_begin(&closing, &thread);
+	tfd_store_seq(&far.copier.hold, 0);
+	CHECK(pthread_join(thread, NULL) == 0);
+	CHECK_OK(tfd_stage_stat(far.host.core, far.host.group, far.stage, &info));
+	CHECK(!info.waiting);
+	(void)copier_has(&far.copier, TFD_STAGE_H2D);
+	memset(far.device, 0x5a, BYTES);
+	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, &closing.landed, NULL));
+	wait_done(record, near.user.next_job);
+	CHECK(record->status == TFD_JOB_PEER_LOST);
+	for (uint32_t i = 0; i < BYTES; i++)
+		CHECK(far.device[i] == 0x5a);
+	connect_rails(&near.host, STAGED, &far.host, STAGED, &out[STAGED], &in[STAGED]);
+	direct_goes_on();
+	world_close();
+}
+
+/* Of a helper that does not answer: only once its stage is closed does the close of a half return. */
+static void test_close_of_a_silent_helper(void)
+{
+	struct closing closing;
+	struct tfd_record *record;
+	pthread_t thread;
+
+	open_both();
+	tfd_store_seq(&far.copier.hold, 1);
+	record = submit();
+	await_waiting(&far);
+	close_begin(&closing, &thread);
+	end_helper_close(&far);
+	CHECK(pthread_join(thread, NULL) == 0);
+	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, &closing.landed, NULL));
+	wait_done(record, near.user.next_job);
+	CHECK(record->status == TFD_JOB_PEER_LOST);
+	CHECK(counter_value(3) == 0);
+	world_close();
+}
+
+static void test_without_staged_rails(void)
+{
+	struct tfd_stage_fds fds;
+	struct host host;
+	uint64_t stage;
+	struct tfd_core_options core = { .spin_us = 50, .max_sessions = 16 };
+	struct tfd_group_options group = {
+		.provider = "tcp", .rails = { "127.0.0.1" }, .rail_count = 1, .staging_bytes = 1000
+	};
+
+	CHECK_OK(tfd_core_open(&core, &host.core, &error));
+	CHECK(tfd_group_open(host.core, &group, &host.group, &error) == -EINVAL);
+	CHECK(strstr(error.text, "1000 bytes"));
+	group.staging_bytes = 0;
+	CHECK_OK(tfd_group_open(host.core, &group, &host.group, &error));
+	CHECK(tfd_stage_open(host.core, host.group, &stage, &fds, &error) == -ENOTSUP);
+	CHECK(tfd_stage_close(host.core, host.group, 1) == -ENOTSUP);
+	tfd_core_close(host.core);
+}
+
+int main(void)
+{
+	test_request_fails();
+	test_not_open();
+	test_helper_ends();
+	test_helper_dead();
+	test_close_waits();
+	test_close_of_a_silent_helper();
+	test_without_staged_rails();
+	return 0;
+}
