@@ -60,6 +60,7 @@ class Detail(enum.IntEnum):
     DEVICE_MEMORY = 29
     NOT_COPIED = 30
     STILL_COPIED = 31
+    STAGING = 32
 
 
 def _text(pointer: object) -> str:

@@ -471,8 +471,7 @@ struct tfd_rail {
 	struct tfd_rail_info info; /* counters and state: worker writes, anyone reads, relaxed */
 	uint32_t index;
 	bool last_resort; /* carries only what no other path of an open reaches */
-	uint64_t
-		patience_ns; /* constant; from the first refused post, or the last piece that came back, to giving a connection up */
+	uint64_t patience_ns; /* with a connection on which nothing moves */
 	uint64_t since_ns; /* worker; since when info.state is what it is */
 	uint32_t orders; /* of each connection: 1, or one for each enum tfd_traffic */
 	int wait_fd;

@@ -93,6 +93,7 @@ static void fill_post(const struct tfd_shard *shard, const struct tfd_plan *plan
 		.remote_address = path->address + plan->dst_offset,
 		.remote_key = path->key,
 		.job_bytes = job->op == TFD_OP_WRITE_PAGES ? shard->length * job->length : shard->length,
+		.chain = shard->open->handle * 0x9e3779b97f4a7c15ull + shard->number + 1,
 		.traffic = job->priority,
 		.read = job->op == TFD_OP_READ,
 	};

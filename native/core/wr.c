@@ -127,11 +127,15 @@ static void wr_settle(struct tfd_worker *worker, struct tfd_wr *wr, const struct
 	}
 	local = wr->job->region && tfd_region_probe(wr->job->region);
 	wr_failed(worker, wr,
-	          wc->remote_access ? TFD_JOB_REMOTE_ACCESS :
-	          local             ? TFD_JOB_LOCAL_ACCESS :
-	                              TFD_JOB_PEER_LOST,
-	          local ? TFD_DETAIL_BROKEN_REGION : TFD_DETAIL_CONNECTION, !wc->remote_access);
-	tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
+	          wc->remote_access  ? TFD_JOB_REMOTE_ACCESS :
+	          local || wc->alone ? TFD_JOB_LOCAL_ACCESS :
+	                               TFD_JOB_PEER_LOST,
+	          local     ? TFD_DETAIL_BROKEN_REGION :
+	          wc->alone ? TFD_DETAIL_STAGING :
+	                      TFD_DETAIL_CONNECTION,
+	          !wc->remote_access && !wc->alone);
+	if (!wc->alone)
+		tfd_conn_break(conn, TFD_DETAIL_CONNECTION);
 }
 
 /*
@@ -140,8 +144,9 @@ static void wr_settle(struct tfd_worker *worker, struct tfd_wr *wr, const struct
  */
 static bool may_be_reconciled(const struct tfd_wr *wr, const struct tfd_wc *wc)
 {
-	return wc->type == TFD_WC_ERROR && (!wc->remote_access || wc->unsure) && wr->conn->half &&
-	       wr->conn->rail->info.ordered && !(wr->job->region && tfd_region_probe(wr->job->region));
+	return wc->type == TFD_WC_ERROR && !wc->alone && (!wc->remote_access || wc->unsure) &&
+	       wr->conn->half && wr->conn->rail->info.ordered &&
+	       !(wr->job->region && tfd_region_probe(wr->job->region));
 }
 
 void tfd_wr_done(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)

@@ -63,6 +63,8 @@ struct tfd_post {
 	uint64_t remote_address;
 	uint64_t remote_key;
 	uint64_t job_bytes; /* of all that it is a part of; a hint, 0: not known */
+	uint64_t
+		chain; /* what it is a part of: no immediate of that may be told behind a part that failed alone; 0: nothing */
 	uint32_t has_imm;
 	uint32_t imm;
 	uint32_t traffic; /* enum tfd_traffic */
@@ -111,6 +113,7 @@ struct tfd_wc {
 	struct tfd_wr *wr;
 	int32_t error; /* positive errno */
 	uint32_t remote_access; /* error: the far side refused the key or the range */
+	uint32_t alone; /* error: of this piece, and its chain; its half goes on */
 	uint32_t
 		unsure; /* remote_access: it was a device that refused; the kernel may be clearing away after its daemon */
 	uint32_t

@@ -170,6 +170,13 @@ static inline uint32_t path_of(const struct tfd_record *record)
 	return record->path & TFD_PATH_PROVIDER_MASK;
 }
 
+/* Before bytes are looked at, or written to once more, that helpers have copied. */
+static inline void copiers_have(void)
+{
+	for (uint32_t i = 0; i < TFD_STAGE_RINGS; i++)
+		(void)(copier_has(&near.copier, i) + copier_has(&far.copier, i));
+}
+
 static inline void fill(uint8_t *bytes, uint64_t length, uint32_t seed)
 {
 	for (uint64_t i = 0; i < length; i++)

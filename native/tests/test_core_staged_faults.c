@@ -14,6 +14,7 @@ static struct tfd_record *submit(void)
 	                           .length = BYTES,
 	                           .imm = 3 };
 
+	copiers_have();
 	fill(near.device, BYTES, 7);
 	return user_submit(&near.user, entry);
 }
@@ -30,20 +31,6 @@ static void direct_goes_on(void)
 	CHECK(user_run(&near.user, entry)->status == TFD_JOB_OK);
 }
 
-/* As control does with one that is lost: both halves end, then new ones are made and given to the open. */
-static void path_anew(void)
-{
-	struct tfd_landed landed;
-	struct tfd_open_path path = { .key = far.device_keys[STAGED].key,
-	                              .address = far.device_keys[STAGED].address };
-
-	CHECK_OK(tfd_conn_close(far.host.core, in[STAGED], TFD_DETAIL_CONNECTION, NULL, &landed));
-	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, &landed, NULL));
-	connect_rails(&near.host, STAGED, &far.host, STAGED, &out[STAGED], &in[STAGED]);
-	path.conn = out[STAGED];
-	CHECK_OK(tfd_open_path_set(near.host.core, near.user.session, device_open, STAGED, &path));
-}
-
 static void is_well(void)
 {
 	struct tfd_record *record = submit();
@@ -52,22 +39,34 @@ static void is_well(void)
 	wait_done(record, near.user.next_job);
 	CHECK(record->status == TFD_JOB_OK && path_of(record) == TFD_PATH_STAGED);
 	wait_counter(3, before + 1);
-	(void)copier_has(&far.copier, TFD_STAGE_H2D);
+	copiers_have();
 	CHECK(memcmp(near.device, far.device, BYTES) == 0);
 }
 
-/* It has ended, and not well; its connection with it; then all is as before. */
-static void has_failed(struct tfd_record *record)
+static void no_connection_is_lost(void)
 {
-	uint64_t job = near.user.next_job;
+	struct tfd_event event;
 
-	(void)wait_event(&near.host, TFD_EVENT_CONN_LOST, out[STAGED]);
-	direct_goes_on();
-	path_anew();
+	while (tfd_core_events(near.host.core, &event, 1))
+		CHECK(event.type != TFD_EVENT_CONN_LOST);
+	while (tfd_core_events(far.host.core, &event, 1))
+		CHECK(event.type != TFD_EVENT_CONN_LOST);
+}
+
+/* It ends alone, and has not counted: neither its connection nor what else goes by that notices. */
+static void fails_alone(struct tfd_record *record, uint64_t job, uint32_t status)
+{
 	wait_done(record, job);
-	CHECK(record->status == TFD_JOB_PEER_LOST && record->detail == TFD_DETAIL_CONNECTION);
-	CHECK(counter_value(3) == 0);
+	CHECK(record->status == status && record->detail == TFD_DETAIL_STAGING);
+	direct_goes_on();
 	is_well();
+	CHECK(counter_value(3) == 1);
+	no_connection_is_lost();
+}
+
+static uint32_t status_of(const struct end *end)
+{
+	return end == &far ? TFD_JOB_REMOTE_ACCESS : TFD_JOB_LOCAL_ACCESS;
 }
 
 static void open_both(void)
@@ -77,18 +76,59 @@ static void open_both(void)
 	plain_open = grant_open(false);
 }
 
-/* One request of a helper's, which says so. */
+/* One request of a helper's, which says so: of the pieces behind it, which are copied, none counts. */
 static void test_request_fails(void)
 {
 	for (uint32_t at_far = 0; at_far < 2; at_far++) {
 		struct tfd_stage_info info;
 		struct end *end = at_far ? &far : &near;
+		struct tfd_record *record;
 
 		open_both();
 		tfd_store_seq(&end->copier.fail_next, 1);
-		has_failed(submit());
+		record = submit();
+		fails_alone(record, near.user.next_job, status_of(end));
 		CHECK_OK(tfd_stage_stat(end->host.core, end->host.group, end->stage, &info));
 		CHECK(info.failed == 1 && !info.waiting);
+		world_close();
+	}
+}
+
+/* Jobs of others are under way by the same connection when some of them cannot be copied. */
+static void test_bystanders(void)
+{
+	for (uint32_t at_far = 0; at_far < 2; at_far++) {
+		struct end *end = at_far ? &far : &near;
+		struct tfd_record *records[40];
+		uint64_t first, failed = 0;
+
+		open_both();
+		first = near.user.next_job + 1;
+		for (uint32_t i = 0; i < 40; i++) {
+			struct tfd_entry entry = { .op = TFD_OP_WRITE,
+			                           .src_region = near.region,
+			                           .src_offset = i * 65536,
+			                           .dst_grant = device_open,
+			                           .dst_offset = i * 65536,
+			                           .length = 65536,
+			                           .imm = 3 };
+
+			if (i % 8 == 3)
+				(void)tfd_add_seq(&end->copier.fail_next, 1);
+			fill(near.device + i * 65536, 65536, i);
+			records[i] = user_submit(&near.user, entry);
+		}
+		for (uint32_t i = 0; i < 40; i++) {
+			wait_done(records[i], first + i);
+			failed += records[i]->status != TFD_JOB_OK;
+			CHECK(records[i]->status == TFD_JOB_OK || records[i]->status == status_of(end));
+			copiers_have();
+			CHECK(records[i]->status != TFD_JOB_OK ||
+			      memcmp(near.device + i * 65536, far.device + i * 65536, 65536) == 0);
+		}
+		CHECK(failed >= 1 && failed <= 5);
+		wait_counter(3, 40 - failed);
+		no_connection_is_lost();
 		world_close();
 	}
 }
@@ -96,21 +136,23 @@ static void test_request_fails(void)
 /* The memory that control has announced is not open there. */
 static void test_not_open(void)
 {
-	struct tfd_record *record;
+	for (uint32_t at_far = 0; at_far < 2; at_far++) {
+		struct end *end = at_far ? &far : &near;
+		struct tfd_record *record;
+		uint64_t job;
 
-	open_both();
-	CHECK_OK(tfd_stage_memory_forget(near.host.core, near.host.group, near.memory));
-	record = submit();
-	(void)wait_event(&near.host, TFD_EVENT_STAGE_NEEDED, near.memory);
-	CHECK_OK(tfd_stage_memory_fail(near.host.core, near.host.group, near.memory));
-	(void)wait_event(&near.host, TFD_EVENT_CONN_LOST, out[STAGED]);
-	CHECK_OK(tfd_stage_memory_set(near.host.core, near.host.group, near.memory, near.stage));
-	path_anew();
-	wait_done(record, near.user.next_job);
-	CHECK(record->status == TFD_JOB_PEER_LOST);
-	is_well();
-	CHECK(tfd_stage_memory_set(near.host.core, near.host.group, near.memory, 99) == -ENOENT);
-	world_close();
+		open_both();
+		CHECK_OK(tfd_stage_memory_forget(end->host.core, end->host.group, end->memory));
+		record = submit();
+		job = near.user.next_job;
+		(void)wait_event(&end->host, TFD_EVENT_STAGE_NEEDED, end->memory);
+		CHECK_OK(tfd_stage_memory_fail(end->host.core, end->host.group, end->memory));
+		wait_done(record, job);
+		CHECK_OK(tfd_stage_memory_set(end->host.core, end->host.group, end->memory, end->stage));
+		fails_alone(record, job, status_of(end));
+		CHECK(tfd_stage_memory_set(end->host.core, end->host.group, end->memory, 99) == -ENOENT);
+		world_close();
+	}
 }
 
 static void await_waiting(struct end *end)
@@ -139,14 +181,10 @@ static void test_helper_ends(void)
 		await_waiting(end);
 		end_helper_close(end);
 		CHECK(tfd_stage_close(end->host.core, end->host.group, end->stage) == -ENOENT);
-		(void)wait_event(&near.host, TFD_EVENT_CONN_LOST, out[STAGED]);
 		direct_goes_on();
 		tfd_store_seq(&end->copier.hold, 0);
 		end_helper_open(end);
-		path_anew();
-		wait_done(record, job);
-		CHECK(record->status == TFD_JOB_PEER_LOST && counter_value(3) == 0);
-		is_well();
+		fails_alone(record, job, status_of(end));
 		world_close();
 	}
 }
@@ -156,10 +194,12 @@ static void test_helper_dead(void)
 {
 	struct tfd_record *record;
 	struct tfd_event event;
+	uint64_t job;
 
 	open_both();
 	tfd_store_seq(&near.copier.hold, 1);
 	record = submit();
+	job = near.user.next_job;
 	await_waiting(&near);
 	tfd_store_release(&near.copier.stage->state, TFD_STAGE_DEAD); /* pairs with check_silence */
 	event = wait_event(&near.host, TFD_EVENT_STAGE_SILENT, near.stage);
@@ -167,7 +207,7 @@ static void test_helper_dead(void)
 	end_helper_close(&near);
 	tfd_store_seq(&near.copier.hold, 0);
 	end_helper_open(&near);
-	has_failed(record);
+	fails_alone(record, job, TFD_JOB_LOCAL_ACCESS);
 	world_close();
 }
 
@@ -216,7 +256,7 @@ static void test_close_waits(void)
 	CHECK(pthread_join(thread, NULL) == 0);
 	CHECK_OK(tfd_stage_stat(far.host.core, far.host.group, far.stage, &info));
 	CHECK(!info.waiting);
-	(void)copier_has(&far.copier, TFD_STAGE_H2D);
+	copiers_have();
 	memset(far.device, 0x5a, BYTES);
 	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, &closing.landed, NULL));
 	wait_done(record, near.user.next_job);
@@ -272,6 +312,7 @@ static void test_without_staged_rails(void)
 int main(void)
 {
 	test_request_fails();
+	test_bystanders();
 	test_not_open();
 	test_helper_ends();
 	test_helper_dead();

@@ -292,3 +292,39 @@ def test_a_region_that_is_a_part_of_its_allocation(soft: SoftCuda, shared_pair: 
     at = 8192 - 100
     wanted[65_536 + at : 65_536 + 8192] = one.view[4096 + at : 4096 + 8192]
     assert two.view.tobytes() == wanted
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_memory_that_cannot_be_opened_costs_its_own_jobs_alone(
+    soft: SoftCuda, shared_pair: Pair, side: str
+) -> None:
+    near, far = (daemon.socket for daemon in shared_pair)
+    with (
+        transferd.Client(near) as sender,
+        transferd.Client(far) as receiver,
+        transferd.Client(near if side == "source" else far) as careless,
+    ):
+        opened_badly(soft, sender, receiver, careless, side)
+
+
+def opened_badly(
+    soft: SoftCuda, sender: Client, receiver: Client, careless: Client, side: str
+) -> None:
+    _, source = on_gpu(sender, soft)
+    _, target = on_gpu(receiver, soft)
+    grant = granted(target)
+    assert sender.write(source, grant.descriptor, imm=9).wait(WAIT_S) is OK
+    gone = SoftBuffer(soft, LENGTH)
+    lost = careless.register(gone)
+    gone.free()  # while it is registered
+    for _ in range(5):
+        jobs = [sender.write(source, grant.descriptor, imm=9) for _ in range(4)]
+        if side == "source":
+            bad = careless.write(lost[0:4096], grant.descriptor, imm=10)
+        else:
+            bad = sender.write(source[0:4096], granted(lost).descriptor, imm=10)
+        with pytest.raises(transferd.JobFailed):
+            bad.wait(WAIT_S)
+        assert {job.wait(WAIT_S) for job in jobs} == {OK}
+    receiver.counter(9).wait(21, WAIT_S)
+    assert receiver.counter(9).value == 21

@@ -185,7 +185,7 @@ void tfd_staged_half_close(struct tfd_half *half)
 	struct tfd_domain *domain = half->domain;
 	uint64_t until_ns = tfd_now_ns() + CLOSE_NS;
 
-	half->closed = half->broken = half->in_failed = half->in_stopped = true;
+	half->closed = half->broken = half->in_refused = true;
 	half->lost = false;
 	domain->ops->half_close(half->inner);
 	tfd_list_remove(&half->active_link);
@@ -216,7 +216,8 @@ static int outs_flush(struct tfd_half *half, struct tfd_wc *wc, int max)
 
 	for (; count < max && half->out_told != half->out_next; half->out_told++) {
 		const struct tfd_staged_out *out = &half->outs[half->out_told % half->far_count];
-		bool sent = half->out_told < half->out_sent && out->ended && !out->status && !out->read;
+		bool sent = half->out_told < half->out_sent && out->ended && !out->status && !out->spoilt &&
+		            !out->read;
 
 		wc[count++] =
 			sent ? (struct tfd_wc){ .type = TFD_WC_SENT, .wr = out->wr } :

@@ -11,7 +11,7 @@
 
 void tfd_staged_arrived(struct tfd_half *half, uint32_t slot)
 {
-	if (half->in_failed)
+	if (half->in_refused)
 		return;
 	/* One that was not answered yet has it. */
 	if (slot >= half->in_count || half->ins[slot].arrived) {
@@ -34,7 +34,7 @@ static bool is_whole(const struct tfd_half *half, const struct tfd_staged_header
 	if (header->part_count > TFD_STAGES_PARTS || header->length > half->domain->payload_bytes)
 		return false;
 	if (half->domain->one_pool &&
-	    !within(header->payload, header->length, half->domain->stages->pool_bytes))
+	    !within(header->place, header->length, half->domain->stages->pool_bytes))
 		return false;
 	return !(header->flags & TFD_STAGED_READ) ||
 	       !(header->part_count || (header->flags & TFD_STAGED_HAS_IMM));
@@ -60,7 +60,7 @@ static bool parts_take(const struct tfd_staged_header *header, const uint8_t *sl
 /* Where in our pool its bytes are, or of a read will be. */
 static uint64_t payload_of(const struct tfd_half *half, const struct tfd_staged_in *in)
 {
-	return half->domain->one_pool ? in->header.payload :
+	return half->domain->one_pool ? in->header.place :
 	                                in->slot->offset + tfd_staged_payload_at(in->header.part_count);
 }
 
@@ -77,6 +77,8 @@ static int begin(struct tfd_half *half, struct tfd_staged_in *in)
 	                                  .length = header->length };
 
 	in->slot->error = 0;
+	if (tfd_staged_is_spoilt(half->in_spoilt, header->chain, half->in_begun))
+		return -EIO;
 	if (!header->length)
 		return 0;
 	range.mr = tfd_mr_find_hot(&domain->memory, header->key);
@@ -88,7 +90,7 @@ static int begin(struct tfd_half *half, struct tfd_staged_in *in)
 
 static void ins_begin(struct tfd_half *half)
 {
-	while (half->in_begun - half->in_answered < half->in_count && !half->in_failed) {
+	while (half->in_begun - half->in_answered < half->in_count && !half->in_refused) {
 		struct tfd_staged_in *in = &half->ins[half->in_begun % half->in_count];
 		int rc;
 
@@ -105,31 +107,33 @@ static void ins_begin(struct tfd_half *half)
 		rc = begin(half, in);
 		if (rc == -EAGAIN)
 			return;
-		in->refused = rc == -EACCES;
-		if (rc)
-			in->slot->error = -rc;
+		in->status = rc == -EACCES ? TFD_STAGED_REFUSED : rc ? TFD_STAGED_FAILED : TFD_STAGED_OK;
+		if (in->status == TFD_STAGED_FAILED)
+			tfd_staged_spoil(half->in_spoilt, in->header.chain, half->in_begun);
 		half->in_begun++;
-		half->in_failed = rc != 0; /* nothing may land behind it */
+		half->in_refused = rc == -EACCES; /* nothing may land behind it */
 	}
 }
 
 /* Visible, or failed: so it is told, before it is answered. */
 static void ins_tell(struct tfd_half *half, struct tfd_staged_told *told)
 {
-	while (half->in_told != half->in_begun && tfd_staged_room(told) && !half->in_stopped) {
+	while (half->in_told != half->in_begun && tfd_staged_room(told)) {
 		struct tfd_staged_in *in = &half->ins[half->in_told % half->in_count];
+		uint64_t chain = in->header.chain;
 
 		if (in->slot->copies)
 			return;
-		half->in_told++;
-		if (in->slot->error) {
-			half->in_failed = half->in_stopped = true;
-			half->in_status = in->refused ? TFD_STAGED_REFUSED : TFD_STAGED_FAILED;
-		} else if (in->header.flags & TFD_STAGED_HAS_IMM) {
+		if (!in->status &&
+		    (in->slot->error || tfd_staged_is_spoilt(half->in_spoilt, chain, half->in_told)))
+			in->status = TFD_STAGED_FAILED;
+		if (in->status == TFD_STAGED_FAILED)
+			tfd_staged_spoil(half->in_spoilt, chain, half->in_told);
+		else if (!in->status && (in->header.flags & TFD_STAGED_HAS_IMM))
 			tfd_staged_tell(told, (struct tfd_wc){ .type = TFD_WC_IMM,
 			                                       .imm = in->header.imm,
 			                                       .owner = half->owner });
-		}
+		half->in_told++;
 	}
 }
 
@@ -137,7 +141,7 @@ static void ins_tell(struct tfd_half *half, struct tfd_staged_told *told)
 static int answer(struct tfd_half *half, struct tfd_staged_in *in, uint32_t index)
 {
 	struct tfd_domain *domain = half->domain;
-	uint32_t kind = TFD_STAGED_ENDED;
+	uint32_t kind = TFD_STAGED_ENDED + in->status;
 	/* Of no bytes, too: libfabric's tcp looks at the key all the same. */
 	struct tfd_post post = { .remote_address = half->far_slots[0],
 	                         .remote_key = half->far_key,
@@ -146,13 +150,11 @@ static int answer(struct tfd_half *half, struct tfd_staged_in *in, uint32_t inde
 
 	if (in->slot->posted) /* its last answer, of which the inner rail has not told yet */
 		return -EAGAIN;
-	if (half->in_stopped && half->in_answered + 1 == half->in_told) {
-		kind += half->in_status;
-	} else if ((in->header.flags & TFD_STAGED_READ) && in->header.length && !domain->one_pool) {
+	if (!in->status && (in->header.flags & TFD_STAGED_READ) && in->header.length && !domain->one_pool) {
 		post.local = tfd_stage_slot_at(domain->stages, in->slot) + tfd_staged_payload_at(0);
 		post.mr = domain->pool_mr;
 		post.length = in->header.length;
-		post.remote_address = in->header.answer;
+		post.remote_address = in->header.place;
 	}
 	post.imm = tfd_staged_imm(kind, index, half->far_token, half->far_number);
 	rc = domain->ops->post(half->inner, &post, &in->slot->wr);
@@ -192,10 +194,10 @@ bool tfd_staged_receives(const struct tfd_half *half)
 {
 	if (!half->started)
 		return false;
-	if (half->in_told != half->in_begun && !half->in_stopped)
+	if (half->in_told != half->in_begun)
 		return true;
 	if (half->in_answered != half->in_told && !half->broken)
 		return true;
-	return half->in_begun - half->in_answered < half->in_count && !half->in_failed &&
+	return half->in_begun - half->in_answered < half->in_count && !half->in_refused &&
 	       half->ins[half->in_begun % half->in_count].arrived;
 }

@@ -49,16 +49,17 @@ static void header_make(const struct tfd_half *half, const struct tfd_post *post
 	                                      .key = bytes ? post->remote_key : 0,
 	                                      .address = post->remote_address,
 	                                      .length = bytes,
+	                                      .chain = post->chain,
 	                                      .imm = post->imm,
 	                                      .part_count = (uint16_t)post->part_count };
 	if (domain->one_pool)
-		header->payload = slot->offset + tfd_staged_payload_at(post->part_count);
+		header->place = slot->offset + tfd_staged_payload_at(post->part_count);
+	else if (post->read)
+		header->place = domain->pool_key.address + slot->offset + tfd_staged_payload_at(0);
 	if (post->has_imm)
 		header->flags |= TFD_STAGED_HAS_IMM;
-	if (!post->read)
-		return;
-	header->flags |= TFD_STAGED_READ;
-	header->answer = domain->pool_key.address + slot->offset + tfd_staged_payload_at(0);
+	if (post->read)
+		header->flags |= TFD_STAGED_READ;
 }
 
 /* The bytes of a write begin to come into its slot. */
@@ -83,9 +84,12 @@ static int fill(struct tfd_half *half, const struct tfd_post *post, struct tfd_s
 		return 0;
 	if (!domain->one_pool)
 		out->carried += out->length;
+	if (tfd_staged_is_spoilt(half->out_spoilt, out->chain, half->out_next))
+		return 0;
 	rc = tfd_staged_copy(domain, out->slot, out->slot->offset + payload_at, &range, TFD_STAGE_D2H);
 	if (rc == -EIO) { /* it is told in its turn */
 		out->slot->error = EIO;
+		tfd_staged_spoil(half->out_spoilt, out->chain, half->out_next);
 		rc = 0;
 	}
 	return rc;
@@ -109,7 +113,7 @@ int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct t
 		return -EAGAIN;
 	out = &half->outs[half->out_next % half->far_count];
 	*out = (struct tfd_staged_out){
-		.wr = wr, .local = post->local, .mr = post->mr, .read = post->read != 0
+		.wr = wr, .local = post->local, .mr = post->mr, .chain = post->chain, .read = post->read != 0
 	};
 	out->slot = tfd_stage_slot_take(stages, half);
 	if (!out->slot)
@@ -125,13 +129,16 @@ int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct t
 	return 0;
 }
 
-/* Ends one here: what follows it does not go out. */
-static void out_fail(struct tfd_half *half, struct tfd_staged_out *out)
+/* Its number goes all the same, so that what follows it has its turn. */
+static void out_spoil(struct tfd_half *half, struct tfd_staged_out *out)
 {
-	out->ended = true;
-	out->status = TFD_STAGED_FAILED;
-	half->broken = true;
-	half->out_sent++;
+	struct tfd_staged_header *header = (void *)tfd_stage_slot_at(half->domain->stages, out->slot);
+
+	out->spoilt = true;
+	out->carried = sizeof(*header);
+	header->length = header->place = 0;
+	header->flags = header->part_count = 0;
+	tfd_staged_spoil(half->out_spoilt, out->chain, half->out_sent);
 }
 
 /* To the far half. Whether it went. */
@@ -168,9 +175,9 @@ static void outs_send(struct tfd_half *half)
 
 		if (out->slot->copies)
 			return;
-		if (out->slot->error)
-			out_fail(half, out);
-		else if (!out_go(half, out))
+		if (out->slot->error || tfd_staged_is_spoilt(half->out_spoilt, out->chain, half->out_sent))
+			out_spoil(half, out);
+		if (!out_go(half, out))
 			return;
 	}
 }
@@ -189,6 +196,8 @@ void tfd_staged_ended(struct tfd_half *half, uint32_t slot, uint32_t status)
 	}
 	half->outs[slot].ended = true;
 	half->outs[slot].status = (uint8_t)status;
+	if (status == TFD_STAGED_FAILED)
+		tfd_staged_spoil(half->out_spoilt, half->outs[slot].chain, number);
 }
 
 /* What was read goes to its place: 0 once it is there. */
@@ -213,21 +222,25 @@ static int bring(struct tfd_half *half, struct tfd_staged_out *out)
 	return rc ? rc : -out->slot->error;
 }
 
-/* -EAGAIN: not yet. */
-static int out_end(struct tfd_half *half, struct tfd_staged_out *out, struct tfd_wc *wc)
+/* How it has ended; false: not yet. */
+static bool out_end(struct tfd_half *half, struct tfd_staged_out *out, struct tfd_wc *wc)
 {
-	int rc = out->status ? -EIO : out->read ? bring(half, out) : 0;
+	int rc = out->status || out->spoilt ? -EIO : out->read ? bring(half, out) : 0;
 
 	if (rc == -EAGAIN)
-		return rc;
+		return false;
 	*wc = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = out->wr };
 	if (!rc)
-		return 0;
-	half->broken = true;
+		return true;
 	wc->type = TFD_WC_ERROR;
-	wc->remote_access = out->status == TFD_STAGED_REFUSED;
-	wc->error = wc->remote_access ? EACCES : EIO;
-	return 0;
+	wc->error = EIO;
+	wc->remote_access = out->status != TFD_STAGED_OK;
+	wc->alone = out->status != TFD_STAGED_REFUSED;
+	if (wc->alone)
+		return true;
+	wc->error = EACCES;
+	half->broken = true;
+	return true;
 }
 
 static void outs_tell(struct tfd_half *half, struct tfd_staged_told *told)
@@ -236,7 +249,7 @@ static void outs_tell(struct tfd_half *half, struct tfd_staged_told *told)
 		struct tfd_staged_out *out = &half->outs[half->out_told % half->far_count];
 		struct tfd_wc wc;
 
-		if (!out->ended || out_end(half, out, &wc))
+		if (!out->ended || !out_end(half, out, &wc))
 			return;
 		tfd_stage_slot_put(half->domain->stages, out->slot);
 		half->out_told++;

@@ -184,7 +184,7 @@ void tfd_staged_break(struct tfd_half *half)
 {
 	if (half->closed || half->broken)
 		return;
-	half->broken = half->in_failed = half->lost = true;
+	half->broken = half->in_refused = half->lost = true;
 	tfd_staged_wake(half);
 }
 

@@ -17,7 +17,7 @@
 enum tfd_staged_status {
 	TFD_STAGED_OK = 0,
 	TFD_STAGED_REFUSED = 1, /* no such key, bounds, rights */
-	TFD_STAGED_FAILED = 2, /* its helper could not copy */
+	TFD_STAGED_FAILED = 2, /* its helper could not copy: it alone */
 };
 
 /*
@@ -36,12 +36,12 @@ struct tfd_staged_header {
 	uint64_t key; /* 0: it has no bytes */
 	uint64_t address;
 	uint64_t length; /* of all parts */
-	uint64_t answer; /* read: where in the reader's pool the bytes go */
+	uint64_t
+		place; /* of a read's bytes in the reader's pool, for the inner rail; in one pool: of the payload */
 	uint32_t imm;
 	uint16_t flags;
 	uint16_t part_count; /* further ones */
-	uint64_t
-		payload; /* where in the pool it is, if both halves have the same one; else 0: behind the parts */
+	uint64_t chain; /* as of struct tfd_post */
 };
 
 #define TFD_STAGED_MAGIC 0x31677473u /* "stg1" */
@@ -67,10 +67,12 @@ struct tfd_staged_out {
 	struct tfd_stage_slot *slot;
 	const uint8_t *local; /* read: where the bytes go */
 	const struct tfd_mr *mr;
+	uint64_t chain;
 	uint32_t length;
 	uint32_t carried; /* bytes of the slot, by the inner rail */
 	bool read;
-	bool ended; /* by the far side, or by an error here */
+	bool spoilt; /* it could not be copied here, or follows such a one: nothing goes in its place */
+	bool ended; /* by the far side */
 	bool brought; /* read: the bytes are on their way from the slot to their place */
 	uint8_t status;
 };
@@ -79,8 +81,17 @@ struct tfd_staged_out {
 struct tfd_staged_in {
 	struct tfd_stage_slot *slot;
 	bool arrived;
-	bool refused;
+	uint8_t status;
 	struct tfd_staged_header header; /* copied once: the far side could write to it at any time */
+};
+
+/*
+ * A chain of which a post has failed alone: no immediate of it may be told behind that. What can be under way by then are the posts
+ * below `before`: the core posts no more of it once it was told.
+ */
+struct tfd_staged_spoilt {
+	uint64_t chain;
+	uint64_t before;
 };
 
 struct tfd_half {
@@ -107,14 +118,14 @@ struct tfd_half {
 	uint64_t far_key;
 	uint64_t far_slots[TFD_STAGED_SLOTS]; /* addresses for the inner rail */
 	struct tfd_staged_out outs[TFD_STAGED_SLOTS];
+	struct tfd_staged_spoilt out_spoilt[TFD_STAGED_SLOTS]; /* by the number of the post */
 
 	/* The far side's posts: answered < told < begun. */
 	uint64_t in_answered, in_told, in_begun;
 	uint32_t in_count; /* slots */
-	bool in_failed; /* of the last one that was begun, or of one before it: nothing more may land */
-	bool in_stopped; /* with it, and that one was told */
-	uint8_t in_status; /* its status */
+	bool in_refused; /* the last one that was begun: nothing more may land */
 	struct tfd_staged_in ins[TFD_STAGED_SLOTS];
+	struct tfd_staged_spoilt in_spoilt[TFD_STAGED_SLOTS];
 };
 
 struct tfd_domain {
@@ -166,6 +177,21 @@ static inline uint32_t tfd_staged_payload_at(uint32_t part_count)
 	return (uint32_t)(sizeof(struct tfd_staged_header) + part_count * sizeof(struct tfd_staged_part) +
 	                  TFD_LINE - 1) /
 	       TFD_LINE * TFD_LINE;
+}
+
+static inline void tfd_staged_spoil(struct tfd_staged_spoilt *spoilt, uint64_t chain, uint64_t number)
+{
+	spoilt[number % TFD_STAGED_SLOTS] = (struct tfd_staged_spoilt){ chain, number + TFD_STAGED_SLOTS };
+}
+
+static inline bool tfd_staged_is_spoilt(const struct tfd_staged_spoilt *spoilt, uint64_t chain,
+                                        uint64_t number)
+{
+	for (uint32_t i = 0; i < TFD_STAGED_SLOTS; i++) {
+		if (chain && spoilt[i].chain == chain && number < spoilt[i].before)
+			return true;
+	}
+	return false;
 }
 
 static inline uint32_t tfd_staged_imm(uint32_t kind, uint32_t slot, uint64_t token, uint32_t number)
