@@ -285,14 +285,20 @@ static void halves_turn(struct tfd_domain *domain, struct tfd_staged_told *told)
 	}
 }
 
+/* Whether this is a pass in which the inner rail is polled. */
+static bool is_due(struct tfd_domain *domain)
+{
+	if (domain->hot) {
+		domain->hot--;
+		return true;
+	}
+	return domain->timed || !tfd_list_empty(&domain->active) || ++domain->passes % COLD_PASSES == 0;
+}
+
 static void inner_poll(struct tfd_domain *domain)
 {
 	struct tfd_wc wc[POLL_BATCH];
 
-	if (domain->hot)
-		domain->hot--;
-	else if (++domain->passes % COLD_PASSES && !domain->timed)
-		return;
 	for (int round = 0; round < POLL_ROUNDS; round++) {
 		int count = domain->ops->poll(domain->inner, wc, POLL_BATCH);
 
@@ -318,9 +324,11 @@ static int poll(struct tfd_domain *domain, struct tfd_wc *wc, int max)
 {
 	struct tfd_staged_told told = { .wc = wc, .max = max };
 
+	tfd_stages_poll(domain->stages);
+	if (!is_due(domain))
+		return 0; /* nothing is to be done, or it would be */
 	domain->pass_bytes = 0;
 	tfd_memory_pass_begin(&domain->memory);
-	tfd_stages_poll(domain->stages);
 	halves_turn(domain, &told); /* what they post is on its way with the inner poll */
 	inner_poll(domain);
 	if (domain->under_way)
@@ -341,7 +349,8 @@ static int arm(struct tfd_domain *domain)
 {
 	int rc;
 
-	if (!tfd_list_empty(&domain->active) || domain->overflowed || domain->gone)
+	if (!tfd_list_empty(&domain->active) || domain->stages->under_way || domain->overflowed ||
+	    domain->gone)
 		return -EAGAIN;
 	rc = domain->ops->arm(domain->inner);
 	if (rc)

@@ -226,6 +226,7 @@ static void request_told(struct tfd_stages *stages, struct tfd_stage_queue *queu
 	if (error)
 		slot->error = error;
 	slot->copies--;
+	stages->under_way--;
 	if (slot->half) /* pairs with half_settle, which waits for it */
 		tfd_store_release(&slot->half->copying, slot->half->copying - 1);
 	free_if_idle(stages, slot);
@@ -350,6 +351,7 @@ int tfd_stages_copy(struct tfd_stages *stages, uint32_t ring, struct tfd_stage_s
 	}
 	helper->info.copies[ring] += count;
 	slot->copies += count;
+	stages->under_way += count;
 	slot->half->copying += count;
 	/* pairs with the helper, which stores `sleeps`, then looks at both tails */
 	tfd_store_seq(&shared->tail, queue->tail);
@@ -404,6 +406,8 @@ static void check_silence(struct tfd_stages *stages, struct tfd_stage_helper *he
 
 void tfd_stages_poll(struct tfd_stages *stages)
 {
+	if (!stages->under_way)
+		return;
 	for (struct tfd_list *link = stages->helpers.next; link != &stages->helpers; link = link->next) {
 		struct tfd_stage_helper *helper = tfd_container(link, struct tfd_stage_helper, link);
 		bool came = false;

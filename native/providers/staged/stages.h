@@ -73,6 +73,7 @@ struct tfd_stages {
 	struct tfd_list helpers;
 	struct tfd_list memories[TFD_STAGES_MEMORY_BUCKETS];
 	uint64_t last_name;
+	uint32_t under_way; /* requests, of all helpers */
 	/* Control is to be told: enum tfd_event_type and its id. NULL: nobody. */
 	void (*tell)(void *context, uint32_t event, uint64_t id);
 	void *context;
