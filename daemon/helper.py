@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import errno
+import functools
 import os
 import socket
 import struct
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from transferd.daemon.cuda import IPC_HANDLE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transferd.daemon.cuda import CudaMemory
     from transferd.daemon.plane import StageFds
@@ -175,14 +176,19 @@ class Helper:
         count = len(memory.chunk_bytes)
         for at in range(0, count, CHUNKS):
             end = min(at + CHUNKS, count)
-            fds = memory.chunk_fds[at:end]
-            if len(fds) != end - at:
-                raise HelperError("its owner's session is ending")
-            sizes = memory.chunk_bytes[at:end]
-            more = end < count
-            await self._ask(
-                message(Kind.OPEN, number, size=memory.size, more=more, chunks=sizes), fds
+            raw = message(
+                Kind.OPEN,
+                number,
+                size=memory.size,
+                more=end < count,
+                chunks=memory.chunk_bytes[at:end],
             )
+            try:
+                await self._ask(raw, functools.partial(_chunk_fds, memory, at, end))
+            except HelperError:
+                if at and not self.reason:  # it has mapped those before
+                    await self.close(number)
+                raise
 
     async def close(self, number: int) -> None:
         """Has it let go of an allocation; one that it cannot let go of ends it."""
@@ -192,12 +198,13 @@ class Helper:
         except HelperError as error:
             self.kill(f"the GPU's helper could not let go of memory: {error}")
 
-    async def _ask(self, raw: bytes, fds: Sequence[int] = ()) -> None:
+    async def _ask(self, raw: bytes, fds: Callable[[], Sequence[int]] = tuple) -> None:
         async with self._lock:
             self._check()
+            passed = fds()  # now: until its turn came they may have been closed, and used again
             answer = self._answer = asyncio.get_running_loop().create_future()
             try:
-                socket.send_fds(self._socket, [raw], fds)
+                socket.send_fds(self._socket, [raw], passed)
                 done, _ = await asyncio.wait([answer], timeout=ASK_S)
             except OSError as error:
                 self.kill(f"the GPU's helper cannot be asked: {error.strerror}")
@@ -285,6 +292,18 @@ class Helper:
         self._over("the GPU's helper has ended")
         self._socket.close()
         return self._process.returncode or 0
+
+
+def _chunk_fds(memory: CudaMemory, first: int, end: int) -> Sequence[int]:
+    """Gives those of some chunks, for as long as nothing is awaited.
+
+    Raises:
+        HelperError: They are closed.
+    """
+    fds = memory.chunk_fds[first:end]
+    if len(fds) != end - first:
+        raise HelperError("its owner's session is ending")
+    return fds
 
 
 def _seen(future: asyncio.Future[None]) -> None:

@@ -49,6 +49,7 @@ class Gpu:
         not_before: When the next one may start, on the monotonic clock.
         past: Copies by helpers that have ended.
         counted: The helper that is ending is one of those.
+        rest: Ends the helper, if it has nothing open by then.
     """
 
     uuid: bytes
@@ -61,6 +62,7 @@ class Gpu:
     not_before: float = 0.0
     past: StageStat = field(default_factory=StageStat)
     counted: bool = False
+    rest: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
@@ -136,11 +138,23 @@ class Staging:
         if gpu is None or helper is None or number not in helper.memories:
             return
         await helper.close(number)
-        if not helper.memories:
-            asyncio.get_running_loop().call_later(IDLE_S, self._idle, gpu, helper)
+        self._let_rest(gpu)
+
+    def _let_rest(self, gpu: Gpu) -> None:
+        """Ends a helper that has nothing open, in a while."""
+        helper = gpu.helper
+        if helper is None or helper.memories or self._closed:
+            return
+        if gpu.rest is not None:
+            gpu.rest.cancel()
+        gpu.rest = asyncio.get_running_loop().call_later(IDLE_S, self._idle, gpu, helper)
 
     def _idle(self, gpu: Gpu, helper: Helper) -> None:
-        if gpu.helper is helper and not helper.memories and not self._closed:
+        gpu.rest = None
+        if gpu.helper is not helper or helper.memories or self._closed:
+            return
+        opening = [self._memories[number] for number in self._opening if number in self._memories]
+        if all(memory.device_uuid != gpu.uuid for memory in opening):  # else that looks again
             log.info("a GPU's helper has nothing to do", gpu=gpu.name, pid=helper.pid)
             self._tasks.background(helper.stop(), "stop an idle helper")
 
@@ -155,15 +169,16 @@ class Staging:
 
     async def _open_once(self, number: int) -> None:
         try:
-            await self._open(number)
+            memory = self._memories.get(number)
+            if memory is None or self._closed:  # its region is gone, and nothing waits any more
+                return
+            gpu = self._gpu(memory.device_uuid)
+            await self._open(gpu, number, memory)
         finally:
             self._opening.discard(number)
+        self._let_rest(gpu)
 
-    async def _open(self, number: int) -> None:
-        memory = self._memories.get(number)
-        if memory is None or self._closed:  # its region is gone, and nothing waits any more
-            return
-        gpu = self._gpu(memory.device_uuid)
+    async def _open(self, gpu: Gpu, number: int, memory: CudaMemory) -> None:
         try:
             helper = await self._helper(gpu)
             if number not in helper.memories:
@@ -174,10 +189,12 @@ class Staging:
             )
             self._plane.stage_memory_fail(number)
             return
-        if number in self._memories and not helper.reason:
-            self._plane.stage_memory_set(number, helper.stage)
-        else:  # deregistered meanwhile
+        if number not in self._memories:  # deregistered meanwhile
             await helper.close(number)
+        elif helper.reason:  # it has ended meanwhile
+            self._plane.stage_memory_fail(number)
+        else:
+            self._plane.stage_memory_set(number, helper.stage)
 
     def silent(self, stage: int) -> None:
         """TFD_EVENT_STAGE_SILENT: a helper does not get on, or says that it is dead."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import pytest
 from transferd.daemon import helper as helpers
 from transferd.daemon import staging as stagings
 from transferd.daemon.cuda import CudaMemory
-from transferd.daemon.helper import MESSAGE, Kind, message
+from transferd.daemon.helper import MESSAGE, Helper, Kind, message
 from transferd.daemon.plane import STAGE_TO_GPU as TO_GPU
 from transferd.daemon.plane import STAGE_TO_HOST as TO_HOST
 from transferd.daemon.plane import StageStat
@@ -29,6 +30,7 @@ from support.softcuda import CHUNK, MIB, OUT_OF_MEMORY, Faults, SoftCuda, alloca
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+    from typing import Any
 
 WAIT_S = 20.0
 LENGTH = MIB
@@ -207,6 +209,79 @@ async def test_chunks_by_many_messages(staging: Staging, plane: FakePlane, cuda:
     assert gpu.helper is not None
     assert mapped_by(gpu.helper.pid) == 0
     cuda.unmap(base, count * CHUNK, fds)
+
+
+def in_chunks(number: int, fds: list[int]) -> CudaMemory:
+    memory = of_handle(number, b"", size=len(fds) * CHUNK)
+    memory.chunk_bytes, memory.chunk_fds = [CHUNK] * len(fds), fds
+    return memory
+
+
+async def test_chunks_that_are_closed_before_their_turn(
+    staging: Staging, plane: FakePlane, cuda: SoftCuda, memory: CudaMemory
+) -> None:
+    stage = await opened(staging, plane, memory)
+    helper = the_gpu(staging).helper
+    assert helper is not None
+    os.kill(helper.pid, signal.SIGSTOP)
+    base, fds = cuda.chunks(2)
+    with allocated(cuda, LENGTH) as address:
+        for other in (of_handle(2, cuda.handle(address)), cut := in_chunks(3, [*fds])):
+            staging.add(other)
+            staging.needed(other.allocation)
+            await asyncio.sleep(0)  # it asks, or waits for its turn to
+        cut.close_chunks()  # its owner's session ends
+        os.kill(helper.pid, signal.SIGCONT)
+        assert (await said(plane, 3))[1:] == [("set", 2), ("fail", 3)]
+        assert stage.copy(TO_HOST, 1, 0, 0, 8) == 0, "it costs nobody else anything"
+        assert mapped_by(helper.pid) == 2
+        await staging.forget(cut)
+    cuda.unmap(base, 2 * CHUNK, [])
+
+
+async def test_of_chunks_that_cannot_all_be_had_none_stays_mapped(
+    staging: Staging, plane: FakePlane, cuda: SoftCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = helpers.CHUNKS + 2
+    base, fds = cuda.chunks(count)
+    memory = in_chunks(3, fds)
+    ask = Helper._ask
+
+    async def end_after(helper: Helper, *what: Any) -> None:
+        await ask(helper, *what)
+        memory.close_chunks()  # its owner's session ends between two messages
+
+    monkeypatch.setattr(Helper, "_ask", end_after)
+    await refused(staging, plane, memory)
+    helper = the_gpu(staging).helper
+    assert helper is not None
+    assert mapped_by(helper.pid) == 0
+    cuda.unmap(base, count * CHUNK, [])
+
+
+async def test_one_that_ends_when_it_has_opened_memory_fails_what_waits(
+    staging: Staging, plane: FakePlane, memory: CudaMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = Helper.open
+
+    async def open_and_end(helper: Helper, memory: CudaMemory) -> None:
+        await opens(helper, memory)
+        helper.kill("test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Helper, "open", open_and_end)
+        await refused(staging, plane, memory)
+    await opened(staging, plane, memory)
+
+
+async def test_one_that_could_open_nothing_does_not_stay(
+    staging: Staging, plane: FakePlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stagings, "IDLE_S", 0.01)
+    await refused(staging, plane, of_handle(1, bytes(64)))
+    gpu = the_gpu(staging)
+    assert gpu.starts == 1
+    await eventually(lambda: gpu.helper is None, WAIT_S)
 
 
 async def test_memory_that_cannot_be_opened_costs_nobody_else(
