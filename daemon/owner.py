@@ -31,7 +31,7 @@ from transferd.daemon.grant import (
     grant_over,
 )
 from transferd.daemon.maps import Maps
-from transferd.daemon.peer import LOCAL_PROTOCOL, Incoming
+from transferd.daemon.peer import Incoming, leads_nowhere_else
 from transferd.daemon.plane import ADDRESS_MAX, Detail, PlaneError, RegionKey
 from transferd.daemon.region import Kind
 from transferd.daemon.tasks import TaskOwner
@@ -425,7 +425,7 @@ class Owner:
                     "same provider and version",
                     reason="PROTOCOL_MISMATCH",
                 )
-            if spoken.startswith(LOCAL_PROTOCOL) and not peer.loopback:
+            if leads_nowhere_else(spoken) and not peer.loopback:
                 raise InvalidRequest(
                     f"{field}.callee_rail",
                     f"rail {half.callee_rail} copies within this daemon and leads nowhere else",

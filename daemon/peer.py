@@ -332,8 +332,17 @@ def count_paths(peers: Iterable[Peer]) -> dict[int, PathCount]:
 
 def fabrics(protocols: Iterable[str]) -> list[str]:
     """Lists what rails speak to other daemons; the one that copies, and staged ones, do not."""
-    own = (LOCAL_PROTOCOL, STAGED_PROTOCOL)
-    return sorted({name for name in protocols if not name.startswith(own)})
+    return sorted({name for name in protocols if is_nic(name)})
+
+
+def is_nic(protocol: str) -> bool:
+    """Whether a rail is a NIC's, and no staged twin of one."""
+    return not _copies(protocol) and not _is_staged(protocol)
+
+
+def leads_nowhere_else(protocol: str) -> bool:
+    """Whether a rail copies within one domain group, or is that one's staged twin."""
+    return _copies(_inner(protocol))
 
 
 def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:
@@ -355,14 +364,14 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
         Conflict: PROTOCOL_MISMATCH: no rail of the two speaks the same protocol.
     """
     copying = _pair(local, remote, _copies)
-    pairs = copying or _pair(local, remote, _is_nic)
+    pairs = copying or _pair(local, remote, is_nic)
     if not pairs:
         raise Conflict(
             f"no common fabric protocol: here {fabrics(local)}, there {fabrics(remote)}; "
             "use the same provider, and of libfabric the same version, on both hosts",
             reason="PROTOCOL_MISMATCH",
         )
-    kind = _copies if copying else _is_nic
+    kind = _copies if copying else is_nic
     staged = _pair(local, remote, lambda name: _is_staged(name) and kind(_inner(name)))
     return [*pairs, *staged][:MAX_PATHS]
 
@@ -377,10 +386,6 @@ def _is_staged(protocol: str) -> bool:
 
 def _inner(protocol: str) -> str:
     return protocol.removeprefix(STAGED_PROTOCOL)
-
-
-def _is_nic(protocol: str) -> bool:
-    return not _copies(protocol) and not _is_staged(protocol)
 
 
 def _pair(

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 from transferd.daemon import memlock
 from transferd.daemon.config import split_host_port
+from transferd.daemon.peer import is_nic
 from transferd.daemon.plane import GroupOptions, PlaneError, VerbsOptions
 from transferd.daemon.sockets import StartError, numeric_address
 from transferd.daemon.topology import NoRailError, rails_of_this_host
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transferd.daemon.config import Config
-    from transferd.daemon.plane import Plane
+    from transferd.daemon.plane import Plane, RailInfo
     from transferd.daemon.topology import Choice
 
 
@@ -80,6 +83,12 @@ def is_staged(config: Config, choice: Choice) -> bool:
 
 
 VERBS_OPTIONS = tuple(field.name for field in dataclasses.fields(VerbsOptions))
+
+
+def any_up(rails: Sequence[RailInfo]) -> bool:
+    """Whether a NIC is up; of a host that has none: a rail."""
+    nics = [rail for rail in rails if is_nic(rail.protocol)]
+    return any(rail.up for rail in nics or rails)
 
 
 def warnings(config: Config, choice: Choice) -> list[str]:

@@ -39,12 +39,11 @@ from transferd.daemon.listeners import (
 from transferd.daemon.mailboxes import Mailboxes
 from transferd.daemon.opens import Opener
 from transferd.daemon.owner import Owner
-from transferd.daemon.peer import LOCAL_PROTOCOL
 from transferd.daemon.peerclient import GrpcLink
 from transferd.daemon.peers import Peers
 from transferd.daemon.plane import Detail, EventType, PlaneError, RailState
 from transferd.daemon.policy import Tenant
-from transferd.daemon.rails import is_staged, open_rails, warnings
+from transferd.daemon.rails import any_up, is_staged, open_rails, warnings
 from transferd.daemon.services.admin import AdminService, Facts
 from transferd.daemon.services.auth import Authenticator
 from transferd.daemon.services.mailbox import MailboxService
@@ -385,11 +384,7 @@ class Server:
         """Says why the daemon should get no clients; empty if it should."""
         if self._sessions.stopping:
             return "stopping"
-        rails = self._plane.rail_stats()
-        nics = [rail for rail in rails if not rail.protocol.startswith(LOCAL_PROTOCOL)]
-        if not any(rail.up for rail in nics or rails):
-            return "no rail is up"
-        return ""
+        return "" if any_up(self._plane.rail_stats()) else "no rail is up"
 
     def _say_ready(self) -> None:
         for warning in self._facts.warnings:

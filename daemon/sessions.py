@@ -26,7 +26,7 @@ from transferd.daemon.errors import (
     QuotaExceeded,
     Unavailable,
 )
-from transferd.daemon.peer import LOCAL_PROTOCOL, STAGED_PROTOCOL
+from transferd.daemon.peer import is_nic
 from transferd.daemon.plane import Detail, PlaneError, SessionOptions
 from transferd.daemon.region import Memory, Region, RegionState
 from transferd.daemon.session import Session, SessionState, SessionTable
@@ -276,7 +276,7 @@ class Sessions:
         """Counts the NICs that reach a region."""
         keys = self._plane.region_keys(region.session.handle, region.handle)
         return sum(
-            not rail.protocol.startswith((LOCAL_PROTOCOL, STAGED_PROTOCOL)) and key.key != 0
+            is_nic(rail.protocol) and key.key != 0
             for rail, key in zip(self._plane.rails, keys, strict=True)
         )
 

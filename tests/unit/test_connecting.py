@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transferd.daemon.peer import Peer
 
 VERBS, TCP, COPIES = "verbs/roce2/1", "tcp/1", "local/2f6a"
+TWIN = f"staged/{COPIES}"
 
 
 @pytest.fixture
@@ -43,7 +44,11 @@ def near(network: Network) -> Host:
 
 @pytest.fixture
 def far(network: Network) -> Host:
-    return Host(network, 7002, rails=[rail("m0"), rail("m1"), rail("local", COPIES)])
+    return Host(
+        network,
+        7002,
+        rails=[rail("m0"), rail("m1"), rail("local", COPIES), rail("staged/local", TWIN)],
+    )
 
 
 @pytest.fixture
@@ -220,11 +225,17 @@ async def test_a_peer_that_is_lost_meanwhile(
     ("bad", "field", "said", "word"),
     [
         (half(1), "connections[1].connection_id", "1 is there twice", "INVALID_REQUEST"),
-        (half(2, to=3), "connections[1].callee_rail", "has 3", "PROTOCOL_MISMATCH"),
+        (half(2, to=4), "connections[1].callee_rail", "has 4", "PROTOCOL_MISMATCH"),
         (
             half(2, to=2, speaks=COPIES),
             "connections[1].callee_rail",
             "rail 2 copies within this daemon",
+            "INVALID_REQUEST",
+        ),
+        (
+            half(2, to=3, speaks=TWIN),
+            "connections[1].callee_rail",
+            "rail 3 copies within this daemon",
             "INVALID_REQUEST",
         ),
         (half(2, to=1 << 31), "connections[1].callee_rail", "no rail 2147", "PROTOCOL_MISMATCH"),

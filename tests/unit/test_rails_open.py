@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import errno
 import resource
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from transferd.daemon import config, errors, memlock, rails
 from transferd.daemon.dataplane import fill_verbs
-from transferd.daemon.plane import GroupOptions, PlaneError, VerbsOptions
+from transferd.daemon.plane import GroupOptions, PlaneError, RailState, VerbsOptions
 from transferd.daemon.sockets import StartError
 from transferd.daemon.topology import Choice, NoRailError, Verdict
 from transferd.daemon.topology.nic import Nic
 from transferd.native.daemon_half import ffi
 
-from support.fake_plane import FakePlane
+from support.fake_plane import FakePlane, rail
 from support.hosts import Host, Network
 
 if TYPE_CHECKING:
@@ -194,3 +195,16 @@ def test_where_gpu_memory_is_staged(staging: str, gpus: int, size: int) -> None:
     parsed = config.parse(f"gpu: {{staging: {staging}}}")
     choice = Choice((), (), (), "", "tcp", gpus=gpus)
     assert rails.group_options(parsed, choice).staging_bytes == size
+
+
+def test_rails_of_this_host_alone_make_no_host_ready() -> None:
+    nic = rail("eth0", "tcp/1")
+    twin, local, copies = (
+        rail("staged/eth0", "staged/tcp/1"),
+        rail("local", "local/2f6a"),
+        rail("staged/local", "staged/local/2f6a"),
+    )
+    lost = replace(nic, state=RailState.DOWN)
+    assert rails.any_up([nic, local, twin, copies])
+    assert not rails.any_up([lost, local, replace(twin, state=RailState.DOWN), copies])
+    assert rails.any_up([local, copies])
