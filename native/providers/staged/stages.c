@@ -287,10 +287,11 @@ static struct tfd_stage_memory *memory_make(struct tfd_stages *stages, uint64_t 
 
 int tfd_stage_memory_tell(struct tfd_stages *stages, uint64_t number, struct tfd_stage_helper *helper)
 {
-	struct tfd_stage_memory *memory = memory_make(stages, number);
+	/* Of what was forgotten meanwhile there is nothing to fail. */
+	struct tfd_stage_memory *memory = helper ? memory_make(stages, number) : memory_find(stages, number);
 
 	if (!memory)
-		return -ENOMEM;
+		return helper ? -ENOMEM : 0;
 	memory->failed = !helper && memory->wanted; /* nobody else waits */
 	memory->helper = helper;
 	memory->wanted = false;

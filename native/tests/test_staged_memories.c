@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which memory is open where, as the staged rails of a group keep it: who is told, and that nothing of what is forgotten stays. */
+#include "core_fixture.h"
+#include "providers/staged/staged.h"
+
+#define NUMBER 7u
+
+static uint32_t needed;
+
+static void tell(void *context, uint32_t event, uint64_t id)
+{
+	(void)context;
+	CHECK(event == TFD_EVENT_STAGE_NEEDED && id == NUMBER);
+	needed++;
+}
+
+static uint32_t known(const struct tfd_stages *stages)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < TFD_STAGES_MEMORY_BUCKETS; i++) {
+		const struct tfd_list *bucket = &stages->memories[i];
+
+		for (const struct tfd_list *link = bucket->next; link != bucket; link = link->next)
+			count++;
+	}
+	return count;
+}
+
+int main(void)
+{
+	const struct tfd_stage_copy copy = { .memory = NUMBER, .bytes = 8, .rows = 1 };
+	struct tfd_half half = { 0 };
+	struct tfd_stages *stages;
+	struct tfd_stage_slot *slot;
+
+	CHECK_OK(tfd_stages_open(4u << 20, &stages, &error));
+	stages->tell = tell;
+	tfd_list_init(&half.slots);
+	slot = tfd_stage_slot_take(stages, &half);
+	for (int i = 0; i < 3; i++) /* control is asked once */
+		CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1) == -EAGAIN && needed == 1);
+	CHECK_OK(tfd_stage_memory_tell(stages, NUMBER, NULL));
+	CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1) == -EIO);
+	CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1) == -EAGAIN && needed == 2);
+	tfd_stage_memory_drop(stages, NUMBER);
+	CHECK(known(stages) == 0);
+	CHECK_OK(tfd_stage_memory_tell(stages, NUMBER, NULL)); /* it was being opened */
+	CHECK(known(stages) == 0);
+	tfd_stage_slot_put(stages, slot);
+	tfd_stages_close(stages);
+	return 0;
+}
