@@ -288,7 +288,8 @@ class Opener:
     def _add(self, session: Session, grant: RemoteGrant, lane: Lane) -> Open:
         keys = grant.keys
         assert keys is not None
-        paths = [path for path in lane.paths_up() if self._lanes.paths.leads_to(path, keys)]
+        leading = [path for path in lane.paths if self._lanes.paths.leads_to(path, keys)]
+        paths = [path for path in leading if path in lane.paths_up()]
         session.tenant.charge("opens")
         try:
             handle = self._plane.open_add(
@@ -302,6 +303,7 @@ class Opener:
                     name_space=keys.name_space,
                     expires_ns=grant.expires_ns,
                     device=keys.device,
+                    partial=len(paths) < len(leading),
                 ),
             )
         except PlaneError as error:

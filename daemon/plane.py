@@ -294,6 +294,7 @@ class OpenOptions:
     name_space: int
     expires_ns: int
     device: bool = False
+    partial: bool = False
 
 
 class Entry(NamedTuple):

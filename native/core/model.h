@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the core is made of. Every field has one owner: "worker" (the group's worker thread), "control"
- * (any control thread under core->lock), "constant" (set before anyone else sees it) or "shared" (atomic,
- * by barrier.h). Control changes what a worker owns only by commands that the worker runs itself.
+ * What the core is made of. Every field has one owner: "worker" (the group's worker thread), "control" (any control thread under core->lock),
+ * "constant" (set before anyone else sees it) or "shared" (atomic, by barrier.h). Control changes what a worker owns only by its commands.
  */
 #ifndef TFD_MODEL_H
 #define TFD_MODEL_H
@@ -199,6 +198,7 @@ struct tfd_open {
 	uint64_t expires_ns;
 	uint32_t refused; /* enum tfd_detail of new jobs once it is revoked */
 	bool device; /* constant: paths with key 0 take no bytes */
+	bool partial; /* a path is down that it has not yet */
 	struct tfd_list shards; /* in flight */
 	/* Of a mailbox: messages that wait for a slot there, or for their turn. */
 	struct tfd_list parked;

@@ -10,6 +10,12 @@
 #define TARGETS_WASTED_MAX                                                                        \
 	TFD_SESSION_PLAN_TARGETS /* of one session in a pass: all its plans may be made in one */
 
+/* By none of its paths; the one that would may be down. */
+static uint32_t unreached(const struct tfd_open *open)
+{
+	return open->partial ? TFD_DETAIL_CONNECTION : TFD_DETAIL_DEVICE_MEMORY;
+}
+
 static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t now)
 {
 	if (!open)
@@ -20,7 +26,7 @@ static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t
 		return TFD_DETAIL_EXPIRED;
 	if (!(open->rights & right))
 		return TFD_DETAIL_RIGHTS;
-	return open->path_count ? TFD_DETAIL_NONE : TFD_DETAIL_DEVICE_MEMORY;
+	return open->path_count ? TFD_DETAIL_NONE : unreached(open);
 }
 
 /* Of what its client copies: both ends are in memory of devices of this host, and it may have mapped the far one. */
@@ -43,7 +49,7 @@ static uint32_t check_reach(const struct tfd_taking *taking, const struct tfd_op
 		return TFD_DETAIL_NONE;
 	if (flags & TFD_FLAG_CHECKSUM)
 		return TFD_DETAIL_BAD_FLAGS;
-	return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : TFD_DETAIL_DEVICE_MEMORY;
+	return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : unreached(open);
 }
 
 static bool imm_granted(const struct tfd_open *open, uint32_t imm)

@@ -164,6 +164,36 @@ static void test_last_resort(void)
 	world_close();
 }
 
+/* The path that reaches it is down while it is opened: that is no error of the request. */
+static void test_path_that_comes_later(void)
+{
+	struct tfd_open_options options = { .path_count = 1,
+	                                    .rights = TFD_RIGHT_WRITE,
+	                                    .length = DEVICE_BYTES,
+	                                    .imm_count = 16,
+	                                    .device = 1 };
+	struct tfd_open_path path;
+	struct tfd_record *record;
+	uint32_t slots[16];
+	uint64_t open;
+
+	world_open(true);
+	path = (struct tfd_open_path){ out[STAGED], far.device_keys[STAGED].key,
+	                               far.device_keys[STAGED].address };
+	options.paths[0].conn = out[DIRECT];
+	CHECK_OK(tfd_counters_add(far.host.core, far.user.session, 0, 16, slots));
+	CHECK_OK(tfd_session_name_space(far.host.core, far.user.session, &options.name_space));
+	for (options.partial = 0; options.partial < 2; options.partial++) {
+		CHECK_OK(tfd_open_add(near.host.core, near.user.session, &options, &open));
+		record = user_run(&near.user, write_entry(near.region, open, 5000));
+		CHECK(record->status == (options.partial ? TFD_JOB_PEER_LOST : TFD_JOB_INVALID) &&
+		      record->detail == (options.partial ? TFD_DETAIL_CONNECTION : TFD_DETAIL_DEVICE_MEMORY));
+	}
+	CHECK_OK(tfd_open_path_set(near.host.core, near.user.session, open, 1, &path));
+	is_ok(user_run(&near.user, write_entry(near.region, open, 5000)), TFD_PATH_STAGED, 5000);
+	world_close();
+}
+
 /* Two sessions of one host, whose GPU memory is near.allocation, one behind the other. */
 enum { LOCAL = 1, STAGED_LOCAL = 3, RAILS = 4 };
 static struct user from, to;
@@ -248,6 +278,7 @@ int main(void)
 	test_reads();
 	test_pages();
 	test_last_resort();
+	test_path_that_comes_later();
 	test_one_host();
 	return 0;
 }

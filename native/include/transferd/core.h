@@ -375,7 +375,8 @@ struct tfd_open_options {
 	 * ends with TFD_DETAIL_DEVICE_MEMORY.
 	 */
 	uint32_t device;
-	uint32_t _pad;
+	uint32_t
+		partial; /* not 0: there is another path, which is down: jobs that need it end PEER_LOST so long */
 };
 
 #define TFD_RIGHT_WRITE 1u
