@@ -272,7 +272,22 @@ class Mappings:
             with driver.entered(context):
                 driver.ipc_close(address)
 
+        try:
+            self._check_size(address, answer.size_bytes)
+        except BaseException:
+            close()
+            raise
         return _Opened(address, close, waits=True)
+
+    def _check_size(self, address: int, said: int) -> None:
+        """Its owner is not believed: a copy past the end would cost this process its context."""
+        base, length = self._driver.address_range(address)
+        if base + length - address < said:
+            raise errors.Conflict(
+                f"the grant's memory has {base + length - address} bytes, and was registered with "
+                f"{said}: have its owner register what it has",
+                reason="MEMORY_SHORTER",
+            )
 
     def _map_chunks(self, sizes: list[int], fds: list[int], device: int) -> _Opened:
         driver = self._driver

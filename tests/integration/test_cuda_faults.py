@@ -78,6 +78,21 @@ def test_the_handle_of_a_freed_allocation(
         assert peer.ask("revoke") == "OK"  # nobody holds it
 
 
+def test_a_handle_of_less_memory_than_was_registered(
+    cuda: FakeCuda, sender: Client, receiver: Client, shared_pair: Daemons, seeded: random.Random
+) -> None:
+    """A copy past its end would cost the context of who writes."""
+    region = sender.register(memory(cuda, seeded))
+    with cuda_peer.running(shared_pair[0].socket, "fake-short") as peer:
+        before = len(cuda.memory)
+        for _ in range(2):
+            with pytest.raises(transferd.Conflict, match="was registered with") as caught:
+                sender.write(region[0:64], peer.descriptor, imm=1)
+            assert caught.value.reason == "MEMORY_SHORTER"
+        assert len(cuda.memory) == before, "nothing stays mapped"
+        copies(cuda, sender, receiver, seeded)
+
+
 def test_a_handle_of_the_callers_own_process(
     cuda: FakeCuda, sender: Client, shared_pair: Daemons, seeded: random.Random
 ) -> None:

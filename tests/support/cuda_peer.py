@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LENGTH = 1 << 16
-KINDS = ("fake", "fake-vmm", "soft", "malloc", "vmm", "torch")
+KINDS = ("fake", "fake-vmm", "fake-short", "soft", "malloc", "vmm", "torch")
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -105,10 +105,18 @@ def running(
 @contextlib.contextmanager
 def memory(kind: str, length: int, device: int) -> Iterator[tuple[Any, Any]]:
     """Makes memory; yields it, and what reads it."""
-    if kind in ("fake", "fake-vmm"):
-        from support.fakecuda import CHUNK, DeviceBuffer, installed
+    if kind.startswith("fake"):
+        from support.fakecuda import CHUNK, DeviceBuffer, FakeCuda, installed
 
-        with pytest.MonkeyPatch.context() as patch, installed(patch) as cuda:
+        handle = FakeCuda.do_cuIpcGetMemHandle
+
+        def of_another(cuda: FakeCuda, out: int, _: int) -> int:
+            return handle(cuda, out, cuda.malloc(length // 2, device))
+
+        with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+            if kind == "fake-short":  # it shares the handle of a shorter allocation
+                patch.setattr(FakeCuda, "do_cuIpcGetMemHandle", of_another)
+            cuda = stack.enter_context(installed(patch))
             vmm = kind == "fake-vmm"
             at = cuda.vmm(-(-length // CHUNK), device) if vmm else cuda.malloc(length, device)
             buffer = DeviceBuffer(cuda, at, length)
