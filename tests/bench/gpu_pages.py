@@ -15,6 +15,8 @@ from transferd import WritePages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
+
     from bench.topic import Run
 
 SHAPES = ((64 * KIB, 1024), (4 * KIB, 4096))
@@ -46,20 +48,31 @@ def shape_rows(run: Run, here: World, page: int, count: int) -> list[Row]:
         calls.append((time.perf_counter() - begin) * 1e6)
         jobs.append(job)
 
+    plan = here.sender.plan(pages_of(here, src, dst, page, stream))
+
+    def planned() -> None:
+        jobs.append(plan.launch())
+
     jobs: list[object] = []
     ours()  # loads and maps, which no stream may wait for
     by_hand.launch(stream)
     here.gpu.sync(stream)
-    times: dict[str, list[float]] = {"SDK": [], "by hand": []}
+    both = {"SDK": ours, "by hand": lambda: by_hand.launch(stream), "a plan": planned}
+    times: dict[str, list[float]] = {name: [] for name in both}
     for _ in range(run.scaled(ROUNDS) + 5):
-        for name, call in (("SDK", ours), ("by hand", lambda: by_hand.launch(stream))):
+        for name, call in both.items():
             times[name].append(timer.us(call))
         jobs.clear()
+    plan.close()
     taken = {name: values[5:] for name, values in times.items()}
     what = f"{page // KIB} KiB x {count:,}"
     ratios = [a / b for a, b in zip(taken["SDK"], taken["by hand"], strict=True)]
     own = own_lane(run, here, page, count)
-    run.beside(f"{what}: launching a plan of it, us", spread(launches(run, here, page, count), 1))
+    of_plan = taken.pop("a plan")
+    run.beside(
+        f"{what}: a plan of it: the launch; GPU time, us",
+        f"{spread(launches(run, here, page, count), 1)}; {spread(of_plan, 1)}",
+    )
     return [
         Row(
             f"{what}, one job: GPU time, ratio to a kernel by hand",
@@ -106,15 +119,20 @@ class Timer:
         return gpu.elapsed_us(self._first, self._last)
 
 
+def pages_of(
+    here: World, src: np.ndarray, dst: np.ndarray, page: int, stream: int | None = None
+) -> WritePages:
+    """What both a job and a plan are made of."""
+    return WritePages(
+        src=here.region, src_pages=src, dst=here.grant.descriptor, dst_pages=dst, page_bytes=page,
+        imm=1, count="job", stream=stream,
+    )  # fmt: skip
+
+
 def launches(run: Run, here: World, page: int, count: int) -> list[float]:
     """What a launch of a plan takes, which reads its rows on the GPU."""
-    src, dst = permutations(count)
-    pages = WritePages(
-        src=here.region, src_pages=src, dst=here.grant.descriptor, dst_pages=dst, page_bytes=page,
-        imm=1, count="job",
-    )  # fmt: skip
     calls = []
-    with here.sender.plan(pages) as plan:
+    with here.sender.plan(pages_of(here, *permutations(count), page)) as plan:
         for _ in range(run.scaled(ROUNDS) + 5):
             begin = time.perf_counter()
             job = plan.launch()
