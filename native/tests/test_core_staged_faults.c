@@ -182,9 +182,18 @@ static void test_helper_ends(void)
 		end_helper_close(end);
 		CHECK(tfd_stage_close(end->host.core, end->host.group, end->stage) == -ENOENT);
 		direct_goes_on();
+		wait_done(record, job);
+		CHECK(record->status == status_of(end) && counter_value(3) == 0);
+		record = submit();
+		job = near.user.next_job;
+		(void)wait_event(&end->host, TFD_EVENT_STAGE_NEEDED, end->memory);
 		tfd_store_seq(&end->copier.hold, 0);
 		end_helper_open(end);
-		fails_alone(record, job, status_of(end));
+		wait_done(record, job);
+		CHECK(record->status == TFD_JOB_OK);
+		wait_counter(3, 1);
+		is_well();
+		no_connection_is_lost();
 		world_close();
 	}
 }
