@@ -262,6 +262,12 @@ class Helper:
         self._over(reason)
         self._process.kill()  # nothing happens to one that is reaped
 
+    def give_up(self, reason: str) -> None:
+        """Ends it for a reason, unless it has said one itself."""
+        if not self.reason:
+            self._readable()
+        self.kill(reason)
+
     async def stop(self) -> None:
         """Ends it, by closing its socket."""
         self._over("the GPU's helper was stopped")

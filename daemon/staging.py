@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("transferd.staging")
 
-READY_S = 3.0  # the data plane breaks a connection on which nothing moves for 5 s
+READY_S = 10.0  # the data plane breaks a connection on which nothing is staged for 15 s
 PAUSE_S, PAUSE_MAX_S = 0.1, 30.0  # between a helper's death and the next one, doubled by each
 STEADY_S = 60.0  # one that has lived as long begins anew with the least
 GPUS_MAX = 64  # that are remembered: who registers memory says of which GPU it is, and may lie
@@ -200,7 +200,7 @@ class Staging:
         """TFD_EVENT_STAGE_SILENT: a helper does not get on, or says that it is dead."""
         for gpu in self._gpus.values():
             if gpu.helper is not None and gpu.helper.stage == stage:
-                gpu.helper.kill("the GPU's helper did not get on with its copies")
+                gpu.helper.give_up("the GPU's helper did not get on with its copies")
 
     # ---- helpers ----
 

@@ -367,12 +367,12 @@ int tfd_gpu_helper_run(const struct tfd_gpu_options *options)
 	tfd_gpu_memories_fini(&helper.memories);
 	if (!rc)
 		return 0;
+	say(&helper, TFD_GPU_ERROR, rc, 0, helper.error.text); /* before the worker has the daemon end it */
 	if (helper.stage && helper.stage != MAP_FAILED) {
 		(void)snprintf(helper.stage->reason, sizeof(helper.stage->reason), "%.*s",
 		               (int)sizeof(helper.stage->reason) - 1, helper.error.text);
 		/* pairs with the worker's look at it: the reason */
 		tfd_store_release(&helper.stage->state, TFD_STAGE_DEAD);
 	}
-	say(&helper, TFD_GPU_ERROR, rc, 0, helper.error.text);
 	return 1;
 }

@@ -344,9 +344,6 @@ async def test_a_gpu_that_is_lost_costs_the_helper_alone(
     await eventually(lambda: first.closed, WAIT_S)
     gpu = the_gpu(staging)
     assert "CUDA_ERROR_ILLEGAL_ADDRESS (700)" in gpu.reason
-    reason = ffi.string(first.shared.reason).decode()
-    assert gpu.reason.startswith(reason)
-    assert first.shared.state == lib.TFD_STAGE_DEAD
     second = await opened(staging, plane, memory)
     assert second.copy(TO_HOST, 1, 0, 0, 8) == 0
     assert not faults.left()
