@@ -22,7 +22,7 @@ from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from support.daemon import DaemonProcess
     from support.softcuda import SoftCuda
@@ -106,8 +106,8 @@ def ends(jobs: list[transferd.Job]) -> list[JobStatus]:
     return found
 
 
-def slowly(pair: Pair) -> None:
-    for daemon in pair:
+def slowly(daemons: Sequence[DaemonProcess]) -> None:
+    for daemon in daemons:
         (faults_of(daemon).directory / "slow").write_text(str(SLOW_US))
 
 
@@ -124,7 +124,7 @@ def test_a_helper_that_ends_costs_what_was_under_way_there(
     scene.works(seeded)
     daemon, pids = pair[side], [one.pid for one in pair]
     before = helper_pid(daemon)
-    slowly(pair)
+    slowly([daemon])  # so that it is what all wait for, and always has copies under way
     with Bystander(*pair) as bystander:
         jobs = scene.flood()
         eventually(lambda: any(job.done() for job in jobs), "some are through")
@@ -132,6 +132,7 @@ def test_a_helper_that_ends_costs_what_was_under_way_there(
             faults_of(daemon).set("context", ILLEGAL_ADDRESS)
         else:
             os.kill(before, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        eventually(lambda: gpus(daemon)[0].pid != before, "the daemon has ended it")
         fast_again(pair)
         found = ends(jobs)
         rounds = bystander.rounds
