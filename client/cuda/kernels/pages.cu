@@ -38,8 +38,10 @@ struct target { // struct tfd_target
 	u64 length;
 };
 
-// Blocks that are through of the launch that runs on a lane; by the slot of its watcher. 0 between launches.
+// Of the launch that runs on a lane, by the slot of its watcher; 0 between launches. Blocks that are through; what rows_of has found, and 2,
+// or 1 while it looks.
 static __device__ u64 arrived[SLOTS];
+static __device__ u64 judged[SLOTS];
 
 static __device__ bool is_first()
 {
@@ -50,6 +52,36 @@ static __device__ bool is_first()
 static __device__ bool is_void(const u32 *marks, u64 value)
 {
 	return marks && *(const volatile u32 *)&marks[value % MARKS] == ((u32)(value << 1) | 1);
+}
+
+// How many rows or pages there are: `count`, or what the head of a plan's table says, if that is not more; none of a copy that is void. Called
+// by the first thread of a block. What is one for a launch is read from the host's memory once, by the block that comes first: uncached reads of
+// one address queue up there, 1.1 us each on an H200, and 1,024 blocks would take a millisecond. Who waits here waits for a block that runs.
+static __device__ u32 rows_of(const u32 *head, u32 count, const u32 *marks, u64 value, u32 slot)
+{
+	const bool shared = (u64)gridDim.x * gridDim.y > 1;
+	u64 found = 0;
+
+	if (!head && !marks)
+		return count;
+	if (shared) {
+		asm volatile("atom.relaxed.gpu.cas.b64 %0, [%1], 0, 1;" : "=l"(found) : "l"(&judged[slot]) : "memory");
+		if (found) {
+			while (found == 1)
+				asm volatile("ld.acquire.gpu.u64 %0, [%1];" : "=l"(found) : "l"(&judged[slot]) : "memory");
+			return (u32)(found - 2);
+		}
+	}
+	if (head) {
+		const u32 told = *(const volatile u32 *)head;
+
+		count = told <= count ? told : 0;
+	}
+	if (is_void(marks, value))
+		count = 0;
+	if (shared)
+		asm volatile("st.release.gpu.u64 [%0], %1;" ::"l"(&judged[slot]), "l"((u64)count + 2) : "memory");
+	return count;
 }
 
 // At the end of every block.
@@ -66,6 +98,7 @@ static __device__ void tell(u64 *word, u64 value, u32 slot)
 		if (before != blocks - 1)
 			return;
 		arrived[slot] = 0; // the lane's next launch begins after this one has ended
+		judged[slot] = 0;
 	}
 	asm volatile("st.release.sys.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
@@ -124,15 +157,15 @@ tfd_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, const uin
           const u32 *marks, u64 *word, u64 value, u32 slot)
 {
 	__shared__ uint2 entries[PIECES]; // struct tfd_page: of the source, of the destination
-	__shared__ bool ended;
+	__shared__ u32 rows;
 	const u32 i = blockIdx.x * blockDim.y + threadIdx.y;
 
 	if (!threadIdx.x)
 		entries[threadIdx.y] = table && i < count ? table[i] : uint2{ 0, 0 };
 	if (is_first())
-		ended = is_void(marks, value);
+		rows = rows_of(nullptr, count, marks, value, slot);
 	__syncthreads();
-	if (i < count && !ended) {
+	if (i < rows) {
 		const uint2 at = entries[threadIdx.y];
 
 		copy_chunk(dst + at.y * dst_stride, src + at.x * src_stride, bytes, chunk);
@@ -145,7 +178,7 @@ tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chun
             u64 value, u32 slot)
 {
 	__shared__ u64 from[PIECES], to[PIECES], bytes[PIECES];
-	__shared__ bool ended;
+	__shared__ u32 rows;
 	const u32 i = blockIdx.x * blockDim.y + threadIdx.y;
 
 	if (!threadIdx.x && i < count) {
@@ -156,22 +189,15 @@ tfd_targets(u64 src, const target *table, const u64 *places, u32 count, u64 chun
 		bytes[threadIdx.y] = place ? table[i].length : 0;
 	}
 	if (is_first())
-		ended = is_void(marks, value);
+		rows = rows_of(nullptr, count, marks, value, slot);
 	__syncthreads();
-	if (i < count && !ended)
+	if (i < rows)
 		copy_chunk(to[threadIdx.y], from[threadIdx.y], bytes[threadIdx.y], chunk);
 	tell(word, value, slot);
 }
 
 // Of a plan which rows there are is read when the stream gets there: a kernel may have filled them right before. No daemon has looked at them
 // yet, so what leaves its region or grant is left out here; the daemon ends that job when it counts. Behind struct tfd_plan_table's line.
-static __device__ bool is_row(const u32 *head, u32 i, u32 capacity, const u32 *marks, u64 value)
-{
-	const u32 count = *(const volatile u32 *)head;
-
-	return i < count && count <= capacity && !is_void(marks, value);
-}
-
 static __device__ bool is_within(u64 offset, u64 length, u64 bytes)
 {
 	return offset <= bytes && length <= bytes - offset;
@@ -184,21 +210,19 @@ tfd_plan_pages(u64 src, u64 dst, u64 src_stride, u64 dst_stride, u64 bytes, cons
                u64 chunk, const u32 *marks, u64 *word, u64 value, u32 slot)
 {
 	__shared__ uint2 entries[PIECES];
-	__shared__ bool wanted[PIECES];
+	__shared__ u32 rows;
 	const u32 i = blockIdx.x * blockDim.y + threadIdx.y;
 
-	if (!threadIdx.x) {
-		const uint2 at = i < capacity ? ((const uint2 *)(head + HEAD_WORDS))[i] : uint2{ 0, 0 };
-
-		entries[threadIdx.y] = at;
-		wanted[threadIdx.y] = is_row(head, i, capacity, marks, value) && at.x < src_legal && at.y < dst_legal;
-	}
+	if (!threadIdx.x)
+		entries[threadIdx.y] = i < capacity ? ((const uint2 *)(head + HEAD_WORDS))[i] : uint2{ 0, 0 };
+	if (is_first())
+		rows = rows_of(head, capacity, marks, value, slot);
 	__syncthreads();
-	if (wanted[threadIdx.y]) {
-		const uint2 at = entries[threadIdx.y];
 
+	const uint2 at = entries[threadIdx.y];
+
+	if (i < rows && at.x < src_legal && at.y < dst_legal)
 		copy_chunk(dst + at.y * dst_stride, src + at.x * src_stride, bytes, chunk);
-	}
 	tell(word, value, slot);
 }
 
@@ -213,7 +237,7 @@ tfd_plan_slices(u64 src, u64 src_bytes, const u32 *head, const place *places, u3
 	if (is_first()) {
 		const slice row = ((const slice *)(head + HEAD_WORDS))[i];
 		const place at = places[i];
-		const bool wanted = is_row(head, i, capacity, marks, value) && is_within(row.src_offset, row.length, src_bytes) &&
+		const bool wanted = i < rows_of(head, capacity, marks, value, slot) && is_within(row.src_offset, row.length, src_bytes) &&
 		                    is_within(row.dst_offset, row.length, at.bytes);
 
 		from = src + row.src_offset;
