@@ -251,6 +251,7 @@ def test_daemon_killed_again_and_again(pair: Pair) -> None:
         assert not levels[-1].above(levels[1])
 
 
+@pytest.mark.long
 def test_clean_stop_under_load(pair: Pair) -> None:
     near, far = pair
     with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:

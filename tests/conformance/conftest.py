@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from support.providers import OPERATIONS, PROVIDERS, Provider
+
+HERE = Path(__file__).parent
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,11 +32,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_wanted(item: pytest.Item, absent: set[str]) -> bool:
-    """Whether a test is of no provider, or for its provider."""
+    """Whether a test is of no provider, of another folder, or for its provider."""
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec else {}
     provider = parameters.get("provider")
-    if not isinstance(provider, Provider) or item.name.startswith("test_left_out["):
+    if not isinstance(provider, Provider) or HERE not in item.path.parents:
+        return True
+    if item.name.startswith("test_left_out["):
         return True
     what = parameters.get("case") or parameters.get("program") or OPERATIONS
     return provider.name not in absent and what not in provider.left_out

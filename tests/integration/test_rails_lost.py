@@ -161,7 +161,7 @@ CUTS: dict[str, Callable[[Network, Host, int], None]] = {
         pytest.param("silent", FAR, "tcp", marks=pytest.mark.long),
         ("cable", FAR, "tcp"),
         ("interface", NEAR, "tcp"),
-        ("silent", NEAR, "libfabric"),
+        pytest.param("silent", NEAR, "libfabric", marks=pytest.mark.long),
         pytest.param("interface", NEAR, "libfabric", marks=pytest.mark.long),
     ],
 )
@@ -217,6 +217,7 @@ def test_rails_die_one_after_the_other_and_at_once(short_tmp: Path, seeded: rand
             assert four.sent(rail) >= before[rail] + LENGTH // 4
 
 
+@pytest.mark.long
 def test_far_rail_dies_where_numbers_differ(short_tmp: Path, seeded: random.Random) -> None:
     """One rail here, two there: the path to the dead one goes, the rail here stays."""
     with pair(short_tmp, 1, 2, content=seeded.randbytes(LENGTH)) as odd:
@@ -261,7 +262,7 @@ def test_connections_of_one_rail_are_reset(
         assert "peer lost" not in two.near.log() + two.far.log()
 
 
-@pytest.mark.parametrize("side", [NEAR, FAR])
+@pytest.mark.parametrize("side", [NEAR, pytest.param(FAR, marks=pytest.mark.long)])
 def test_rail_of_the_control_address_dies(
     short_tmp: Path, seeded: random.Random, side: int
 ) -> None:

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 # Beside those of tests/conformance; the last is of the provider alone, by both ways of posting.
 BESIDE = ("core_channel", "core_faults", "core_lengths", "core_paths", "verbs")
-LONG = {"core_cycles"}
+LONG = {"core_operations", "core_cycles", "canary"}
 NAMES = {"verbs": (*PROGRAMS, *BESIDE), "libfabric-verbs": PROGRAMS}
 CASES = [
-    pytest.param(one, name, id=f"{one.name}-{name}", marks=[pytest.mark.long] * (name in LONG))
+    pytest.param(
+        one,
+        name,
+        id=f"{one.name}-{name}",
+        marks=[pytest.mark.long] * (name in LONG or one.provider != "verbs"),
+    )
     for one in PROVIDERS
     for name in NAMES.get(one.name, ())
     if name not in one.known and name not in one.left_out
