@@ -144,7 +144,7 @@ mutants() {
 	mutant void-another-s core/copied.c "if (expected != TFD_COPY_MARK(job->armed.key))" "if (0)" core_copied_ends
 	mutant targets-not-left-out core/copied.c "if (waits(job))" "if (0)" core_copied_ends
 	mutant given-up-untold core/fence.c "fence->detail = TFD_DETAIL_STILL_COPIED;" "(void)fence;" core_copied_ends
-	mutant no-path-to-a-device core/take.c "return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : TFD_DETAIL_DEVICE_MEMORY;" "return TFD_DETAIL_NONE;" core_copied
+	mutant no-path-to-a-device core/take.c "return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : unreached(open);" "return TFD_DETAIL_NONE;" core_copied
 }
 
 # work NUMBER: those of the mutants whose turn it is
