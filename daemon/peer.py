@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from transferd.daemon.errors import Conflict, PeerLost, QuotaExceeded
-from transferd.daemon.plane import MAX_PATHS
+from transferd.daemon.plane import MAX_PARTS
 from transferd.daemon.tasks import TaskOwner
 
 if TYPE_CHECKING:
@@ -350,15 +350,14 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
 
     Within one daemon the rail that copies is all that is needed: its protocol is that of one domain
     group alone. Else every rail of either side is used, as far as both speak the same fabric
-    protocol. Staged rails, with which every rail may have a twin, come after those, as far as there
-    is room for them.
+    protocol. Staged rails, with which every rail may have a twin, come after those.
 
     Args:
         local: Protocol of each rail here.
         remote: Protocol of each rail there.
 
     Returns:
-        Pairs of (rail here, rail there), at most 8.
+        Pairs of (rail here, rail there), at most 8, and as many staged ones.
 
     Raises:
         Conflict: PROTOCOL_MISMATCH: no rail of the two speaks the same protocol.
@@ -373,7 +372,7 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
         )
     kind = _copies if copying else is_nic
     staged = _pair(local, remote, lambda name: _is_staged(name) and kind(_inner(name)))
-    return [*pairs, *staged][:MAX_PATHS]
+    return [*pairs, *staged]
 
 
 def _copies(protocol: str) -> bool:
@@ -394,7 +393,7 @@ def _pair(
     """Pairs the rails that are wanted, side by side as far as that goes."""
     near = [i for i, name in enumerate(local) if wanted(name)]
     far = [i for i, name in enumerate(remote) if wanted(name)]
-    count = min(max(len(near), len(far)), MAX_PATHS) if near and far else 0
+    count = min(max(len(near), len(far)), MAX_PARTS) if near and far else 0
     pairs = []
     for i in range(count):
         here, there = near[i % len(near)], far[i % len(far)]

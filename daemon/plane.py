@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 IMM_COUNT = 1 << 20
 MAX_LENGTH = 1 << 40
 MAX_TARGETS = 4096  # of one scatter or barrier
-MAX_PATHS = 8
+MAX_PATHS = 16  # of a lane
+MAX_PARTS = 8  # that a write is cut into: more rails of NICs would carry nothing at once
 ADDRESS_MAX = 256  # bytes of the address of half a connection
 MAILBOX_SLOTS_MAX = 65_536
 MESSAGE_BYTES_MAX = 8192

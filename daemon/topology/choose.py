@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from transferd.daemon.config import VerbsConfig, is_loopback
-from transferd.daemon.plane import MAX_PATHS
+from transferd.daemon.plane import MAX_PARTS
 from transferd.daemon.topology import groups, rdma
 from transferd.daemon.topology.distance import same_node
 from transferd.daemon.topology.nic import Nic, Taken, nics, speed_text
@@ -226,7 +226,7 @@ def _named(
 
 def _with_group(why: str, count: int) -> str:
     text = f"{why}; all of group 0"
-    return text + (f", at most {MAX_PATHS} of them for one peer" if count > MAX_PATHS else "")
+    return text + (f", at most {MAX_PARTS} of them for one peer" if count > MAX_PARTS else "")
 
 
 class _Sieve:

@@ -71,8 +71,8 @@ uint32_t tfd_cut_count(const struct tfd_open *open, const struct tfd_region *reg
 {
 	uint32_t count = paths_alive(open, region);
 
-	if (count > TFD_MAX_PATHS)
-		count = TFD_MAX_PATHS;
+	if (count > TFD_MAX_PARTS)
+		count = TFD_MAX_PARTS;
 	if (least && length / least < count)
 		count = (uint32_t)(length / least);
 	if (eighths && count)

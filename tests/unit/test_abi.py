@@ -216,6 +216,7 @@ def test_the_sdk_has_the_abis_numbers() -> None:
     assert mine == {name: getattr(lib, f"TFD_{name}") for name in mine}
     assert lib.TFD_MAX_TARGETS == session.TARGETS_MAX == plane.MAX_TARGETS
     assert lib.TFD_MAX_LENGTH == session.LENGTH_MAX == plane.MAX_LENGTH
+    assert (lib.TFD_MAX_PATHS, lib.TFD_MAX_PARTS) == (plane.MAX_PATHS, plane.MAX_PARTS)
 
 
 def test_paths_name_every_provider() -> None:

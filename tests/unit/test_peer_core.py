@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transferd.daemon import errors
 from transferd.daemon.descriptor import PeerKey
 from transferd.daemon.peer import Peer, PeerState, PeerTable, pair_rails
-from transferd.daemon.plane import MAX_PATHS
+from transferd.daemon.plane import MAX_PARTS, MAX_PATHS
 
 if TYPE_CHECKING:
     from transferd.daemon.wire import Link
@@ -87,9 +87,9 @@ def test_tokens_are_never_shared() -> None:
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_every_rail_of_both_sides_is_used(local: int, remote: int) -> None:
     pairs = pair_rails(["p"] * local, ["p"] * remote)
-    assert len(pairs) == len(set(pairs)) == min(max(local, remote), MAX_PATHS)
-    assert {here for here, _ in pairs} == set(range(min(local, MAX_PATHS)))
-    assert {there for _, there in pairs} == set(range(min(remote, MAX_PATHS)))
+    assert len(pairs) == len(set(pairs)) == min(max(local, remote), MAX_PARTS)
+    assert {here for here, _ in pairs} == set(range(min(local, MAX_PARTS)))
+    assert {there for _, there in pairs} == set(range(min(remote, MAX_PARTS)))
 
 
 def test_within_one_daemon_nothing_but_copies() -> None:
@@ -127,7 +127,7 @@ def test_staged_rails_come_last(local: int, remote: int, copying: bool) -> None:
         return
     plain = pair_rails(["p"] * local, ["p"] * remote)
     assert pairs[: len(plain)] == plain
-    assert len(pairs) == min(2 * len(plain), MAX_PATHS)
+    assert len(pairs) == 2 * len(plain) <= MAX_PATHS
     assert {(here[i], there[j]) for i, j in pairs[len(plain) :]} <= {("staged/p", "staged/p")}
 
 

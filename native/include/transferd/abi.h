@@ -22,7 +22,9 @@
 #define TFD_IMM_COUNT (1u << 20) /* number of immediates in a session's name space */
 #define TFD_MAX_LENGTH (1ull << 40)
 #define TFD_MAX_TARGETS 4096u /* of one scatter or barrier */
-#define TFD_MAX_PATHS 8u /* (local rail, remote rail) pairs that one grant's traffic may use */
+#define TFD_MAX_PATHS                                                                                      \
+	16u /* (local rail, remote rail) pairs that one grant's traffic may use, staged ones among them */
+#define TFD_MAX_PARTS 8u /* that one write is cut into: each counts for eighths */
 
 /* What a counter's gate is raised by while a fault is not acknowledged: every waiter on the gate is released. */
 #define TFD_GATE_FAULT (1ull << 62)
