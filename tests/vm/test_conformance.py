@@ -50,6 +50,7 @@ def test_verbs(guest: Guest) -> None:
     check(ended, CASES, entry("verbs"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(ALL_S + 120)
 def test_rxm_over_verbs(guest: Guest) -> None:
     rxm = entry("libfabric-verbs")
