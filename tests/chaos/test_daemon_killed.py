@@ -214,6 +214,7 @@ def test_receivers_daemon_frozen(pair: Pair) -> None:
         assert sender.write(source, grant.descriptor, imm=IMM).wait(WAIT_S) is JobStatus.OK
 
 
+@pytest.mark.long
 def test_senders_daemon_frozen(pair: Pair) -> None:
     near, far = pair
     with (

@@ -104,7 +104,7 @@ def test_receiver_killed(shared_pair: Pair, place: str) -> None:
             back_to(far, before[1])
 
 
-@pytest.mark.parametrize("victim", ["sender's", "receiver's"])
+@pytest.mark.parametrize("victim", ["sender's", pytest.param("receiver's", marks=pytest.mark.long)])
 def test_daemon_killed(make_daemon: MakeDaemon, victim: str) -> None:
     """The other side's jobs and mailbox learn it, and work with the daemon that comes next."""
     heartbeat = {"interval": 0.25, "timeout": 2.0}
