@@ -20,7 +20,7 @@ from transferd.client.aiocalls import AsyncCalls
 from transferd.client.closing import AsyncClosing
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import BaseCounter, to_target
-from transferd.client.cuda.arrays import is_device_array
+from transferd.client.cuda.arrays import device_array
 from transferd.client.events import LoopDriver, ThreadDriver
 from transferd.client.grant import BaseGrant
 from transferd.client.job import BaseJob, Imm, Write, to_imm
@@ -352,16 +352,15 @@ class Client(AsyncCalls[Job], AsyncClosing):
     ) -> Region:
         """Registers a GPU tensor, or adopts host memory. As :meth:`transferd.Client.register`."""
         runtime = self._runtime
-        if is_device_array(memory):
-            source, start, length = await runtime.run(
-                register_device, runtime.session, memory, near, name
-            )
+        array = device_array(memory)
+        if array is not None:
+            source = await runtime.run(register_device, runtime.session, array, near, name)
             return Region(
                 runtime,
                 source.handle,
                 None,
-                start=start,
-                length=length,
+                start=array.address - source.base,
+                length=array.length,
                 name=name,
                 owner=memory,
                 source=source,

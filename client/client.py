@@ -12,7 +12,7 @@ from transferd.client.calls import Calls
 from transferd.client.closing import Closing
 from transferd.client.connect import Options, open_session
 from transferd.client.counter import Counter
-from transferd.client.cuda.arrays import is_device_array
+from transferd.client.cuda.arrays import device_array
 from transferd.client.events import ThreadDriver
 from transferd.client.job import (
     Job,
@@ -151,14 +151,15 @@ class Client(Calls, Closing):
             QuotaExceeded: Too many regions, or too much memory locked.
             Unavailable: NO_CUDA, CUDA_TOO_OLD: it is GPU memory, and no driver is of use.
         """
-        if is_device_array(memory):
-            source, start, length = register_device(self._session, memory, near, name)
+        array = device_array(memory)
+        if array is not None:
+            source = register_device(self._session, array, near, name)
             return Region(
                 self._session,
                 source.handle,
                 None,
-                start=start,
-                length=length,
+                start=array.address - source.base,
+                length=array.length,
                 name=name,
                 owner=memory,
                 source=source,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from transferd.client.cuda.allocation import Allocation
+    from transferd.client.cuda.arrays import DeviceArray
     from transferd.client.session import Session
 
 LENGTH_MAX = 1 << 40
@@ -357,13 +358,10 @@ def allocate(
 
 
 def register_device(
-    session: Session, memory: Any, near: int | str | None, name: str
-) -> tuple[Allocation, int, int]:
-    """Registers GPU memory.
-
-    Returns:
-        Its allocation, how far into that it begins, and its bytes.
-    """
-    check_near(near)
+    session: Session, array: DeviceArray, near: int | str | None, name: str
+) -> Allocation:
+    """Registers GPU memory; gives the allocation that it is part of."""
+    if near is not None:
+        check_near(near)
     session.check_open()
-    return session.gpu().register(memory, name)
+    return session.gpu().register(array, name)

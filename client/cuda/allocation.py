@@ -101,10 +101,10 @@ class Allocations:
             CudaError: The driver refused.
         """
         with self._lock:
-            known = self._find(array)
-            if known is not None:
-                known.users += 1
-                return known
+            for known in self._by_buffer.get(self._driver.buffer_id(array.address), ()):
+                if known.holds(array.address, array.length):
+                    known.users += 1
+                    return known
             pointer = self._check(array)
             allocation, export = self._export(array, pointer)
             try:
@@ -114,18 +114,6 @@ class Allocations:
             for buffer_id in allocation.buffer_ids:
                 self._by_buffer.setdefault(buffer_id, []).append(allocation)
             return allocation
-
-    def _find(self, array: DeviceArray) -> Allocation | None:
-        if not self._by_buffer:
-            return None
-        try:
-            buffer_id = self._driver.buffer_id(array.address)
-        except CudaError:
-            return None  # told in full by whoever looks again
-        for allocation in self._by_buffer.get(buffer_id, ()):
-            if allocation.holds(array.address, array.length):
-                return allocation
-        return None
 
     def give_back(self, allocation: Allocation) -> None:
         """Deregisters it with its last region; after a failure once more.
@@ -194,6 +182,10 @@ class Allocations:
                     buffer_ids: tuple[int, ...] = (pointer.buffer_id,)
                 else:
                     base, length, buffer_ids = self._export_chunks(array, base, length, export)
+                if 0 in buffer_ids:
+                    raise errors.InvalidRequest(
+                        f"{array.what} was freed while it was registered", reason="NOT_CUDA"
+                    )
                 allocation = Allocation(base, length, pointer.device, buffer_ids)
                 export.dmabuf = self._dmabuf(allocation)
                 # Synchronous copies of it return before other devices see them, otherwise.

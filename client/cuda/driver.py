@@ -15,6 +15,7 @@ from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
+from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -189,6 +190,7 @@ class Driver:
                 function.argtypes = arguments
                 function.restype = c_int
                 self._functions[name] = function
+        self._pointer_get_attribute = ffi.cast("void *", self._entry("cuPointerGetAttribute"))
         self._call("cuInit", 0)
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -211,10 +213,10 @@ class Driver:
 
     def entry_points(self) -> dict[str, int]:
         """Tells the addresses for struct tfd_cuda_driver, by its fields."""
-        return {
-            field: ctypes.cast(self._functions[name], c_void_p).value or 0
-            for field, name in ENTRY_POINTS.items()
-        }
+        return {field: self._entry(name) for field, name in ENTRY_POINTS.items()}
+
+    def _entry(self, name: str) -> int:
+        return ctypes.cast(self._functions[name], c_void_p).value or 0
 
     # ---- devices and contexts ----
 
@@ -308,10 +310,8 @@ class Driver:
         )
 
     def buffer_id(self, address: int) -> int:
-        """Tells the buffer id alone."""
-        out = c_uint64()
-        self._call("cuPointerGetAttribute", ctypes.addressof(out), _BUFFER_ID, address)
-        return out.value
+        """Tells the buffer id alone; 0: the driver knows of none."""
+        return int(lib.tfd_cuda_buffer_id(self._pointer_get_attribute, address))
 
     def sync_memops_set(self, address: int) -> None:
         """Has synchronous copies of an allocation be so for other devices too."""

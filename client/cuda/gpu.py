@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transferd.client import errors
 from transferd.client.cuda import driver as drivers
 from transferd.client.cuda import modules
-from transferd.client.cuda.allocation import Allocation, Allocations
+from transferd.client.cuda.allocation import Allocations
 from transferd.client.cuda.arrays import device_array
 from transferd.client.cuda.copier import Copier
 from transferd.client.cuda.flush import Flusher
@@ -24,9 +24,10 @@ from transferd.native.client_half import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from transferd.client.cuda.allocation import Allocation
+    from transferd.client.cuda.arrays import DeviceArray
     from transferd.client.ring import RingSession
 
-REHEARSALS = 2
 CLOSE_S = 10.0  # how long the streams' work is waited for at the end
 LEAVE_S = 2.0  # and then the driver, which may wait for streams that are not ours
 # Segments that streams or kernels may still look at: mapped and registered until the process ends.
@@ -177,21 +178,15 @@ class Gpu:
 
     # ---- memory ----
 
-    def register(self, memory: Any, name: str) -> tuple[Allocation, int, int]:
-        """Finds, or shares and registers, the allocation that an array is part of.
-
-        Returns:
-            The allocation, where the array begins in it, and its bytes.
-        """
-        array = device_array(memory)
+    def register(self, array: DeviceArray, name: str) -> Allocation:
+        """Finds, or shares and registers, the allocation that an array is part of."""
         allocation = self.allocations.take(array, name)
         self.prepare(allocation.device)
-        if allocation.users == 1:
-            # That took milliseconds, in which what the next tensor of it needs has grown cold: on
-            # an H200's host it would take 30 us, and those after it 12.
-            for _ in range(REHEARSALS):
-                self.allocations.give_back(self.allocations.take(device_array(memory), name))
-        return allocation, array.address - allocation.base, array.length
+        if allocation.users == 1 and (again := device_array(array.memory)) is not None:
+            # A thread that has slept for the daemon finds its processor's caches cold. What the
+            # next tensor takes is gone through once, in less than a hundredth of that time.
+            self.allocations.give_back(self.allocations.take(again, name))
+        return allocation
 
     def warm(self, descriptors: Iterable[bytes]) -> None:
         """Does ahead what the first copies would: maps, loads kernels, makes streams."""

@@ -12,6 +12,7 @@
 #define CHUNK_MAX (256u << 10)
 #define BLOCKS_WANTED 1024u /* what the multiprocessors of a large device hold at once, at 8 each */
 #define GRID_Y_MAX 65535u
+#define BUFFER_ID 7 /* CU_POINTER_ATTRIBUTE_ */
 #define SLICE_CHUNK (16u << 10) /* of a plan's slice */
 
 typedef int (*launch_fn)(void *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
@@ -23,6 +24,14 @@ typedef int (*context_fn)(void **context);
 typedef int (*push_fn)(void *context);
 typedef int (*id_fn)(void *stream, uint64_t *id);
 typedef int (*capturing_fn)(void *stream, int *capturing);
+typedef int (*attribute_fn)(void *out, int attribute, uint64_t address);
+
+uint64_t tfd_cuda_buffer_id(void *pointer_get_attribute, uint64_t address)
+{
+	uint64_t id = 0;
+
+	return ((attribute_fn)pointer_get_attribute)(&id, BUFFER_ID, address) ? 0 : id;
+}
 
 /* Makes the lane's context current; *pushed: it has to be popped. */
 static int enter(const struct tfd_lane *lane, bool *pushed)

@@ -63,7 +63,9 @@ class World:
 
     def register(self) -> Any:
         buffer = DeviceBuffer(self.cuda, self.cuda.malloc(LENGTH), LENGTH)
-        return self.allocations.take(device_array(buffer), "")
+        array = device_array(buffer)
+        assert array is not None
+        return self.allocations.take(array, "")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from transferd.client import errors
 from transferd.client.cuda import driver as drivers
 from transferd.client.cuda.allocation import Allocations
-from transferd.client.cuda.arrays import device_array, is_device_array
+from transferd.client.cuda.arrays import DeviceArray, device_array
 from transferd.client.cuda.driver import CudaError
 from transferd.client.cuda.flush import Flusher
 from transferd.client.cuda.mapping import Mappings
@@ -92,12 +92,17 @@ def gpu(cuda: FakeCuda) -> Any:
 # ---- arrays ----
 
 
+def found(memory: Any) -> DeviceArray:
+    array = device_array(memory)
+    assert array is not None
+    return array
+
+
 def test_arrays_by_the_interface(cuda: FakeCuda) -> None:
     buffer = DeviceBuffer(cuda, 4096, 64)
-    assert is_device_array(buffer)
-    assert device_array(buffer)[:3] == (4096, 64, -1)
+    assert device_array(buffer) == (4096, 64, -1, buffer)
     for host in (np.zeros(4), bytearray(4), [1], None):
-        assert not is_device_array(host)
+        assert device_array(host) is None
 
 
 @pytest.mark.parametrize(
@@ -107,6 +112,8 @@ def test_arrays_by_the_interface(cuda: FakeCuda) -> None:
         ({"data": (4096, True)}, "read-only"),
         ({"data": (0, False)}, "no address"),
         ({"shape": (0,)}, "empty"),
+        ({"shape": (-1,)}, "empty"),
+        ({"strides": (1, 1)}, "cannot be read"),
         ({"data": 7}, "cannot be read"),
         ({"typestr": "?"}, "cannot be read"),
     ],
@@ -119,7 +126,7 @@ def test_arrays_that_are_no_use(change: dict[str, Any], message: str) -> None:
 
 def test_contiguous_strides_are_no_strides() -> None:
     about = {"shape": (2, 1, 3), "strides": (12, 99, 4), "typestr": "<f4", "data": (4096, False)}
-    assert device_array(SimpleNamespace(__cuda_array_interface__=about)).length == 24
+    assert found(SimpleNamespace(__cuda_array_interface__=about)).length == 24
 
 
 class Torch:
@@ -143,13 +150,12 @@ class Torch:
 
 def test_tensors() -> None:
     tensor = Torch()
-    assert is_device_array(tensor)
-    assert device_array(tensor)[:3] == (8192, 20, 1)
+    assert device_array(tensor) == (8192, 20, 1, tensor)
     tensor.contiguous = False
     with pytest.raises(errors.InvalidRequest, match="not contiguous"):
         device_array(tensor)
     tensor.device = SimpleNamespace(type="cpu", index=None)
-    assert not is_device_array(tensor)
+    assert device_array(tensor) is None
 
 
 class Capsule:
@@ -157,10 +163,10 @@ class Capsule:
 
     def __init__(self, device: tuple[int, int]) -> None:
         self.array = np.arange(12, dtype=np.int32)
-        self.device = device
+        self.device = self.says = device
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device
+        return self.says
 
     def __dlpack__(self) -> Any:
         capsule = self.array.__dlpack__()
@@ -173,11 +179,12 @@ class Capsule:
 
 def test_dlpack() -> None:
     made = Capsule((2, 1))
-    assert is_device_array(made)
-    assert device_array(made)[:3] == (made.array.ctypes.data, 48, 1)
-    assert not is_device_array(Capsule((1, 0)))
+    assert device_array(made) == (made.array.ctypes.data, 48, 1, made)
+    assert device_array(Capsule((1, 0))) is None
+    liar = Capsule((10, 0))
+    liar.says = (2, 0)
     with pytest.raises(errors.InvalidRequest, match="type 10"):
-        device_array(Capsule((10, 0)))
+        device_array(liar)
 
 
 def test_streams() -> None:
@@ -194,7 +201,7 @@ def test_streams() -> None:
 
 
 def take(gpu: Any, table: Allocations, address: int, length: int) -> Any:
-    return table.take(device_array(DeviceBuffer(gpu, address, length)), "name")
+    return table.take(found(DeviceBuffer(gpu, address, length)), "name")
 
 
 def test_pointers_that_the_driver_answers_for_one_by_one(cuda: FakeCuda, gpu: Any) -> None:
@@ -272,7 +279,7 @@ def test_memory_that_cannot_be_shared(cuda: FakeCuda, gpu: Any) -> None:
     with pytest.raises(errors.InvalidRequest, match="pinned host memory"):
         take(gpu, table, base, 10)
     cuda.memory[base].host = False
-    array = device_array(DeviceBuffer(cuda, base, 10))._replace(device=1)
+    array = found(DeviceBuffer(cuda, base, 10))._replace(device=1)
     with pytest.raises(errors.InvalidRequest, match="of device 0"):
         table.take(array, "")
     chunks = cuda.vmm(1)
@@ -281,6 +288,10 @@ def test_memory_that_cannot_be_shared(cuda: FakeCuda, gpu: Any) -> None:
         take(gpu, table, chunks, 10)
     with pytest.raises(errors.InvalidRequest, match="ends 2097152 bytes on"):
         take(gpu, table, chunks, CHUNK + 1)
+    pair = cuda.vmm(2)
+    cuda.memory[pair + CHUNK].buffer_id = 0
+    with pytest.raises(errors.InvalidRequest, match="freed while"):
+        take(gpu, table, pair, 2 * CHUNK)
     assert not gpu.session.asked
 
 

@@ -27,6 +27,11 @@ struct tfd_cuda_driver {
 	void *stream_capturing;  /* cuStreamIsCapturing */
 };
 
+/*
+ * The buffer id of an address, by cuPointerGetAttribute: one short foreign call from a scripting language. 0: the driver knows of none.
+ */
+uint64_t tfd_cuda_buffer_id(void *pointer_get_attribute, uint64_t address);
+
 struct tfd_lane_options {
 	struct tfd_cuda_driver driver;
 	void *context; /* CUcontext of the stream */
