@@ -5,26 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
-from support.fakecuda import DeviceBuffer, FakeCuda, installed
+from support.fakecuda import DeviceBuffer, FakeCuda
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
 
     import transferd
     from transferd import Client
 
 LENGTH = 4 << 20
 MAP = {"write", "map"}
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """Puts the driver in the place of the real one."""
-    with installed(monkeypatch) as made:
-        yield made
 
 
 def memory(cuda: FakeCuda, seeded: random.Random | None = None, device: int = 0) -> DeviceBuffer:

@@ -27,7 +27,7 @@ from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from transferd import Client
 
@@ -39,18 +39,6 @@ pytestmark = pytest.mark.slow
 
 OK, CANCELLED, PENDING = JobStatus.OK, JobStatus.CANCELLED, JobStatus.PENDING
 LARGE = 1 << 20  # from here on a write is one copy by the driver
-
-
-@pytest.fixture
-def sender(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="sender") as made:
-        yield made
-
-
-@pytest.fixture
-def receiver(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="receiver") as made:
-        yield made
 
 
 def run_forked(call: Callable[[], int]) -> int:

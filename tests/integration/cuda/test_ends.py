@@ -34,18 +34,6 @@ pytestmark = pytest.mark.slow
 OK, PENDING = JobStatus.OK, JobStatus.PENDING
 
 
-@pytest.fixture
-def sender(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="sender") as made:
-        yield made
-
-
-@pytest.fixture
-def receiver(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="receiver") as made:
-        yield made
-
-
 def test_closing_waits_for_streams(
     cuda: FakeCuda, receiver: Client, shared_pair: Daemons, seeded: random.Random
 ) -> None:

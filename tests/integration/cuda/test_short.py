@@ -21,26 +21,11 @@ if TYPE_CHECKING:
 
     from transferd import Client
 
-    from support.daemon import DaemonProcess
     from support.fakecuda import FakeCuda
-
-    Daemons = tuple[DaemonProcess, DaemonProcess]
 
 pytestmark = pytest.mark.slow
 
 OK = JobStatus.OK
-
-
-@pytest.fixture
-def sender(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="sender") as made:
-        yield made
-
-
-@pytest.fixture
-def receiver(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="receiver") as made:
-        yield made
 
 
 PAGES = np.array([3, 1, 7, 0])

@@ -29,7 +29,6 @@ from support.waiting import WAIT_S, eventually
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
 
     from transferd import Client
 
@@ -41,18 +40,6 @@ pytestmark = pytest.mark.slow
 
 OK = JobStatus.OK
 JOBS = 200
-
-
-@pytest.fixture
-def sender(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="sender") as made:
-        yield made
-
-
-@pytest.fixture
-def receiver(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="receiver") as made:
-        yield made
 
 
 def copies(cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random) -> None:

@@ -20,7 +20,6 @@ from support.waiting import WAIT_S
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
 
     from transferd import Client
 
@@ -34,18 +33,6 @@ pytestmark = pytest.mark.slow
 OK, PENDING, CANCELLED = JobStatus.OK, JobStatus.PENDING, JobStatus.CANCELLED
 LARGE = 1 << 20
 HEAD_BYTES = 64
-
-
-@pytest.fixture
-def sender(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="sender") as made:
-        yield made
-
-
-@pytest.fixture
-def receiver(cuda: FakeCuda, shared_pair: Daemons) -> Iterator[Client]:
-    with transferd.Client(shared_pair[0].socket, name="receiver") as made:
-        yield made
 
 
 @pytest.fixture
