@@ -98,7 +98,7 @@ MODULES = {
         Module(
             name="transferd.native._gpu",
             headers=("transferd/gpu.h", "transferd/stage.h"),
-            sources=("gpu/*.c", "core/error.c"),
+            sources=("gpu/*.c", "core/clock.c", "core/error.c"),
         ),
     )
 }

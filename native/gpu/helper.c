@@ -13,7 +13,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../core/barrier.h"
@@ -49,14 +48,6 @@ struct helper {
 	int wake_fd;
 	struct tfd_error error; /* why it ends */
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* ---- requests ---- */
 
@@ -143,7 +134,6 @@ static int take(struct helper *helper, uint32_t number)
 	}
 	if (!taken)
 		return 0;
-	tfd_store_relaxed(&shared->head, ring->head);
 	result = helper->cuda.write_value(ring->stream, ring->done_device, ring->head, 0);
 	if (result) {
 		(void)tfd_cuda_fail(&helper->cuda, &helper->error, "cuStreamWriteValue64", result);
@@ -249,12 +239,12 @@ static void doze(struct helper *helper)
 /* 0: the daemon has gone; -1: the GPU is lost. */
 static int serve(struct helper *helper)
 {
-	uint64_t last = now_ns(), looked = last;
+	uint64_t last = tfd_now_ns(), looked = last;
 
 	for (;;) {
 		int out = take(helper, TFD_STAGE_D2H);
 		int in = out < 0 ? out : take(helper, TFD_STAGE_H2D);
-		uint64_t now = now_ns();
+		uint64_t now = tfd_now_ns();
 
 		if (in < 0)
 			return -1;

@@ -88,7 +88,7 @@ static inline uint32_t copier_copy(struct copier *copier, const struct tfd_stage
 static inline bool copier_take(struct copier *copier, uint32_t which)
 {
 	struct tfd_stage_ring *ring = &copier->stage->rings[which];
-	uint64_t head = ring->head;
+	uint64_t head = tfd_load_relaxed(&ring->done);
 	uint32_t status;
 
 	if (head == tfd_load_acquire(&ring->tail)) /* pairs with tfd_stages_copy: the entries are there */
@@ -101,7 +101,6 @@ static inline bool copier_take(struct copier *copier, uint32_t which)
 		status = copier_copy(copier, &ring->entries[head % TFD_STAGE_ENTRIES], which);
 	}
 	tfd_store_relaxed(&ring->status[head % TFD_STAGE_ENTRIES], status);
-	tfd_store_relaxed(&ring->head, head + 1);
 	(void)tfd_add_seq(&copier->copied[which], 1);
 	tfd_store_release(&ring->done, head + 1); /* pairs with queue_poll */
 	return true;
@@ -114,8 +113,8 @@ static inline void copier_sleep(struct copier *copier)
 
 	tfd_store_seq(&copier->stage->sleeps, 1); /* pairs with tfd_stages_copy */
 	if (!tfd_load_seq(&copier->stop) &&
-	    tfd_load_seq(&copier->stage->rings[0].tail) == copier->stage->rings[0].head &&
-	    tfd_load_seq(&copier->stage->rings[1].tail) == copier->stage->rings[1].head)
+	    tfd_load_seq(&copier->stage->rings[0].tail) == copier->stage->rings[0].done &&
+	    tfd_load_seq(&copier->stage->rings[1].tail) == copier->stage->rings[1].done)
 		(void)poll(&fd, 1, -1);
 	tfd_store_seq(&copier->stage->sleeps, 0);
 	(void)!read(copier->fds.wake_fd, &ignored, sizeof(ignored));

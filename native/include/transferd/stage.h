@@ -46,16 +46,12 @@ struct tfd_stage_ring {
 	uint64_t
 		tail; /* entries below it are requested; stored seq, loaded acquire (seq by who is about to sleep) */
 	uint8_t _resv0[56];
-	/* line 1; writer: helper */
-	uint64_t
-		head; /* entries below it were taken and are the helper's own; for people, nothing waits for it */
-	uint8_t _resv1[56];
 	/*
-	 * line 2; writer: the GPU, by a write on the stream behind the copies: as many are complete, counted from the ring's
+	 * line 1; writer: the GPU, by a write on the stream behind the copies: as many are complete, counted from the ring's
 	 * beginning. What they moved is visible, and their status is stored, before it. Their entries are free again.
 	 */
 	uint64_t done;
-	uint8_t _resv2[56];
+	uint8_t _resv1[56];
 	/*
 	 * Writer: helper, before it enqueues the write of `done` that covers the entry; every time. 0, or a positive errno, and then
 	 * nothing was copied: ENOENT this memory is not open here, ERANGE it leaves the memory or the pool, EINVAL it is malformed,
