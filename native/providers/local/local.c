@@ -3,8 +3,6 @@
  * The local provider: both ends are sessions of one domain group, so the one worker copies, and tells itself. What is short is copied
  * when its post returns, what is long by helpers, if there are any. Posts are told of in their order, from a queue of fixed size.
  */
-#include "local.h"
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +13,7 @@
 
 #include "../../core/barrier.h"
 #include "../../core/parts.h"
+#include "../memory.h"
 #include "helpers.h"
 
 #define QUEUE_ENTRIES 1024u         /* power of two */
@@ -41,7 +40,7 @@ struct op {
 struct tfd_domain {
 	char protocol[TFD_NAME_MAX]; /* constant */
 	int wake_fd; /* constant; eventfd; readable when a helper has done something while we sleep */
-	struct tfd_local_memory memory;
+	struct tfd_memory memory;
 	struct tfd_local_helpers helpers;
 	struct tfd_list halves;
 	uint64_t last_name;
@@ -68,11 +67,6 @@ struct local_address {
 		[TFD_NAME_MAX]; /* with the domain's random name: no other daemon, group or life has it */
 	uint64_t name;
 };
-
-struct tfd_local_memory *tfd_local_memory_of(struct tfd_domain *domain)
-{
-	return &domain->memory;
-}
 
 /* ---- rails ---- */
 
@@ -101,7 +95,7 @@ static void domain_close(struct tfd_domain *domain)
 	tfd_local_helpers_close(&domain->helpers);
 	if (domain->wake_fd >= 0)
 		(void)close(domain->wake_fd);
-	tfd_local_memory_fini(&domain->memory);
+	tfd_memory_fini(&domain->memory);
 	free(domain);
 }
 
@@ -113,7 +107,7 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 
 	if (!domain)
 		return tfd_fail(error, -ENOMEM, "no memory for the local rail");
-	tfd_local_memory_init(&domain->memory);
+	tfd_memory_init(&domain->memory);
 	tfd_list_init(&domain->halves);
 	tfd_local_copy_init();
 	domain->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -134,6 +128,22 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 	info->max_parts = TFD_LOCAL_PARTS;
 	*out = domain;
 	return 0;
+}
+
+static int mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
+                   struct tfd_region_key *key, struct tfd_error *error)
+{
+	const struct tfd_memory_range range = { address, length, writable != 0, 0, 0 };
+	int rc = tfd_memory_add(&domain->memory, &range, out, error);
+
+	if (!rc)
+		*key = (struct tfd_region_key){ .key = (*out)->key };
+	return rc;
+}
+
+static void mr_close(struct tfd_domain *domain, struct tfd_mr *mr)
+{
+	tfd_memory_remove(&domain->memory, mr);
 }
 
 /* ---- halves ---- */
@@ -237,7 +247,7 @@ static bool copy_make(struct tfd_domain *domain, const struct tfd_post *post, st
 	copy->streams = post->job_bytes >= STREAM_BYTES;
 	if (!post->length)
 		return true;
-	mr = tfd_local_mr_find_hot(&domain->memory, post->remote_key);
+	mr = tfd_mr_find_hot(&domain->memory, post->remote_key);
 	if (!mr || !(post->read || mr->writable))
 		return false;
 	if (post->read)
@@ -399,8 +409,8 @@ const struct tfd_provider_ops tfd_local_ops = {
 	.path_id = TFD_PATH_LOCAL,
 	.domain_open = domain_open,
 	.domain_close = domain_close,
-	.mr_open = tfd_local_mr_open,
-	.mr_close = tfd_local_mr_close,
+	.mr_open = mr_open,
+	.mr_close = mr_close,
 	.half_open = half_open,
 	.half_start = half_start,
 	.half_close = half_close,
