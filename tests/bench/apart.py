@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bench.options import Options
+from bench.quiet import Gate
 from bench.report import Report, Row
 from bench.topic import Run
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 DUMP_S = 5.0  # before the bound all stacks are told
+PATIENCE_S = 15.0  # of a topic with a machine that is not quiet: its bound goes on meanwhile
 
 
 def bounded(
@@ -83,7 +85,8 @@ def _run(pipe: Connection, call: Callable[..., None], arguments: Any, dump_s: fl
 def rows_of(tell: Callable[[Report], None], module: str, quick: bool, full: bool) -> None:
     """Measures a topic, for :func:`bounded`."""
     report = Report(module)
-    options = Options(Console(stderr=True), quick=quick, full=full)
+    console = Console(stderr=True)
+    options = Options(console, quick=quick, full=full, gate=Gate(patience_s=PATIENCE_S))
     for row in importlib.import_module(f"bench.{module}").rows(Run(options, report)):
         report.rows.append(row)
         tell(report)

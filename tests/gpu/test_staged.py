@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from typing import TYPE_CHECKING
@@ -163,5 +164,7 @@ def test_the_helper_is_told_of(
     assert sender.write(sender.alloc(MIB), grant.descriptor, imm=1).wait(WAIT_S) is OK
     (told,) = gpus(shared_pair[1])
     assert told.state == "READY"
+    if not shutil.which("nvidia-smi"):  # a container need not have it
+        pytest.skip("nvidia-smi is not here, whose name of the GPU is to be the same")
     named = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     assert told.uuid in named
