@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from transferd.daemon.cuda import IPC_HANDLE_BYTES
+from transferd.daemon.cuda import IPC_HANDLE_BYTES, UUID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,10 @@ START_S = 30.0  # hosts with many GPUs take some seconds to start the driver
 ASK_S = 2.0  # opening one allocation takes 1 to 3 ms, 64 chunks the like
 END_S = 2.0
 CHUNKS = 64  # of one message: TFD_GPU_CHUNKS
-MESSAGE = struct.Struct(f"<IiQQII{IPC_HANDLE_BYTES}s{CHUNKS}Q256s")  # struct tfd_gpu_message
+SEEN = 32  # TFD_GPU_SEEN
+SEEN_BYTES = SEEN * UUID_BYTES
+# struct tfd_gpu_message
+MESSAGE = struct.Struct(f"<IiQQII{IPC_HANDLE_BYTES}s{CHUNKS}Q{SEEN_BYTES}s256s")
 NO_CHUNKS = (0,) * CHUNKS
 LAST_WORDS = 4  # more messages than can wait to be read
 SPARE = 4096  # more than any message
@@ -61,7 +64,7 @@ def message(
 ) -> bytes:
     """Packs a struct tfd_gpu_message."""
     sizes = (*chunks, *NO_CHUNKS[len(chunks) :])
-    return MESSAGE.pack(kind, 0, memory, size, len(chunks), more, ipc_handle, *sizes, b"")
+    return MESSAGE.pack(kind, 0, memory, size, len(chunks), more, ipc_handle, *sizes, b"", b"")
 
 
 def environment() -> dict[str, str]:
@@ -77,6 +80,7 @@ class Helper:
         pid: Of the process.
         gpu_name: As the driver has it; known with the process's hello.
         driver: The driver's version, as 13000.
+        seen: UUIDs of the GPUs that there are, as far as it got to see any.
         memories: Numbers of the allocations that it has open.
         reason: Why it ended; empty while it runs.
     """
@@ -86,6 +90,7 @@ class Helper:
         self.pid = process.pid
         self.gpu_name = ""
         self.driver = 0
+        self.seen: frozenset[bytes] = frozenset()
         self.memories: set[int] = set()
         self.reason = ""
         self._process = process
@@ -234,8 +239,10 @@ class Helper:
         if len(raw) != MESSAGE.size:
             self.kill("the GPU's helper has ended")
             return
-        kind, result, _, size, _, _, _, *_, text = MESSAGE.unpack(raw)
+        kind, result, _, size, _, _, _, *_, seen, text = MESSAGE.unpack(raw)
         said = text.split(b"\0")[0].decode("utf-8", "replace")
+        if kind in (Kind.HELLO, Kind.ERROR):
+            self.seen = _uuids(seen)
         if kind == Kind.HELLO and not self._hello.done():
             self.gpu_name, self.driver = said, size
             self._hello.set_result(None)
@@ -310,6 +317,11 @@ def _chunk_fds(memory: CudaMemory, first: int, end: int) -> Sequence[int]:
     if len(fds) != end - first:
         raise HelperError("its owner's session is ending")
     return fds
+
+
+def _uuids(raw: bytes) -> frozenset[bytes]:
+    uuids = {raw[at : at + UUID_BYTES] for at in range(0, len(raw), UUID_BYTES)}
+    return frozenset(uuids - {bytes(UUID_BYTES)})
 
 
 def _seen(future: asyncio.Future[None]) -> None:

@@ -196,6 +196,13 @@ class Snapshot:
         failed = CounterMetricFamily(
             "transferd_gpu_copies_failed", "Copies that failed.", labels=["gpu"]
         )
+        refused = CounterMetricFamily(
+            "transferd_gpu_memory_failures",
+            "Times that a copy needed memory of a GPU that no helper could open.",
+            labels=["gpu"],
+        )
+        for name, failures in self._staging.failures.items():
+            refused.add_metric([name], failures.count)
         for gpu in self._staging:
             stat = self._staging.stat(gpu)
             up.add_metric([gpu.name], gpu.state == "READY")
@@ -205,7 +212,7 @@ class Snapshot:
             moved.add_metric([gpu.name, "to_host"], stat.bytes_out)
             moved.add_metric([gpu.name, "to_gpu"], stat.bytes_in)
             failed.add_metric([gpu.name], stat.failed)
-        return up, restarts, copies, moved, failed
+        return up, restarts, copies, moved, failed, refused
 
 
 class SnapshotCollector(Collector):

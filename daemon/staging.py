@@ -29,9 +29,24 @@ log = structlog.get_logger("transferd.staging")
 READY_S = 10.0  # the data plane breaks a connection on which nothing is staged for 15 s
 PAUSE_S, PAUSE_MAX_S = 0.1, 30.0  # between a helper's death and the next one, doubled by each
 STEADY_S = 60.0  # one that has lived as long begins anew with the least
-GPUS_MAX = 64  # that are remembered: who registers memory says of which GPU it is, and may lie
-STARTS_MAX = 4  # helpers that start at the same time
+LOOK_S = 10.0  # between two processes that look for GPUs that none has seen
+WARN_S = 10.0  # between two warnings of memory of one GPU: a client can have it fail at any rate
 IDLE_S = 60.0  # a helper that has nothing open gives its context's GPU memory back
+
+
+@dataclass(slots=True)
+class Failures:
+    """Times that memory of a GPU could not be staged.
+
+    Attributes:
+        count: All of them.
+        warned: How many of those the log knows of.
+        not_before: When it is to be told again, on the monotonic clock.
+    """
+
+    count: int = 0
+    warned: int = 0
+    not_before: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -67,9 +82,7 @@ class Gpu:
     @property
     def name(self) -> str:
         """As nvidia-smi writes it."""
-        raw = self.uuid.hex()
-        parts = (raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:])
-        return "GPU-" + "-".join(parts)
+        return name_of(self.uuid)
 
     @property
     def busy(self) -> bool:
@@ -82,6 +95,13 @@ class Gpu:
         if self.helper is None:
             return "NONE"
         return "READY" if self.helper.gpu_name else "STARTING"
+
+
+def name_of(uuid: bytes) -> str:
+    """Writes a GPU's UUID as nvidia-smi does."""
+    raw = uuid.hex()
+    parts = (raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:])
+    return "GPU-" + "-".join(parts)
 
 
 class Staging:
@@ -101,8 +121,12 @@ class Staging:
         self._gpus: dict[bytes, Gpu] = {}
         self._opening: set[int] = set()
         self._tasks = TaskOwner("staging")
-        self._starts = asyncio.Semaphore(STARTS_MAX)
         self._closed = False
+        # Who registers memory says of which GPU it is, and may lie: only the helpers know.
+        self._seen: frozenset[bytes] = frozenset()
+        self._sought: Gpu | None = None  # the last one that was looked for without being seen
+        self._look_after = 0.0
+        self.failures: dict[str, Failures] = {}  # by GPU; "unknown": all that were not seen
         self.enabled = enabled
 
     def __iter__(self) -> Iterator[Gpu]:
@@ -153,10 +177,14 @@ class Staging:
         gpu.rest = None
         if gpu.helper is not helper or helper.memories or self._closed:
             return
-        opening = [self._memories[number] for number in self._opening if number in self._memories]
-        if all(memory.device_uuid != gpu.uuid for memory in opening):  # else that looks again
+        if not self._wanted(gpu):  # else that looks again
             log.info("a GPU's helper has nothing to do", gpu=gpu.name, pid=helper.pid)
             self._tasks.background(helper.stop(), "stop an idle helper")
+
+    def _wanted(self, gpu: Gpu) -> bool:
+        """Whether a copy waits for memory of it."""
+        opening = [self._memories[number] for number in self._opening if number in self._memories]
+        return any(memory.device_uuid == gpu.uuid for memory in opening)
 
     # ---- events of the data plane ----
 
@@ -172,21 +200,20 @@ class Staging:
             memory = self._memories.get(number)
             if memory is None or self._closed:  # its region is gone, and nothing waits any more
                 return
-            gpu = self._gpu(memory.device_uuid)
-            await self._open(gpu, number, memory)
+            await self._open(number, memory)
         finally:
             self._opening.discard(number)
-        self._let_rest(gpu)
+        gpu = self._gpus.get(memory.device_uuid)
+        if gpu is not None:
+            self._let_rest(gpu)
 
-    async def _open(self, gpu: Gpu, number: int, memory: CudaMemory) -> None:
+    async def _open(self, number: int, memory: CudaMemory) -> None:
         try:
-            helper = await self._helper(gpu)
+            helper = await self._helper(memory.device_uuid)
             if number not in helper.memories:
                 await helper.open(memory)
         except HelperError as error:
-            log.warning(
-                "GPU memory cannot be staged", gpu=gpu.name, memory=number, error=str(error)
-            )
+            self._failed(memory, str(error))
             self._plane.stage_memory_fail(number)
             return
         if number not in self._memories:  # deregistered meanwhile
@@ -196,6 +223,23 @@ class Staging:
         else:
             self._plane.stage_memory_set(number, helper.stage)
 
+    def _failed(self, memory: CudaMemory, error: str) -> None:
+        known = memory.device_uuid in self._seen
+        name = name_of(memory.device_uuid)
+        failures = self.failures.setdefault(name if known else "unknown", Failures())
+        failures.count += 1
+        now = time.monotonic()
+        if now < failures.not_before:
+            return
+        log.warning(
+            "GPU memory cannot be staged",
+            gpu=name,
+            memory=memory.allocation,
+            error=error,
+            unsaid=failures.count - failures.warned - 1,
+        )
+        failures.warned, failures.not_before = failures.count, now + WARN_S
+
     def silent(self, stage: int) -> None:
         """TFD_EVENT_STAGE_SILENT: a helper does not get on, or says that it is dead."""
         for gpu in self._gpus.values():
@@ -204,27 +248,45 @@ class Staging:
 
     # ---- helpers ----
 
-    def _gpu(self, uuid: bytes) -> Gpu:
-        """Finds a GPU, or remembers it in the place of one that has no helper."""
+    async def _helper(self, uuid: bytes) -> Helper:
+        """Gives the one that can copy; starts it if needed."""
         gpu = self._gpus.get(uuid)
-        if gpu is None:
-            gpu = self._gpus[uuid] = Gpu(uuid)
-            idle = [one for one in self._gpus.values() if one is not gpu and not one.busy]
-            if len(self._gpus) > GPUS_MAX and idle:
-                del self._gpus[min(idle, key=lambda one: one.not_before).uuid]
+        if gpu is not None and gpu.starting is None and gpu.helper and not gpu.helper.reason:
+            return gpu.helper
+        try:
+            async with asyncio.timeout(READY_S):
+                while uuid not in self._seen:
+                    look = self._sought.starting if self._sought is not None else None
+                    if look is None:
+                        return await self._starting(self._look(uuid))
+                    await asyncio.wait([look])  # what it sees may be this one
+                return await self._starting(self._gpus.setdefault(uuid, Gpu(uuid)))
+        except TimeoutError:
+            raise HelperError("the GPU's helper is still starting; try again") from None
+
+    def _look(self, uuid: bytes) -> Gpu:
+        """Has one process look for a GPU that none has seen, and forgets all such that are over.
+
+        Raises:
+            HelperError: One has looked a moment ago.
+        """
+        wait = self._look_after - time.monotonic()
+        if wait > 0:
+            why = "the daemon's helpers do not see the GPU whose memory was registered"
+            if not self._seen and self._sought is not None:  # nor any other
+                why = self._sought.reason or why
+            raise HelperError(f"{why}; it is looked for again in {wait:.0f} s")
+        self._look_after = time.monotonic() + LOOK_S
+        for one in list(self._gpus.values()):
+            if one.uuid not in self._seen and not one.busy:
+                del self._gpus[one.uuid]
+        gpu = self._sought = self._gpus.setdefault(uuid, Gpu(uuid))
         return gpu
 
-    async def _helper(self, gpu: Gpu) -> Helper:
-        """Gives the one that can copy; starts it if needed."""
-        if gpu.helper is not None and gpu.starting is None and not gpu.helper.reason:
-            return gpu.helper
+    async def _starting(self, gpu: Gpu) -> Helper:
         if gpu.starting is None:
             gpu.starting = self._tasks.spawn(self._start(gpu), f"start a helper of {gpu.name}")
-        starting = gpu.starting
-        await asyncio.wait([starting], timeout=READY_S)
-        if not starting.done():
-            raise HelperError("the GPU's helper is still starting; try again")
-        return starting.result()
+        return await asyncio.shield(gpu.starting)
 
     async def _start(self, gpu: Gpu) -> Helper:
         try:
@@ -232,12 +294,11 @@ class Staging:
                 await asyncio.wait([gpu.watch])
             wait = gpu.not_before - time.monotonic()
             if wait > READY_S:
-                raise HelperError(f"{gpu.reason}; it is started again in {wait:.0f} s")
+                raise HelperError(f"{gpu.reason}; a helper is started again in {wait:.0f} s")
             await asyncio.sleep(max(0.0, wait))
-            async with self._starts:
-                if self._closed:
-                    raise HelperError("the daemon stops")
-                return await self._started(gpu)
+            if not self._wanted(gpu):
+                raise HelperError("no copy waits for the GPU's helper any more")
+            return await self._started(gpu)
         finally:
             gpu.starting = None
 
@@ -247,6 +308,8 @@ class Staging:
         except PlaneError as error:
             raise HelperError(error.text) from None
         try:
+            if self._closed:
+                raise HelperError("the daemon stops")
             helper = Helper.start(stage, fds, gpu.uuid, self._library)
         except BaseException:
             await self._plane.stage_close(stage)
@@ -256,7 +319,15 @@ class Staging:
         gpu.helper = helper
         gpu.starts += 1
         gpu.watch = self._tasks.spawn(self._watch(gpu, helper), f"watch a helper of {gpu.name}")
-        await helper.ready()
+        try:
+            await helper.ready()
+        except HelperError as error:
+            gpu.reason = str(error)
+            raise
+        finally:
+            self._seen = helper.seen or self._seen
+        if not self._wanted(gpu):  # those that waited have given up
+            self._let_rest(gpu)
         log.info(
             "a GPU's helper is ready",
             gpu=gpu.name,

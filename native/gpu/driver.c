@@ -80,12 +80,13 @@ int tfd_cuda_fail(const struct tfd_cuda *cuda, struct tfd_error *error, const ch
 	                tfd_cuda_word(cuda, result), result, remedy);
 }
 
-int tfd_cuda_enter(const struct tfd_cuda *cuda, const uint8_t uuid[TFD_GPU_UUID_BYTES], int *device,
-                   struct tfd_error *error)
+int tfd_cuda_enter(const struct tfd_cuda *cuda, const uint8_t uuid[TFD_GPU_UUID_BYTES],
+                   uint8_t seen[TFD_GPU_SEEN][TFD_GPU_UUID_BYTES], int *device, struct tfd_error *error)
 {
 	uint8_t found[TFD_GPU_UUID_BYTES];
 	void *context = NULL;
-	int count = 0;
+	int count = 0, chosen = -1;
+	uint32_t told = 0;
 	int result = cuda->init(0);
 
 	if (result)
@@ -94,18 +95,23 @@ int tfd_cuda_enter(const struct tfd_cuda *cuda, const uint8_t uuid[TFD_GPU_UUID_
 	if (result)
 		return tfd_cuda_fail(cuda, error, "cuDeviceGetCount", result);
 	for (int i = 0; i < count; i++) {
-		if (cuda->device_uuid(found, i) || memcmp(found, uuid, sizeof(found)) != 0)
+		if (cuda->device_uuid(found, i))
 			continue;
-		result = cuda->context_retain(&context, i);
-		if (!result)
-			result = cuda->context_set(context);
-		if (result)
-			return tfd_cuda_fail(cuda, error, "cuDevicePrimaryCtxRetain", result);
-		*device = i;
-		return 0;
+		if (told < TFD_GPU_SEEN)
+			memcpy(seen[told++], found, sizeof(found));
+		if (chosen < 0 && !memcmp(found, uuid, sizeof(found)))
+			chosen = i;
 	}
-	return tfd_fail(error, -ENODEV,
-	                "none of the %d GPUs that the daemon's helper sees is the one whose memory was "
-	                "registered: start the daemon with that GPU, too",
-	                count);
+	if (chosen < 0)
+		return tfd_fail(error, -ENODEV,
+		                "none of the %d GPUs that the daemon's helper sees is the one whose memory "
+		                "was registered: start the daemon with that GPU, too",
+		                count);
+	result = cuda->context_retain(&context, chosen);
+	if (!result)
+		result = cuda->context_set(context);
+	if (result)
+		return tfd_cuda_fail(cuda, error, "cuDevicePrimaryCtxRetain", result);
+	*device = chosen;
+	return 0;
 }

@@ -89,8 +89,11 @@ int tfd_cuda_load(const char *path, struct tfd_cuda *out, struct tfd_error *erro
 const char *tfd_cuda_word(const struct tfd_cuda *cuda, int result);
 /* Fills error with "`call` failed with NAME (number): what to do", and returns -EIO, of what is short of memory -ENOMEM. */
 int tfd_cuda_fail(const struct tfd_cuda *cuda, struct tfd_error *error, const char *call, int result);
-/* Finds the GPU with a UUID, makes its primary context current; tells its ordinal. -ENODEV, -EIO. */
-int tfd_cuda_enter(const struct tfd_cuda *cuda, const uint8_t uuid[TFD_GPU_UUID_BYTES], int *device,
-                   struct tfd_error *error);
+/*
+ * Finds the GPU with a UUID, makes its primary context current; tells its ordinal. -ENODEV, -EIO. Whatever it comes to, seen has the
+ * UUIDs of the GPUs that it saw.
+ */
+int tfd_cuda_enter(const struct tfd_cuda *cuda, const uint8_t uuid[TFD_GPU_UUID_BYTES],
+                   uint8_t seen[TFD_GPU_SEEN][TFD_GPU_UUID_BYTES], int *device, struct tfd_error *error);
 
 #endif

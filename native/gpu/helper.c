@@ -46,6 +46,7 @@ struct helper {
 	struct ring rings[TFD_STAGE_RINGS];
 	int control_fd;
 	int wake_fd;
+	uint8_t seen[TFD_GPU_SEEN][TFD_GPU_UUID_BYTES]; /* GPUs that there are */
 	struct tfd_error error; /* why it ends */
 };
 
@@ -153,10 +154,12 @@ static bool under_way(const struct helper *helper)
 
 /* ---- the socket ---- */
 
-static void say(struct helper *helper, uint32_t type, int32_t result, uint64_t bytes, const char *text)
+static void say(const struct helper *helper, uint32_t type, int32_t result, uint64_t bytes, const char *text)
 {
 	struct tfd_gpu_message message = { .type = type, .result = result, .bytes = bytes };
 
+	if (type != TFD_GPU_DONE)
+		memcpy(message.seen, helper->seen, sizeof(message.seen));
 	(void)snprintf(message.text, sizeof(message.text), "%s", text);
 	(void)send(helper->control_fd, &message, sizeof(message), MSG_NOSIGNAL);
 }
@@ -308,7 +311,8 @@ static int start_gpu(struct helper *helper, const struct tfd_gpu_options *option
 
 	rc = tfd_cuda_load(options->library, &helper->cuda, &helper->error);
 	if (!rc)
-		rc = tfd_cuda_enter(cuda, options->uuid, &helper->memories.device, &helper->error);
+		rc = tfd_cuda_enter(cuda, options->uuid, helper->seen, &helper->memories.device,
+		                    &helper->error);
 	if (rc)
 		return rc;
 	helper->memories.cuda = cuda;

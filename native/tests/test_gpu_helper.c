@@ -172,10 +172,21 @@ static struct tfd_gpu_message hear(struct bench *bench)
 	return message;
 }
 
+/* Both GPUs of the double, and zeros. */
+static bool sees_all(const struct tfd_gpu_message *message)
+{
+	static const uint8_t none[TFD_GPU_UUID_BYTES];
+
+	return !memcmp(message->seen[0], "softcuda-uuid-00", TFD_GPU_UUID_BYTES) &&
+	       !memcmp(message->seen[1], "softcuda-uuid-01", TFD_GPU_UUID_BYTES) &&
+	       !memcmp(message->seen[2], none, TFD_GPU_UUID_BYTES);
+}
+
 static void hello(struct bench *bench)
 {
 	struct tfd_gpu_message message = hear(bench);
 
+	CHECK(sees_all(&message));
 	CHECK(message.type == TFD_GPU_HELLO && message.bytes == 13000);
 	CHECK(strcmp(message.text, "softcuda 0") == 0);
 	CHECK(tfd_load_acquire(&bench->stage->state) == TFD_STAGE_READY);
@@ -408,14 +419,16 @@ static void check_dead(struct bench *bench, const char *why)
 	(void)munmap(stage, sizeof(*stage));
 }
 
-/* It never gets ready, and says why. */
-static void fails_with(struct bench *bench, const char *text)
+/* It never gets ready, and says why, and which GPUs it saw before that. */
+static void fails_with(struct bench *bench, const char *text, bool sees)
 {
+	static const struct tfd_gpu_message blind;
 	struct tfd_gpu_message message;
 
 	start(bench);
 	message = hear(bench);
 	CHECK(message.type == TFD_GPU_ERROR);
+	CHECK(sees ? sees_all(&message) : !memcmp(message.seen, blind.seen, sizeof(blind.seen)));
 	if (!strstr(message.text, text))
 		(void)fprintf(stderr, "%s\n", message.text);
 	CHECK(strstr(message.text, text));
@@ -426,21 +439,21 @@ static void test_starts_that_fail(void)
 {
 	struct bench bench = { .options = { .library = "/nowhere/libcuda.so.1" } };
 
-	fails_with(&bench, "host memory works without it");
+	fails_with(&bench, "host memory works without it", false);
 	bench = (struct bench){ .options = { .library = "libc.so.6" } };
-	fails_with(&bench, "has no cuInit");
+	fails_with(&bench, "has no cuInit", false);
 	CHECK(setenv("SOFTCUDA_VERSION", "11080", 1) == 0);
 	bench = (struct bench){ 0 };
-	fails_with(&bench, "of CUDA 11.8, staging needs 12.0");
+	fails_with(&bench, "of CUDA 11.8, staging needs 12.0", false);
 	CHECK(unsetenv("SOFTCUDA_VERSION") == 0);
 	bench = (struct bench){ .options = { .uuid = "no such GPU" } };
-	fails_with(&bench, "none of the 2 GPUs");
+	fails_with(&bench, "none of the 2 GPUs", true);
 	fault("cuMemHostRegister_v2", "2");
 	bench = (struct bench){ 0 };
-	fails_with(&bench, "cuMemHostRegister failed with CUDA_ERROR_OUT_OF_MEMORY (2)");
+	fails_with(&bench, "cuMemHostRegister failed with CUDA_ERROR_OUT_OF_MEMORY (2)", true);
 	fault("cuInit", "100");
 	bench = (struct bench){ 0 };
-	fails_with(&bench, "no GPU is visible");
+	fails_with(&bench, "no GPU is visible", false);
 }
 
 /* A call that fails alone costs that request; one behind which the context is lost costs the helper. The last: the double stays broken. */

@@ -14,9 +14,10 @@
 #define TFD_GPU_HANDLE_BYTES 64u /* CUipcMemHandle */
 #define TFD_GPU_CHUNKS 64u /* of one message */
 #define TFD_GPU_TEXT 256u
+#define TFD_GPU_SEEN 32u
 
 enum tfd_gpu_message_type {
-	/* from the helper, once: `text` is the GPU's name, `bytes` the driver's version (13000) */
+	/* from the helper, once: `text` is the GPU's name, `bytes` the driver's version (13000); `seen` as in ERROR */
 	TFD_GPU_HELLO = 1,
 	/*
 	 * to the helper: open `memory` of `bytes`, by ipc_handle, or, chunk_count not 0, by that many fds that come along and their
@@ -25,7 +26,11 @@ enum tfd_gpu_message_type {
 	TFD_GPU_OPEN = 2,
 	TFD_GPU_CLOSE = 3, /* to the helper: `memory` is unmapped once DONE is back; none: no error */
 	TFD_GPU_DONE = 4, /* from the helper: `result` 0, or `text` says what went wrong */
-	TFD_GPU_ERROR = 5, /* from the helper, and it ends: `text` says why */
+	/*
+	 * from the helper, and it ends: `text` says why, `seen` the UUIDs of the GPUs that there are, zeros behind them; zeros alone where it
+	 * did not get as far
+	 */
+	TFD_GPU_ERROR = 5,
 };
 
 struct tfd_gpu_message {
@@ -37,6 +42,7 @@ struct tfd_gpu_message {
 	uint32_t more;
 	uint8_t ipc_handle[TFD_GPU_HANDLE_BYTES];
 	uint64_t chunk_bytes[TFD_GPU_CHUNKS];
+	uint8_t seen[TFD_GPU_SEEN][TFD_GPU_UUID_BYTES];
 	char text[TFD_GPU_TEXT]; /* NUL-terminated */
 };
 
