@@ -458,7 +458,7 @@ class DataPlane(StageCalls):
         native.imm_count = options.imm_count
         native.name_space = options.name_space
         native.expires_ns = options.expires_ns
-        native.device, native.partial = options.device, options.partial
+        native.device, native.unreached = options.device, options.unreached
         out = ffi.new("uint64_t *")
         _check(lib.tfd_open_add(self._core, session, native, out), "opening a grant")
         return int(out[0])

@@ -14,8 +14,7 @@ from transferd.daemon.plane import Detail, PlaneError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from transferd.daemon.opens import Open
-    from transferd.daemon.peer import Peer
+    from transferd.daemon.peer import Open, Peer
     from transferd.daemon.plane import Event, Plane
     from transferd.daemon.wire import GrantFence
 

@@ -2,8 +2,9 @@
 """Lanes: the paths that all opens of a peer share. Made on first use.
 
 A path whose connection breaks is taken out of its lane alone, and comes back (:mod:`.paths`); the
-lane ends with the last of them, or when nobody wants it. Every change runs as a task of the peer,
-to its end; who waits for it may be cancelled, the work is not.
+lane ends with the last of them, or when nobody wants it. The staged lane has no last path: opens
+on it have paths of another lane, too. Every change runs as a task of the peer, to its end; who
+waits for it may be cancelled, the work is not.
 """
 
 from __future__ import annotations
@@ -16,14 +17,22 @@ import structlog
 
 from transferd.daemon.errors import Conflict, PeerLost
 from transferd.daemon.paths import Paths
-from transferd.daemon.peer import Lane, LanePath, LaneState, PathState, pair_rails
+from transferd.daemon.peer import (
+    STAGED_LANE,
+    Lane,
+    LaneKey,
+    LanePath,
+    LaneState,
+    PathState,
+    pair_rails,
+    pair_staged,
+)
 from transferd.daemon.plane import Detail, PlaneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transferd.daemon.opens import Open
-    from transferd.daemon.peer import LaneKey, Peer
+    from transferd.daemon.peer import Open, Peer
     from transferd.daemon.plane import Plane
 
 log = structlog.get_logger("transferd.lanes")
@@ -65,17 +74,31 @@ class Lanes:
         if lane is None:
             lane = Lane(key, peer)
             peer.lanes[key] = lane
-            lane.ready = peer.tasks.spawn(self._connect(lane), f"connect {peer.address}")
+            connect = self._connect_staged if key == STAGED_LANE else self._connect
+            lane.ready = peer.tasks.spawn(connect(lane), f"connect {peer.address}")
         assert lane.ready is not None
         await asyncio.shield(lane.ready)
         return lane
+
+    def stages(self, peer: Peer) -> bool:
+        """Whether there are staged paths to a peer."""
+        return bool(pair_staged(self._protocols(), peer.protocols))
+
+    def _protocols(self) -> list[str]:
+        return [rail.protocol for rail in self._plane.rails]
+
+    async def _connect_staged(self, lane: Lane) -> None:
+        """Tries each path of a new staged lane once; what is down then comes back as any does."""
+        pairs = pair_staged(self._protocols(), lane.peer.protocols)
+        lane.paths = tuple(LanePath(lane, *pair, state=PathState.DOWN) for pair in pairs)
+        lane.state = LaneState.UP
+        await asyncio.gather(*(self.paths.attempt(path) for path in lane.paths))
 
     async def _connect(self, lane: Lane) -> None:
         """Makes the connections of a new lane, or removes it."""
         peer = lane.peer
         try:
-            local = [rail.protocol for rail in self._plane.rails]
-            pairs = pair_rails(local, peer.protocols)
+            pairs = pair_rails(self._protocols(), peer.protocols)
             lane.paths = tuple(LanePath(lane, *pair) for pair in pairs)
             proven = await self.paths.prove(await self.paths.make(peer, lane.paths))
             peer.check()
@@ -152,9 +175,8 @@ class Lanes:
             self.on_dead(opened, open_detail)
 
     def drop_idle(self, lane: Lane) -> None:
-        """Closes a lane of its own once nothing uses it; the common lane stays."""
-        own = lane.key.isolation or lane.key.session_id
-        if own and not lane.opens and lane.state is LaneState.UP:
+        """Closes a lane once nothing uses it; the common lane stays."""
+        if lane.key != LaneKey() and not lane.opens and lane.state is LaneState.UP:
             self.close(lane, Detail.CONNECTION)
 
     def peer_lost(self, peer: Peer, detail: Detail) -> None:
@@ -179,11 +201,11 @@ class Lanes:
         return True
 
     def _take_out(self, path: LanePath) -> None:
-        """Takes a broken path out of its lane; with the last one the lane ends."""
+        """Takes a broken path out of its lane; with the last one the lane ends, if not staged."""
         lane = path.lane
         if path.state is not PathState.UP:  # the lane was closed meanwhile
             return
-        if lane.paths_up() == [path]:
+        if lane.paths_up() == [path] and lane.key != STAGED_LANE:
             self.close(lane, Detail.CONNECTION)
             return
         closing = self.paths.close(lane.peer, [path], Detail.CONNECTION)

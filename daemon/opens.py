@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -32,8 +31,9 @@ from transferd.daemon.errors import (
 )
 from transferd.daemon.fences import OpenFences
 from transferd.daemon.paths import native_path
-from transferd.daemon.peer import LaneKey, LaneState, RemoteGrant, RemoteState
+from transferd.daemon.peer import STAGED_LANE, LaneKey, LaneState, Open, RemoteGrant, RemoteState
 from transferd.daemon.plane import Detail, OpenOptions, PlaneError
+from transferd.daemon.stagedpaths import StagedPaths
 from transferd.daemon.wire import BATCH_MAX, Loss, Refusal
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from transferd.daemon.descriptor import Claim, PeerKey
     from transferd.daemon.lanes import Lanes
-    from transferd.daemon.peer import Lane, LanePath, Peer
+    from transferd.daemon.peer import Lane, Peer
     from transferd.daemon.plane import Event, Plane
     from transferd.daemon.session import Session
 
@@ -51,31 +51,6 @@ DEAD_OPENS_KEPT = 1024  # per session; handles that still answer why they do not
 ATTEMPTS = 3  # a lane or relation may break between two steps of an opening
 RETRY_S = 0.2
 OPEN_S = 10.0  # all steps of opening at one owner; each call has its own bound
-
-
-@dataclass(slots=True, eq=False)
-class Open:
-    """A grant as one session may use it.
-
-    Attributes:
-        handle: Native name, also what the client's jobs say.
-        live: Jobs may use it.
-        quiet: Done once no byte on it can land; made when it is stopped.
-        forget: Remove it from the data plane once it is quiet.
-        slots: Which of its native paths each path of its lane is.
-
-    Its grant and its lane list it until it is quiet, so that a fence waits for opens that died a
-    moment before.
-    """
-
-    handle: int
-    session: Session
-    grant: RemoteGrant
-    lane: Lane
-    live: bool = True
-    quiet: asyncio.Future[None] | None = None
-    forget: bool = False
-    slots: dict[LanePath, int] = field(default_factory=dict)
 
 
 class Opener:
@@ -102,6 +77,7 @@ class Opener:
         self._quiet_s = quiet_s
         self._by_handle: dict[tuple[int, int], Open] = {}
         self.fences = OpenFences(plane, quiet_s, self.settled)
+        self.staged = StagedPaths(lanes)
         lanes.on_hide = self._hide
         lanes.on_dead = self._die
 
@@ -168,8 +144,15 @@ class Opener:
                 await self._open_grants(peer, session, wanted)
                 keys = {self._lane_key(session, peer, gid) for gid in wanted.values()}
                 lanes = {lane_key: await self._lanes.get(peer, lane_key) for lane_key in keys}
-                if self._add_all(session, peer, wanted, lanes):
-                    return
+                grants = [peer.remote.get(gid) for gid in wanted.values()]
+                if any(self.staged.wanted(session, grant, lanes.values()) for grant in grants):
+                    lanes[STAGED_LANE] = await self._lanes.get(peer, STAGED_LANE)
+                try:
+                    if self._add_all(session, peer, wanted, lanes):
+                        return
+                finally:
+                    if STAGED_LANE in lanes:
+                        self._lanes.drop_idle(lanes[STAGED_LANE])
             except (PeerLost, StalePeer):
                 if attempt + 1 == ATTEMPTS:
                     raise
@@ -280,8 +263,15 @@ class Opener:
                 raise Conflict(
                     f"grant {gid} has expired; ask its owner for a new one", reason="GRANT_EXPIRED"
                 )
+            staged = None
+            if self.staged.wanted(session, grant, [lane]):
+                staged = lanes.get(STAGED_LANE)
+                if staged is None or staged.state is not LaneState.UP:
+                    return False  # it has got memory of a GPU meanwhile
             known = session.live_opens.get((peer.key, gid))
             opened = known or self._add(session, grant, lane)
+            if staged is not None:
+                self.staged.join(opened, staged)
             session.by_descriptor[raw] = opened
         return True
 
@@ -303,7 +293,7 @@ class Opener:
                     name_space=keys.name_space,
                     expires_ns=grant.expires_ns,
                     device=keys.device,
-                    partial=len(paths) < len(leading),
+                    unreached=self.staged.unreached(grant.peer, partial=len(paths) < len(leading)),
                 ),
             )
         except PlaneError as error:
@@ -352,10 +342,12 @@ class Opener:
     def _settle(self, opened: Open) -> None:
         """No byte on it can land any more: grant and lane are rid of it. Idempotent."""
         opened.grant.opens.discard(opened)
-        opened.lane.opens.discard(opened)
+        for lane in opened.lanes:
+            lane.opens.discard(opened)
         if opened.quiet is not None and not opened.quiet.done():
             opened.quiet.set_result(None)
-        self._lanes.drop_idle(opened.lane)
+        for lane in opened.lanes:
+            self._lanes.drop_idle(lane)
 
     def _trim(self, session: Session) -> None:
         """Forgets the oldest dead opens of a session, if there are many."""
@@ -463,7 +455,7 @@ class Opener:
         """Destroys the connections that a session writes on: its jobs end, whatever happens."""
         closing = [
             self._lanes.close(lane, Detail.CONNECTION)
-            for lane in {opened.lane for opened in session.opens.values()}
+            for lane in {lane for opened in session.opens.values() for lane in opened.lanes}
         ]
         if closing:
             await asyncio.wait(closing)

@@ -31,8 +31,8 @@ from transferd.daemon.grant import (
     grant_over,
 )
 from transferd.daemon.maps import Maps
-from transferd.daemon.peer import Incoming, leads_nowhere_else
-from transferd.daemon.plane import ADDRESS_MAX, Detail, PlaneError, RegionKey
+from transferd.daemon.peer import Incoming, is_staged, leads_nowhere_else
+from transferd.daemon.plane import ADDRESS_MAX, MAX_PARTS, Detail, PlaneError, RegionKey
 from transferd.daemon.region import Kind
 from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Refusal
@@ -52,6 +52,7 @@ log = structlog.get_logger("transferd.owner")
 LANDED_KEPT = 1024  # per peer; of connections that broke here before their writer asked
 SPENT_KEPT = 4096  # numbers, per peer; far more than requests that can still be on their way
 CONNECTIONS_PER_PEER = 1024  # incoming; a peer is trusted, a runaway one is still bounded
+STAGED_PER_PEER = 2 * MAX_PARTS  # of those; it may not have heard that earlier ones are over
 
 
 class Owner:
@@ -370,12 +371,7 @@ class Owner:
         self._check_halves(peer, halves)
         async with peer.connecting:
             peer.check()
-            more = sum(half.connection_id not in peer.incoming for half in halves)
-            if len(peer.incoming) + more > CONNECTIONS_PER_PEER:
-                raise QuotaExceeded(
-                    f"{peer.address} has {len(peer.incoming)} connections to this daemon already",
-                    reason="CONNECTIONS",
-                )
+            _check_room(peer, halves)
             made: list[Incoming] = []
             addresses: list[bytes] = []
             refused = None
@@ -384,7 +380,7 @@ class Owner:
                     try:
                         addresses.append(await self._accept(peer, half, made))
                     except PlaneError as error:
-                        log.info("a rail takes no connection", peer=peer.address, error=error.text)
+                        self._refused(peer, error)
                         addresses.append(b"")
                         refused = error
                 if refused is not None and not any(addresses):
@@ -466,6 +462,14 @@ class Owner:
             ) from error
         return address
 
+    @staticmethod
+    def _refused(peer: Peer, error: PlaneError) -> None:
+        """Says that a rail takes no connection: where it has no room, to whoever can make some."""
+        level = log.info
+        if error.errno == errno.ENOSPC and not peer.told_full:
+            level, peer.told_full = log.warning, True
+        level("a rail takes no connection", peer=peer.address, error=error.text)
+
     async def _undo(self, made: list[Incoming]) -> None:
         for incoming in made:
             await self._close(incoming)
@@ -526,6 +530,23 @@ class Owner:
             if grant is not None and grant.openers.pop(peer, 0) is None:
                 self._fault(grant)
         peer.opened_here.clear()
+
+
+def _check_room(peer: Peer, halves: Sequence[Half]) -> None:
+    """Bounds what one peer can hold; of the staging pools, so that others have the rest.
+
+    Raises:
+        QuotaExceeded: CONNECTIONS.
+    """
+    held = [incoming.half for incoming in peer.incoming.values()]
+    held += [half for half in halves if half.connection_id not in peer.incoming]
+    staged = sum(is_staged(half.protocol) for half in held)
+    if len(held) > CONNECTIONS_PER_PEER or staged > STAGED_PER_PEER:
+        raise QuotaExceeded(
+            f"{peer.address} would have {len(held)} connections to this daemon, {staged} of them "
+            f"staged; it may have {CONNECTIONS_PER_PEER}, and {STAGED_PER_PEER}",
+            reason="CONNECTIONS",
+        )
 
 
 def _spend(peer: Peer, number: int) -> None:

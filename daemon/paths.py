@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from transferd.daemon.errors import PeerLost, TimedOut, TransferdError
-from transferd.daemon.peer import LOCAL_PROTOCOL, LaneState, PathState
+from transferd.daemon.peer import LOCAL_PROTOCOL, STAGED_LANE, LaneState, PathState
 from transferd.daemon.plane import Detail, OpenPath, PlaneError
 from transferd.daemon.tasks import settle
 from transferd.daemon.wire import BATCH_MAX, Half
@@ -25,7 +25,7 @@ from transferd.daemon.wire import BATCH_MAX, Half
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from transferd.daemon.peer import Lane, LanePath, Peer
+    from transferd.daemon.peer import Lane, LanePath, Open, Peer
     from transferd.daemon.plane import Landed, Plane
     from transferd.daemon.wire import GrantKeys
 
@@ -213,12 +213,12 @@ class Paths:
                     async with asyncio.timeout(pause_s):
                         await path.lane.over.wait()
                 if _wanted(path.lane):
-                    await self._attempt(path)
+                    await self.attempt(path)
         finally:
             path.restoring = False
 
-    async def _attempt(self, path: LanePath) -> None:
-        """Makes one connection; the path is up or down afterwards."""
+    async def attempt(self, path: LanePath) -> None:
+        """Makes one connection for a path that is down; it is up or down afterwards."""
         peer = path.lane.peer
         path.state = PathState.CONNECTING
         try:
@@ -228,14 +228,17 @@ class Paths:
             if path.lane.state is not LaneState.UP:
                 raise PeerLost("its lane was closed")
         except (PlaneError, TransferdError) as error:
-            log.debug("path stays down", peer=peer.address, rail=path.rail, error=str(error))
+            # A staging pool that has no room is for an operator to mend, and says what to raise.
+            told = path.lane.key == STAGED_LANE and not path.failures
+            level = log.warning if told else log.debug
+            level("path stays down", peer=peer.address, rail=path.rail, error=str(error))
             path.failures += 1
             await self.undo(peer, [path])
             path.state = PathState.DOWN
             return
         path.failures = 0
         path.state = PathState.UP
-        log.info("path is up again", peer=peer.address, rail=path.rail)
+        log.info("path is up", peer=peer.address, rail=path.rail)
         self._give(path)
 
     def leads_to(self, path: LanePath, keys: GrantKeys) -> bool:
@@ -246,23 +249,27 @@ class Paths:
         if path.remote_rail >= len(keys.rails):
             return False
         local = self._plane.rails[path.rail].protocol.startswith(LOCAL_PROTOCOL)
-        return not keys.device or local or keys.rails[path.remote_rail].key != 0
+        return not keys.device or local or keys.reached_by(path.remote_rail)
 
     def _give(self, path: LanePath) -> None:
         """Jobs may go by it again: by all opens of its lane."""
         for opened in list(path.lane.opens):
-            keys = opened.grant.keys
-            if not opened.live or keys is None or not self.leads_to(path, keys):
-                continue
-            slot = opened.slots.get(path, len(opened.slots))
-            try:
-                self._plane.open_path_set(
-                    opened.session.handle, opened.handle, slot, native_path(path, keys)
-                )
-            except PlaneError as error:  # its session is being freed
-                log.debug("giving an open a path", error=error.text)
-                continue
-            opened.slots[path] = slot
+            self.give(opened, path)
+
+    def give(self, opened: Open, path: LanePath) -> None:
+        """Jobs of an open may go by a path that is up."""
+        keys = opened.grant.keys
+        if not opened.live or keys is None or not self.leads_to(path, keys):
+            return
+        slot = opened.slots.get(path, len(opened.slots))
+        try:
+            self._plane.open_path_set(
+                opened.session.handle, opened.handle, slot, native_path(path, keys)
+            )
+        except PlaneError as error:  # its session is being freed
+            log.debug("giving an open a path", error=error.text)
+            return
+        opened.slots[path] = slot
 
     async def prove(self, paths: Sequence[LanePath]) -> list[LanePath]:
         """Waits, within a bound, until the peer has answered by new connections.

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.errors import TransferdError
-    from transferd.daemon.opens import Open
     from transferd.daemon.plane import Landed
+    from transferd.daemon.session import Session
     from transferd.daemon.wire import GrantKeys, Half, Link
 
 LOCAL_PROTOCOL = "local/"  # of the rail that copies within a domain group; then its random name
@@ -49,6 +49,12 @@ class LaneKey(NamedTuple):
 
     isolation: int = 0
     session_id: int = 0
+    staged: bool = False
+
+
+# Connections through host memory: one lane for all opens, because what they hold of the staging
+# pools is for good, and memory that vanishes in mid-flight breaks none of them.
+STAGED_LANE = LaneKey(staged=True)
 
 
 class LaneState(enum.StrEnum):
@@ -100,6 +106,9 @@ class LanePath:
 @dataclass(slots=True, eq=False)
 class Lane:
     """Paths to a peer that opens share. It lives as long as one of its paths is up.
+
+    The staged one is made with the first open that may need it, and lives as long as one does,
+    whatever comes of its paths.
 
     Attributes:
         opens: Opens on it that may still have bytes in flight.
@@ -156,6 +165,38 @@ class RemoteGrant:
 
 
 @dataclass(slots=True, eq=False)
+class Open:
+    """A grant as one session may use it.
+
+    Attributes:
+        handle: Native name, also what the client's jobs say.
+        live: Jobs may use it.
+        quiet: Done once no byte on it can land; made when it is stopped.
+        forget: Remove it from the data plane once it is quiet.
+        slots: Which of its native paths each path of its lanes is.
+        staged: The lane of its staged paths; None: it has not needed them.
+
+    Its grant and its lane list it until it is quiet, so that a fence waits for opens that died a
+    moment before.
+    """
+
+    handle: int
+    session: Session
+    grant: RemoteGrant
+    lane: Lane
+    live: bool = True
+    quiet: asyncio.Future[None] | None = None
+    forget: bool = False
+    slots: dict[LanePath, int] = field(default_factory=dict)
+    staged: Lane | None = None
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """All that its paths are of."""
+        return [self.lane] if self.staged is None else [self.lane, self.staged]
+
+
+@dataclass(slots=True, eq=False)
 class Incoming:
     """The receiving half of a peer's connection.
 
@@ -194,6 +235,7 @@ class Peer:
         connecting: Its requests for connections are dealt with one after the other.
         untold: Connections of ours that are destroyed here, and it has not heard of it.
         telling: Tells it.
+        told_full: It was refused a connection for want of room, and that was logged.
         gone: Done once nothing of the relation is left; set when it is lost.
     """
 
@@ -222,6 +264,7 @@ class Peer:
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     untold: list[int] = field(default_factory=list)
     telling: asyncio.Task[None] | None = None
+    told_full: bool = False
     reporting: asyncio.Task[None] | None = None
     greeting: asyncio.Task[None] | None = None
     probing: asyncio.Task[None] | None = None
@@ -337,7 +380,7 @@ def fabrics(protocols: Iterable[str]) -> list[str]:
 
 def is_nic(protocol: str) -> bool:
     """Whether a rail is a NIC's, and no staged twin of one."""
-    return not _copies(protocol) and not _is_staged(protocol)
+    return not _copies(protocol) and not is_staged(protocol)
 
 
 def leads_nowhere_else(protocol: str) -> bool:
@@ -350,36 +393,44 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
 
     Within one daemon the rail that copies is all that is needed: its protocol is that of one domain
     group alone. Else every rail of either side is used, as far as both speak the same fabric
-    protocol. Staged rails, with which every rail may have a twin, come after those.
+    protocol.
 
     Args:
         local: Protocol of each rail here.
         remote: Protocol of each rail there.
 
     Returns:
-        Pairs of (rail here, rail there), at most 8, and as many staged ones.
+        Pairs of (rail here, rail there), at most 8, none of them staged.
 
     Raises:
         Conflict: PROTOCOL_MISMATCH: no rail of the two speaks the same protocol.
     """
-    copying = _pair(local, remote, _copies)
-    pairs = copying or _pair(local, remote, is_nic)
+    pairs = _pair(local, remote, _copies) or _pair(local, remote, is_nic)
     if not pairs:
         raise Conflict(
             f"no common fabric protocol: here {fabrics(local)}, there {fabrics(remote)}; "
             "use the same provider, and of libfabric the same version, on both hosts",
             reason="PROTOCOL_MISMATCH",
         )
-    kind = _copies if copying else is_nic
-    staged = _pair(local, remote, lambda name: _is_staged(name) and kind(_inner(name)))
-    return [*pairs, *staged]
+    return pairs
+
+
+def pair_staged(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:
+    """Chooses the connections of the staged lane: as :func:`pair_rails`, of the twins.
+
+    Returns:
+        Pairs of (rail here, rail there), at most 8; none: one of the two does not stage.
+    """
+    kind = _copies if _pair(local, remote, _copies) else is_nic
+    return _pair(local, remote, lambda name: is_staged(name) and kind(_inner(name)))
 
 
 def _copies(protocol: str) -> bool:
     return protocol.startswith(LOCAL_PROTOCOL)
 
 
-def _is_staged(protocol: str) -> bool:
+def is_staged(protocol: str) -> bool:
+    """Whether a rail is a twin that goes through host memory."""
     return protocol.startswith(STAGED_PROTOCOL)
 
 

@@ -108,7 +108,9 @@ class Detail(enum.IntEnum):
     HEARTBEAT = 16
     CONNECTION = 17
     SESSION_ENDED = 20
+    DEVICE_MEMORY = 29
     STILL_COPIED = 31
+    STAGING = 32
 
 
 class Priority(enum.IntEnum):
@@ -295,7 +297,7 @@ class OpenOptions:
     name_space: int
     expires_ns: int
     device: bool = False
-    partial: bool = False
+    unreached: Detail = Detail.DEVICE_MEMORY
 
 
 class Entry(NamedTuple):

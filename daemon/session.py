@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transferd.daemon.descriptor import PeerKey
     from transferd.daemon.grant import Grant
     from transferd.daemon.mailboxes import Mailbox
-    from transferd.daemon.opens import Open
+    from transferd.daemon.peer import Open
     from transferd.daemon.policy import Tenant
     from transferd.daemon.region import Memory, Region
 
@@ -75,6 +75,7 @@ class Session:
         used_ns: When its token was last used, monotonic.
         shared_lanes: It may use connections that other sessions use, too; not once it has
             registered memory that can be taken away in mid-flight.
+        unreached: NICs, and other rails, by which some GPU memory of it does not go.
         openings: Bounds how many strange daemons one client can have greeted at a time.
         ops: Calls that change something; its end waits for them.
         ended: Done once nothing of it is left.
@@ -91,6 +92,7 @@ class Session:
     handle: int = 0
     state: SessionState = SessionState.OPENING
     shared_lanes: bool = True
+    unreached: set[int] = field(default_factory=set)
     next_memory: int = 1
     memories: dict[int, Memory] = field(default_factory=dict)
     regions: dict[int, Region] = field(default_factory=dict)

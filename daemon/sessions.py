@@ -237,6 +237,10 @@ class Sessions:
             raise
         if not source.sealed:
             self._opener.isolate(session)
+        if isinstance(source, CudaMemory):
+            keys = self._plane.region_keys(session.handle, region.handle)
+            session.unreached.update(rail for rail, key in enumerate(keys) if not key.key)
+            await self._opener.staged.give(session)
         return region
 
     async def _register(

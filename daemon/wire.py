@@ -91,6 +91,10 @@ class GrantKeys:
     isolation: int
     device: bool = False  # a rail with key 0 does not reach it
 
+    def reached_by(self, rail: int) -> bool:
+        """Whether a rail of the owner's reaches the grant's memory."""
+        return rail < len(self.rails) and self.rails[rail].key != 0
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -21,8 +21,9 @@ from transferd.v1 import region_pb2_grpc, types_pb2
 if TYPE_CHECKING:
     import grpc.aio
 
-    from transferd.daemon.opens import Open, Opener
+    from transferd.daemon.opens import Opener
     from transferd.daemon.owner import Owner
+    from transferd.daemon.peer import Open
     from transferd.daemon.services.auth import Authenticator
     from transferd.daemon.sessions import Sessions
 

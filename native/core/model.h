@@ -198,7 +198,7 @@ struct tfd_open {
 	uint64_t expires_ns;
 	uint32_t refused; /* enum tfd_detail of new jobs once it is revoked */
 	bool device; /* constant: paths with key 0 take no bytes */
-	bool partial; /* a path is down that it has not yet */
+	uint32_t unreached; /* enum tfd_detail of a job that no path carries */
 	struct tfd_list shards; /* in flight */
 	/* Of a mailbox: messages that wait for a slot there, or for their turn. */
 	struct tfd_list parked;

@@ -186,7 +186,7 @@ int tfd_open_add(struct tfd_core *core, uint64_t session, const struct tfd_open_
 	open->name_space = options->name_space;
 	open->expires_ns = options->expires_ns;
 	open->device = options->device != 0;
-	open->partial = options->partial != 0;
+	open->unreached = options->unreached ? options->unreached : TFD_DETAIL_DEVICE_MEMORY;
 	open->sender = TFD_NO_SLOT;
 	tfd_list_init(&open->shards);
 	tfd_list_init(&open->parked);
@@ -235,7 +235,8 @@ static int path_command(struct tfd_worker *worker, void *argument)
 	if (rc)
 		return rc;
 	tfd_lanes_put(old.lanes);
-	open->partial = open->partial && call->index < open->path_count; /* else it is the one */
+	if (call->index == open->path_count && open->unreached == TFD_DETAIL_CONNECTION)
+		open->unreached = TFD_DETAIL_DEVICE_MEMORY; /* it was that one */
 	open->path_count += call->index == open->path_count;
 	open->paths[call->index] = call->path;
 	call->path = old;

@@ -10,12 +10,6 @@
 #define TARGETS_WASTED_MAX                                                                        \
 	TFD_SESSION_PLAN_TARGETS /* of one session in a pass: all its plans may be made in one */
 
-/* By none of its paths; the one that would may be down. */
-static uint32_t unreached(const struct tfd_open *open)
-{
-	return open->partial ? TFD_DETAIL_CONNECTION : TFD_DETAIL_DEVICE_MEMORY;
-}
-
 static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t now)
 {
 	if (!open)
@@ -26,7 +20,7 @@ static uint32_t check_open(const struct tfd_open *open, uint32_t right, uint64_t
 		return TFD_DETAIL_EXPIRED;
 	if (!(open->rights & right))
 		return TFD_DETAIL_RIGHTS;
-	return open->path_count ? TFD_DETAIL_NONE : unreached(open);
+	return open->path_count ? TFD_DETAIL_NONE : open->unreached;
 }
 
 /* Of what its client copies: both ends are in memory of devices of this host, and it may have mapped the far one. */
@@ -49,7 +43,7 @@ static uint32_t check_reach(const struct tfd_taking *taking, const struct tfd_op
 		return TFD_DETAIL_NONE;
 	if (flags & TFD_FLAG_CHECKSUM)
 		return TFD_DETAIL_BAD_FLAGS;
-	return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : unreached(open);
+	return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : open->unreached;
 }
 
 static bool imm_granted(const struct tfd_open *open, uint32_t imm)
@@ -323,7 +317,7 @@ static uint32_t build_job(struct tfd_taking *taking, struct tfd_job **out)
 
 static uint32_t status_of(uint32_t detail, const struct tfd_job *job)
 {
-	if (tfd_detail_is_loss(detail))
+	if (tfd_detail_is_loss(detail) || detail == TFD_DETAIL_STAGING)
 		return TFD_JOB_PEER_LOST;
 	if (detail)
 		return TFD_JOB_INVALID;

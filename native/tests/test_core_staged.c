@@ -167,6 +167,7 @@ static void test_last_resort(void)
 /* The path that reaches it is down while it is opened: that is no error of the request. */
 static void test_path_that_comes_later(void)
 {
+	static const uint32_t unreached[] = { 0, TFD_DETAIL_CONNECTION, TFD_DETAIL_STAGING };
 	struct tfd_open_options options = { .path_count = 1,
 	                                    .rights = TFD_RIGHT_WRITE,
 	                                    .length = DEVICE_BYTES,
@@ -183,11 +184,12 @@ static void test_path_that_comes_later(void)
 	options.paths[0].conn = out[DIRECT];
 	CHECK_OK(tfd_counters_add(far.host.core, far.user.session, 0, 16, slots));
 	CHECK_OK(tfd_session_name_space(far.host.core, far.user.session, &options.name_space));
-	for (options.partial = 0; options.partial < 2; options.partial++) {
+	for (uint32_t i = 0; i < 3; i++) {
+		options.unreached = unreached[i];
 		CHECK_OK(tfd_open_add(near.host.core, near.user.session, &options, &open));
 		record = user_run(&near.user, write_entry(near.region, open, 5000));
-		CHECK(record->status == (options.partial ? TFD_JOB_PEER_LOST : TFD_JOB_INVALID) &&
-		      record->detail == (options.partial ? TFD_DETAIL_CONNECTION : TFD_DETAIL_DEVICE_MEMORY));
+		CHECK(record->status == (i ? TFD_JOB_PEER_LOST : TFD_JOB_INVALID) &&
+		      record->detail == (i ? unreached[i] : TFD_DETAIL_DEVICE_MEMORY));
 	}
 	CHECK_OK(tfd_open_path_set(near.host.core, near.user.session, open, 1, &path));
 	is_ok(user_run(&near.user, write_entry(near.region, open, 5000)), TFD_PATH_STAGED, 5000);

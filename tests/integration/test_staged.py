@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -292,6 +294,32 @@ def test_a_region_that_is_a_part_of_its_allocation(soft: SoftCuda, shared_pair: 
     at = 8192 - 100
     wanted[65_536 + at : 65_536 + 8192] = one.view[4096 + at : 4096 + 8192]
     assert two.view.tobytes() == wanted
+
+
+@pytest.mark.long
+def test_sessions_whose_connections_are_their_own_share_the_staged_ones(
+    soft: SoftCuda, make_daemon: MakeDaemon
+) -> None:
+    gpu = gpu_config() | {"staging_bytes": "4MiB"}  # 15 slots
+    tenant = {"name": "t", "uids": [os.getuid()], "lease_sessions": True, "shm_paths": True}
+    near, far = make_daemon(gpu=gpu, tenants=[tenant]), make_daemon(gpu=gpu)
+    with contextlib.ExitStack() as stack:
+        receiver = stack.enter_context(transferd.Client(far.socket))
+        there, target = on_gpu(receiver, soft)
+        grant = granted(target)
+        for i in range(16):
+            one = stack.enter_context(transferd.Client(near.socket, shared_memory=False))
+            plain = one.alloc(4096)  # of a kind that may vanish in mid-flight
+            plain.view[:] = bytes([i + 1]) * 4096
+            job = one.write(plain, grant.descriptor, i * 4096, imm=1)
+            assert job.wait(WAIT_S) is OK
+        assert there[: 16 * 4096] == b"".join(bytes([i + 1]) * 4096 for i in range(16))
+        sender = stack.enter_context(transferd.Client(near.socket))
+        here, source = on_gpu(sender, soft)
+        here[:] = bytes(range(256)) * (LENGTH // 256)
+        assert sender.write(source, grant.descriptor, imm=1).wait(WAIT_S) is OK
+        assert there == here
+        assert "no slot left" not in near.log() + far.log()
 
 
 @pytest.mark.parametrize("side", ["source", "destination"])

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from transferd.daemon.peer import is_staged
 from transferd.daemon.plane import (
     STATUS_OK,
     CounterState,
@@ -80,7 +81,8 @@ class FakePlane(FakeStages):
             until :meth:`fence_quiet`.
         conns: Living connections: whether they are outgoing.
         closed: Connections that were closed, with their detail.
-        unreached: Regions of device memory that no rail reaches.
+        unreached: Regions of device memory that no rail reaches, but staged ones.
+        full: Rails that have no room for a connection.
         mute: Rails by which nobody answers: connections are made, and not proven.
     """
 
@@ -90,6 +92,7 @@ class FakePlane(FakeStages):
         self.warnings: list[str] = []
         self.busy_opens: set[int] = set()
         self.unreached: set[int] = set()
+        self.full: set[int] = set()
         self.sessions: dict[int, FakeSession] = {}
         self.conns: dict[int, bool] = {}
         self.closed: dict[int, int] = {}
@@ -246,9 +249,12 @@ class FakePlane(FakeStages):
     def region_keys(self, session: int, region: int) -> list[RegionKey]:
         if region not in self._session(session).regions:
             raise PlaneError(errno.ENOENT, "no such region")
-        if region in self.unreached:
-            return [RegionKey(0, 0)] * len(self.rails)
-        return [RegionKey(region * 100 + i, 0x1000) for i in range(len(self.rails))]
+        return [
+            RegionKey(region * 100 + i, 0x1000)
+            if region not in self.unreached or is_staged(rail.protocol)
+            else RegionKey(0, 0)
+            for i, rail in enumerate(self.rails)
+        ]
 
     # ---- connections ----
 
@@ -261,6 +267,8 @@ class FakePlane(FakeStages):
         if self.rails[rail].state is not RailState.UP:
             number = errno.ENETDOWN if self.rails[rail].state is RailState.DOWN else errno.ENODEV
             raise PlaneError(number, f"rail {self.rails[rail].name} is not up")
+        if rail in self.full:
+            raise PlaneError(errno.ENOSPC, "no slot is left: raise gpu.staging_bytes")
         conn = next(self._handles)
         self.conns[conn] = outgoing
         self.rail_of[conn] = rail

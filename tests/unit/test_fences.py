@@ -18,7 +18,7 @@ from support.hosts import Host, Network, eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from transferd.daemon.opens import Open
+    from transferd.daemon.peer import Open
     from transferd.daemon.session import Session
 
 SEVEN = (range(7, 8),)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from transferd.daemon import errors
 from transferd.daemon.descriptor import PeerKey
-from transferd.daemon.peer import Peer, PeerState, PeerTable, pair_rails
+from transferd.daemon.peer import Peer, PeerState, PeerTable, pair_rails, pair_staged
 from transferd.daemon.plane import MAX_PARTS, MAX_PATHS
 
 if TYPE_CHECKING:
@@ -116,20 +116,22 @@ def test_only_rails_that_speak_alike_are_joined(local: list[str], remote: list[s
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans())
-def test_staged_rails_come_last(local: int, remote: int, copying: bool) -> None:
+def test_staged_rails_are_paired_as_their_twins_are(local: int, remote: int, copying: bool) -> None:
     here, there = (
         ["p"] * n + [f"local/{name}"] + ["staged/p"] * n + [f"staged/local/{name}s"]
         for n, name in ((local, "1"), (local if copying else remote, "1" if copying else "2"))
     )
-    pairs = pair_rails(here, there)
+    plain, staged = pair_rails(here, there), pair_staged(here, there)
     if copying:
-        assert pairs == [(local, local), (2 * local + 1, 2 * local + 1)]
+        assert (plain, staged) == ([(local, local)], [(2 * local + 1, 2 * local + 1)])
         return
-    plain = pair_rails(["p"] * local, ["p"] * remote)
-    assert pairs[: len(plain)] == plain
-    assert len(pairs) == 2 * len(plain) <= MAX_PATHS
-    assert {(here[i], there[j]) for i, j in pairs[len(plain) :]} <= {("staged/p", "staged/p")}
+    assert plain == pair_rails(["p"] * local, ["p"] * remote)
+    assert len(plain) + len(staged) == 2 * len(plain) <= MAX_PATHS
+    assert [(i - local - 1, j - remote - 1) for i, j in staged] == plain
+    assert {(here[i], there[j]) for i, j in staged} == {("staged/p", "staged/p")}
 
 
-def test_a_peer_that_stages_nothing_has_plain_paths() -> None:
-    assert pair_rails(["p", "local/1", "staged/p", "staged/local/2"], ["p", "local/3"]) == [(0, 0)]
+def test_to_a_peer_that_stages_nothing_there_are_no_staged_paths() -> None:
+    here, there = ["p", "local/1", "staged/p", "staged/local/2"], ["p", "local/3"]
+    assert pair_rails(here, there) == [(0, 0)]
+    assert pair_staged(here, there) == []

@@ -106,40 +106,40 @@
 	X(9, SHUTDOWN, "the daemon stops")
 
 /* Why, in a word: struct tfd_record.detail. X(number, NAME, sentence) */
-#define TFD_DETAIL_TABLE(X)                                                              \
-	X(0, NONE, "")                                                                   \
-	X(1, BAD_OP, "unknown operation")                                                \
-	X(2, BAD_FLAGS, "unknown flag, priority or non-zero reserved field")             \
-	X(3, BAD_REGION, "the source region handle is not registered in this session")   \
-	X(4, SOURCE_BOUNDS, "offset and length leave the source region")                 \
-	X(5, BAD_GRANT, "the destination handle is not open in this session")            \
-	X(6, DESTINATION_BOUNDS, "offset and length leave the grant")                    \
-	X(7, RIGHTS, "the grant lacks this right (a mailbox's is to send only)")         \
-	X(8, IMM_RANGE, "the immediate is outside the grant")                            \
-	X(9, EXPIRED, "the grant has expired")                                           \
-	X(10, REVOKED, "the owner revoked the grant")                                    \
-	X(11, STALE, "the owner restarted; get a new descriptor")                        \
-	X(12, IMM_BITS, "the immediate needs more than 20 bits")                         \
-	X(13, LENGTH, "the length is above 2^40 bytes")                                  \
-	X(14, BROKEN_REGION, "the region's pages were taken away by its owner")          \
-	X(15, PROVIDER, "the provider reported an error")                                \
-	X(16, HEARTBEAT, "the far daemon fell silent")                                   \
-	X(17, CONNECTION, "the connection broke")                                        \
-	X(18, BAD_COUNTER, "the immediate has no counter in this session")               \
-	X(19, NO_SUCH_JOB, "no job with that id is in flight")                           \
-	X(20, SESSION_ENDED, "the session ended")                                        \
-	X(21, TABLE, "the table leaves the arena, or has too many entries")              \
-	X(22, FENCED, "the owner fenced the immediate")                                  \
-	X(23, READ_ONLY, "the region to read into was registered read-only")             \
-	X(24, BAD_MAILBOX, "no such mailbox here, or not the message in that slot")      \
-	X(25, NO_MEMORY, "the far daemon has no memory left")                            \
-	X(26, CHECKSUM, "the bytes at the destination are not those of the source")      \
-	X(27, BAD_WATCHER, "no such watcher in this session")                            \
-	X(28, BAD_PLAN, "no such plan in this session, or its number is taken")          \
-	X(29, DEVICE_MEMORY, "no path to GPU memory: grant map, or share a dmabuf")      \
-	X(30, NOT_COPIED, "its client copies GPU memory of this host alone")             \
-	X(31, STILL_COPIED, "its client's stream was not through with it in time")       \
-	X(32, STAGING, "GPU memory could not be staged: it is freed, or its GPU failed")
+#define TFD_DETAIL_TABLE(X)                                                                  \
+	X(0, NONE, "")                                                                       \
+	X(1, BAD_OP, "unknown operation")                                                    \
+	X(2, BAD_FLAGS, "unknown flag, priority or non-zero reserved field")                 \
+	X(3, BAD_REGION, "the source region handle is not registered in this session")       \
+	X(4, SOURCE_BOUNDS, "offset and length leave the source region")                     \
+	X(5, BAD_GRANT, "the destination handle is not open in this session")                \
+	X(6, DESTINATION_BOUNDS, "offset and length leave the grant")                        \
+	X(7, RIGHTS, "the grant lacks this right (a mailbox's is to send only)")             \
+	X(8, IMM_RANGE, "the immediate is outside the grant")                                \
+	X(9, EXPIRED, "the grant has expired")                                               \
+	X(10, REVOKED, "the owner revoked the grant")                                        \
+	X(11, STALE, "the owner restarted; get a new descriptor")                            \
+	X(12, IMM_BITS, "the immediate needs more than 20 bits")                             \
+	X(13, LENGTH, "the length is above 2^40 bytes")                                      \
+	X(14, BROKEN_REGION, "the region's pages were taken away by its owner")              \
+	X(15, PROVIDER, "the provider reported an error")                                    \
+	X(16, HEARTBEAT, "the far daemon fell silent")                                       \
+	X(17, CONNECTION, "the connection broke")                                            \
+	X(18, BAD_COUNTER, "the immediate has no counter in this session")                   \
+	X(19, NO_SUCH_JOB, "no job with that id is in flight")                               \
+	X(20, SESSION_ENDED, "the session ended")                                            \
+	X(21, TABLE, "the table leaves the arena, or has too many entries")                  \
+	X(22, FENCED, "the owner fenced the immediate")                                      \
+	X(23, READ_ONLY, "the region to read into was registered read-only")                 \
+	X(24, BAD_MAILBOX, "no such mailbox here, or not the message in that slot")          \
+	X(25, NO_MEMORY, "the far daemon has no memory left")                                \
+	X(26, CHECKSUM, "the bytes at the destination are not those of the source")          \
+	X(27, BAD_WATCHER, "no such watcher in this session")                                \
+	X(28, BAD_PLAN, "no such plan in this session, or its number is taken")              \
+	X(29, DEVICE_MEMORY, "no path to GPU memory: grant map, or share a dmabuf")          \
+	X(30, NOT_COPIED, "its client copies GPU memory of this host alone")                 \
+	X(31, STILL_COPIED, "its client's stream was not through with it in time")           \
+	X(32, STAGING, "GPU memory was not staged: it is freed, its GPU failed, or no room")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };

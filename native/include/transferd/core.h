@@ -372,11 +372,14 @@ struct tfd_open_options {
 	uint64_t expires_ns; /* CLOCK_MONOTONIC; 0: never */
 	/*
 	 * Not 0: memory of a device. A path with key 0 takes immediates alone; there may be no path at all: then every job on it
-	 * ends with TFD_DETAIL_DEVICE_MEMORY.
+	 * ends with `unreached`.
 	 */
 	uint32_t device;
-	uint32_t
-		partial; /* not 0: there is another path, which is down: jobs that need it end PEER_LOST so long */
+	/*
+	 * Why none of the paths reaches memory of a device: 0: TFD_DETAIL_DEVICE_MEMORY; or another would that is not there yet, and jobs end
+	 * PEER_LOST so long: TFD_DETAIL_CONNECTION: it is down, TFD_DETAIL_STAGING: it is a staged one.
+	 */
+	uint32_t unreached;
 };
 
 #define TFD_RIGHT_WRITE 1u
