@@ -124,16 +124,16 @@ def test_a_helper_that_ends_costs_what_was_under_way_there(
     scene.works(seeded)
     daemon, pids = pair[side], [one.pid for one in pair]
     before = helper_pid(daemon)
-    slowly([daemon])  # so that it is what all wait for, and always has copies under way
+    faults = faults_of(daemon)
+    faults.set("hold", 1)
     with Bystander(*pair) as bystander:
         jobs = scene.flood()
-        eventually(lambda: any(job.done() for job in jobs), "some are through")
+        eventually(lambda: "hold" not in faults.left(), "a copy is under way")
         if how == "lost":
-            faults_of(daemon).set("context", ILLEGAL_ADDRESS)
+            faults.set("context", ILLEGAL_ADDRESS)
         else:
             os.kill(before, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
         eventually(lambda: gpus(daemon)[0].pid != before, "the daemon has ended it")
-        fast_again(pair)
         found = ends(jobs)
         rounds = bystander.rounds
         eventually(lambda: bystander.rounds > rounds + 1, "others go on")
@@ -146,7 +146,7 @@ def test_a_helper_that_ends_costs_what_was_under_way_there(
     assert gpu.restarts >= 1
     if how == "lost":
         assert "CUDA_ERROR_ILLEGAL_ADDRESS" in gpu.reason
-        assert not [name for name in faults_of(daemon).left() if name == "context"]
+        assert not faults.left()
     assert [one.pid for one in pair] == pids
     assert all(one.running for one in pair)
     assert not any("connection broke" in one.log() for one in pair)

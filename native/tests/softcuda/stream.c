@@ -47,6 +47,11 @@ static void copy(const struct op *op)
 
 	if (slow)
 		(void)usleep(slow);
+	if (soft_fault("hold")) {
+		while (!soft_broken())
+			(void)usleep(POLL_US);
+		return;
+	}
 	for (size_t row = 0; row < op->height; row++)
 		memcpy(op->to + row * op->to_pitch, op->from + row * op->from_pitch, op->width);
 }
