@@ -437,7 +437,7 @@ class DataPlane(StageCalls):
             far = ffi.new("struct tfd_landed *")
             far.channels = len(far_landed)
             far.imms[0 : far.channels] = far_landed
-        rc = await self._run(lambda: lib.tfd_conn_close(self._core, conn, detail, far, landed))
+        rc = await self._close(lambda: lib.tfd_conn_close(self._core, conn, detail, far, landed))
         if rc != -errno.ENOENT:
             _check(rc, "closing a connection")
         return tuple(landed.imms[0 : landed.channels]) or None

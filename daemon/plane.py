@@ -504,6 +504,8 @@ class Plane(Protocol):
     ) -> Landed | None:
         """Destroys it; nothing of it is in flight afterwards. No error if it is gone.
 
+        It takes as long as a GPU's helper copies for it, at the longest until its stage is closed.
+
         Args:
             conn: Which.
             detail: Why.

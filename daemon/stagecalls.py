@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from transferd.daemon.plane import STAGE_TO_GPU, STAGE_TO_HOST, StageFds, StageStat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+log = structlog.get_logger("transferd.staging")
+
+CLOSE_PAUSE_S = 0.05  # before a connection is closed again that a helper copies for
+CLOSE_TRIES_LONG = 150  # some 10 s: a helper that stands still is ended after 3
 
 
 class StageCalls:
@@ -24,6 +32,19 @@ class StageCalls:
     async def _run(self, call: Callable[[], Any]) -> Any:
         """Runs a blocking call to its end."""
         raise NotImplementedError
+
+    async def _close(self, close: Callable[[], int]) -> int:
+        """Closes a connection; again, for as long as a helper copies for it (EAGAIN)."""
+        tries = 1
+        while (rc := await self._run(close)) == -errno.EAGAIN:
+            if tries == CLOSE_TRIES_LONG:
+                log.warning(
+                    "a GPU's helper does not come to an end with copies of a connection that is "
+                    "being closed; nobody is told before that their memory is left alone"
+                )
+            tries += 1
+            await asyncio.sleep(CLOSE_PAUSE_S)
+        return int(rc)
 
     async def stage_open(self) -> tuple[int, StageFds]:
         """Makes the rings of a helper that is to be started; the fds are the caller's."""

@@ -2,6 +2,8 @@
 /* Halves of connections: making, joining, ending. */
 #include "conformance.h"
 
+#include <errno.h>
+
 #define DRAIN_MAX 16
 
 static void end_make(struct rig *rig, uint32_t side, int outgoing, struct half_end *end)
@@ -42,8 +44,8 @@ void half_end(struct rig *rig, struct half_end *end)
 	if (!end->half)
 		return;
 	rig->ops->half_close(end->half);
-	if (rig->ops->half_settle)
-		rig->ops->half_settle(end->half);
+	if (rig->ops->half_settle) /* copies of its may be under way */
+		AWAIT(rig, rig->ops->half_settle(end->half) != -EAGAIN);
 	while ((count = rig->ops->half_drain(end->half, wc, DRAIN_MAX)) > 0) {
 		CHECK(count <= DRAIN_MAX);
 		for (int i = 0; i < count; i++)

@@ -214,7 +214,7 @@ static int start_command(struct tfd_worker *worker, void *argument)
 	int rc;
 
 	(void)worker;
-	if (!call->conn->half || call->conn->started)
+	if (!call->conn->half || call->conn->started || call->conn->halted)
 		return tfd_fail(call->error, -EINVAL, "this connection was started or closed before");
 	rc = tfd_channel_join(call->conn, call->far_address, &call->far_bytes, call->error);
 	if (!rc)
@@ -327,15 +327,40 @@ struct tfd_conn *tfd_conn_get(struct tfd_core *core, uint64_t handle)
 	return conn;
 }
 
-/* The table's reference is the caller's. */
-static struct tfd_conn *conn_remove(struct tfd_core *core, uint64_t handle)
+/* NULL: it is gone, or somebody else's to close. */
+static struct tfd_conn *closing_begin(struct tfd_core *core, uint64_t handle)
 {
 	struct tfd_conn *conn;
 
 	(void)pthread_mutex_lock(&core->lock);
-	conn = tfd_table_remove(&core->conns, handle);
+	conn = tfd_table_get(&core->conns, handle);
+	if (conn && conn->closing)
+		conn = NULL;
+	if (conn)
+		conn->closing = true;
 	(void)pthread_mutex_unlock(&core->lock);
 	return conn;
+}
+
+/* `gone`: nobody finds it any more, and the table's reference is the caller's. */
+static void closing_end(struct tfd_core *core, struct tfd_conn *conn, bool gone)
+{
+	(void)pthread_mutex_lock(&core->lock);
+	conn->closing = false;
+	if (gone)
+		(void)tfd_table_remove(&core->conns, conn->handle);
+	(void)pthread_mutex_unlock(&core->lock);
+}
+
+/* Here, so that the worker need not wait for the device. -EAGAIN: somebody copies yet. */
+static int halt_and_settle(struct conn_call *call)
+{
+	const struct tfd_provider_ops *ops = call->conn->rail->ops;
+
+	if (!ops->half_settle || !call->conn->half)
+		return 0;
+	(void)tfd_command_run(call->conn->group->worker, halt_command, call);
+	return ops->half_settle(call->conn->half);
 }
 
 int tfd_conn_start(struct tfd_core *core, uint64_t handle, const void *address, size_t address_bytes,
@@ -358,25 +383,38 @@ int tfd_conn_start(struct tfd_core *core, uint64_t handle, const void *address, 
 	return rc;
 }
 
+/* `drop`: whoever copies yet. */
+static int conn_close(struct tfd_core *core, uint64_t handle, struct conn_call *call, bool drop)
+{
+	int rc;
+
+	call->conn = closing_begin(core, handle);
+	if (!call->conn)
+		return -ENOENT;
+	rc = halt_and_settle(call);
+	closing_end(core, call->conn, !rc || drop);
+	if (rc && !drop)
+		return rc;
+	rc = tfd_command_run(call->conn->group->worker, close_command, call);
+	tfd_channel_close(call->conn->rail, call->channel);
+	tfd_conn_put(call->conn);
+	return rc;
+}
+
 int tfd_conn_close(struct tfd_core *core, uint64_t handle, uint32_t detail,
                    const struct tfd_landed *far_landed, struct tfd_landed *landed)
 {
 	struct conn_call call = { .detail = detail, .far_landed = far_landed };
-	const struct tfd_provider_ops *ops;
-	int rc;
+	int rc = conn_close(core, handle, &call, false);
 
-	call.conn = conn_remove(core, handle);
-	if (!call.conn)
-		return -ENOENT;
-	ops = call.conn->rail->ops;
-	if (ops->half_settle && call.conn->half) { /* here, so that the worker need not wait for the device */
-		(void)tfd_command_run(call.conn->group->worker, halt_command, &call);
-		ops->half_settle(call.conn->half);
-	}
-	rc = tfd_command_run(call.conn->group->worker, close_command, &call);
 	if (!rc && landed)
 		*landed = call.landed;
-	tfd_channel_close(call.conn->rail, call.channel);
-	tfd_conn_put(call.conn);
 	return rc;
+}
+
+void tfd_conn_drop(struct tfd_core *core, uint64_t handle)
+{
+	struct conn_call call = { .detail = TFD_DETAIL_SESSION_ENDED };
+
+	(void)conn_close(core, handle, &call, true);
 }

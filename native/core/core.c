@@ -63,7 +63,7 @@ void tfd_core_close(struct tfd_core *core)
 		struct tfd_conn *conn = core->conns.items ? core->conns.items[i] : NULL;
 
 		if (conn)
-			(void)tfd_conn_close(core, conn->handle, TFD_DETAIL_SESSION_ENDED, NULL, NULL);
+			tfd_conn_drop(core, conn->handle);
 	}
 	for (uint32_t i = 0; i < core->group_count; i++)
 		tfd_worker_close(core->groups[i]->worker);

@@ -136,6 +136,7 @@ struct tfd_conn {
 	bool started;
 	bool broken; /* no more posts; CONN_LOST was told */
 	bool halted; /* its half is closed, and not drained yet */
+	bool closing; /* somebody closes it; under core->lock */
 	uint64_t peer; /* control's number of whom it leads to */
 	struct tfd_order orders[TFD_CHANNELS_MAX]; /* of which its rail has so many */
 	uint64_t imms_landed; /* of all orders */
@@ -300,8 +301,7 @@ struct tfd_tables {
 /* A job in flight. Owner: worker. */
 struct tfd_job {
 	struct tfd_list link; /* session->jobs, oldest first; free list afterwards */
-	struct tfd_heap_item
-		deadline; /* worker->deadlines; key: the earlier of deadline_ns and copy_until_ns */
+	struct tfd_heap_item deadline; /* worker->deadlines; key: deadline_ns or copy_until_ns */
 	struct tfd_heap_item armed; /* watch->jobs; key: the value that starts it */
 	struct tfd_watch *watch; /* NULL: it has started, or waits for nothing */
 	bool polled;

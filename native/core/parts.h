@@ -272,6 +272,8 @@ static inline uint32_t tfd_order_of(const struct tfd_rail *rail, uint32_t traffi
 
 void tfd_conn_put(struct tfd_conn *conn);
 struct tfd_conn *tfd_conn_get(struct tfd_core *core, uint64_t handle); /* takes a reference; NULL: closed */
+void tfd_conn_drop(struct tfd_core *core,
+                   uint64_t handle); /* closes it as the core ends, whoever copies yet */
 void tfd_conn_break(struct tfd_conn *conn, uint32_t detail);
 void tfd_conn_wake(struct tfd_conn *conn); /* it has something to look at in each pass */
 void tfd_conns_uncounted(struct tfd_worker *worker, const struct tfd_rail *rail, const struct tfd_conn *only);

@@ -159,15 +159,17 @@ struct tfd_provider_ops {
 	int (*half_start)(struct tfd_half *half, const void *address, size_t address_bytes,
 	                  struct tfd_error *error);
 	/*
-	 * worker. Once it returns, no byte can land by this half; once its completions are drained, too, no posted wr of it is
-	 * referenced by the provider and none of its memory is read. May block for a moment.
+	 * worker. Nothing is sent by it any more, and nothing that comes is taken. May block for a moment. Once half_settle (where there is one)
+	 * has said 0, too, no byte can land by this half; once its completions are drained as well, no posted wr of it is referenced by
+	 * the provider and none of its memory is read.
 	 */
 	void (*half_close)(struct tfd_half *half);
 	/*
 	 * control; may block for a second or so. Of a half that was closed: until its device has done with it, or will not say so, so that
-	 * half_drain need not wait for that. NULL: there is nothing to wait for.
+	 * half_drain need not wait for that. The worker polls meanwhile. -EAGAIN: bytes may land yet, or be read, as somebody copies them;
+	 * it is asked again, and the half neither drained nor freed before it has said 0. NULL: there is nothing to wait for.
 	 */
-	void (*half_settle)(struct tfd_half *half);
+	int (*half_settle)(struct tfd_half *half);
 	/* worker. Polls the queue that a closed half's completions are in, others' perhaps among them; 0: it is empty. */
 	int (*half_drain)(struct tfd_half *half, struct tfd_wc *wc, int max);
 	/* worker. Frees a closed half. */

@@ -220,55 +220,62 @@ static void test_helper_dead(void)
 	world_close();
 }
 
-struct closing {
-	struct tfd_landed landed;
-	uint32_t done; /* shared */
-};
-
-static void *close_far_half(void *argument)
+/* With a copy to the far device that its helper holds. */
+static struct tfd_record *held_at_far(void)
 {
-	struct closing *closing = argument;
-
-	CHECK_OK(tfd_conn_close(far.host.core, in[STAGED], TFD_DETAIL_CONNECTION, NULL, &closing->landed));
-	tfd_store_seq(&closing->done, 1); /* pairs with close_begin */
-	return NULL;
-}
-
-/* Begins to close the far half while its helper holds a copy; it does not return, however long it has had. */
-static void close_begin(struct closing *closing, pthread_t *thread)
-{
-	struct tfd_stage_info info;
-
-	closing->done = 0;
-	CHECK(pthread_create(thread, NULL, close_far_half, closing) == 0);
-	for (int i = 0; i < 2000; i++) { /* each waits for the worker, which has closed the half by then */
-		CHECK_OK(tfd_stage_stat(far.host.core, far.host.group, far.stage, &info));
-		(void)sched_yield();
-	}
-	CHECK(info.waiting && !tfd_load_seq(&closing->done));
-}
-
-/* What a helper was asked for before the half is closed has been done, or was never asked, by the time that the close returns. */
-static void test_close_waits(void)
-{
-	struct tfd_stage_info info;
-	struct closing closing;
 	struct tfd_record *record;
-	pthread_t thread;
 
 	open_both();
 	tfd_store_seq(&far.copier.hold, 1);
 	record = submit();
 	await_waiting(&far);
-	close_begin(&closing, &thread);
+	return record;
+}
+
+static int close_far_half(struct tfd_landed *landed)
+{
+	return tfd_conn_close(far.host.core, in[STAGED], TFD_DETAIL_CONNECTION, NULL, landed);
+}
+
+/* Its memory may be written to, and so whoever closes it is told, however often. The worker does not wait for that. */
+static void is_not_closed(void)
+{
+	uint8_t address[TFD_ADDRESS_MAX] = { 0 };
+	struct tfd_landed landed;
+
+	for (int i = 0; i < 3; i++)
+		CHECK(close_far_half(&landed) == -EAGAIN);
+	CHECK(tfd_conn_start(far.host.core, in[STAGED], address, 64, &error) == -EINVAL);
+	direct_goes_on();
+}
+
+static void close_both(struct tfd_landed *landed)
+{
+	int rc = -EAGAIN;
+
+	for (int i = 0; i < 500 && rc == -EAGAIN; i++)
+		rc = close_far_half(landed);
+	CHECK_OK(rc);
+	CHECK(close_far_half(landed) == -ENOENT);
+	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, landed, NULL));
+}
+
+/* What a helper was asked for before the half is closed has been done, or was never asked, by the time that the close says so. */
+static void test_close_waits(void)
+{
+	struct tfd_record *record = held_at_far();
+	uint64_t job = near.user.next_job;
+	struct tfd_stage_info info;
+	struct tfd_landed landed;
+
+	is_not_closed();
 	tfd_store_seq(&far.copier.hold, 0);
-	CHECK(pthread_join(thread, NULL) == 0);
+	close_both(&landed);
 	CHECK_OK(tfd_stage_stat(far.host.core, far.host.group, far.stage, &info));
 	CHECK(!info.waiting);
 	copiers_have();
 	memset(far.device, 0x5a, BYTES);
-	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, &closing.landed, NULL));
-	wait_done(record, near.user.next_job);
+	wait_done(record, job);
 	CHECK(record->status == TFD_JOB_PEER_LOST);
 	for (uint32_t i = 0; i < BYTES; i++)
 		CHECK(far.device[i] == 0x5a);
@@ -277,25 +284,37 @@ static void test_close_waits(void)
 	world_close();
 }
 
-/* Of a helper that does not answer: only once its stage is closed does the close of a half return. */
+/* Of a helper that does not answer: only once its stage is closed is a half. */
 static void test_close_of_a_silent_helper(void)
 {
-	struct closing closing;
-	struct tfd_record *record;
-	pthread_t thread;
+	struct tfd_record *record = held_at_far();
+	uint64_t job = near.user.next_job;
+	struct tfd_landed landed;
 
-	open_both();
-	tfd_store_seq(&far.copier.hold, 1);
-	record = submit();
-	await_waiting(&far);
-	close_begin(&closing, &thread);
+	is_not_closed();
 	end_helper_close(&far);
-	CHECK(pthread_join(thread, NULL) == 0);
-	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, &closing.landed, NULL));
-	wait_done(record, near.user.next_job);
+	close_both(&landed);
+	wait_done(record, job);
 	CHECK(record->status == TFD_JOB_PEER_LOST);
 	CHECK(counter_value(3) == 0);
 	world_close();
+}
+
+/* A core that ends asks nobody again. */
+static void test_core_ends(void)
+{
+	struct tfd_landed landed;
+
+	(void)held_at_far();
+	CHECK(close_far_half(&landed) == -EAGAIN);
+	copier_stop(&far.copier);
+	user_close(&far.user);
+	tfd_core_close(far.host.core);
+	free(far.allocation);
+	CHECK_OK(tfd_conn_close(near.host.core, out[STAGED], TFD_DETAIL_CONNECTION, NULL, NULL));
+	wait_done(&near.user.records[near.user.next_job % near.user.header->record_count],
+	          near.user.next_job);
+	end_close(&near);
 }
 
 static void test_without_staged_rails(void)
@@ -327,6 +346,7 @@ int main(void)
 	test_helper_dead();
 	test_close_waits();
 	test_close_of_a_silent_helper();
+	test_core_ends();
 	test_without_staged_rails();
 	return 0;
 }

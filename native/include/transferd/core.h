@@ -336,7 +336,9 @@ struct tfd_landed {
 };
 
 /*
- * Destroys the local half; when this returns nothing of it is in flight. -ENOENT: it is gone already.
+ * Destroys the local half; when this returns 0 nothing of it is in flight. -ENOENT: it is gone already, or is being closed.
+ * -EAGAIN: it carries nothing any more, but a GPU's helper copies yet what has come by it, or what was to go: to be closed again, until
+ * that has done so or its stage was closed.
  *
  * Incoming: no byte can land any more. *landed tells how many immediates have; unknown where the rail keeps no order or does
  * not tell connections apart; to be handed to the writer.

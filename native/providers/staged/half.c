@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Halves: what they hold of the pool, how they find each other, how they end. */
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -13,8 +12,8 @@
 #define NUMBERS_MAX (1u << 16)
 #define DRAIN_BATCH 16
 #define DRAIN_ROUNDS 512
-#define CLOSE_NS 100000000u    /* for copies under way, in the worker: mostly they take microseconds */
-#define SETTLE_NS 10000000000u /* and in control, while a helper that is silent is ended */
+#define SETTLE_NS \
+	20000000u /* for copies under way, before control is told to ask again: mostly they take microseconds */
 #define SETTLE_PAUSE_NS 200000
 
 /* ---- opening ---- */
@@ -179,34 +178,30 @@ int tfd_staged_half_start(struct tfd_half *half, const void *address, size_t add
 
 /* ---- ending ---- */
 
-/* First nothing may come by the inner half, then what has come has to be done with. */
+/* First nothing may come by the inner half, and no copy is asked for any more. */
 void tfd_staged_half_close(struct tfd_half *half)
 {
-	struct tfd_domain *domain = half->domain;
-	uint64_t until_ns = tfd_now_ns() + CLOSE_NS;
-
 	half->closed = half->broken = half->in_refused = true;
 	half->lost = false;
-	domain->ops->half_close(half->inner);
+	half->domain->ops->half_close(half->inner);
 	tfd_list_remove(&half->active_link);
 	tfd_list_remove(&half->link);
-	while (half->copying && tfd_now_ns() < until_ns) {
-		(void)sched_yield();
-		tfd_stages_poll(domain->stages);
-	}
 }
 
-void tfd_staged_half_settle(struct tfd_half *half)
+/* Then what was asked for has to be done with, by its helper or with its helper's end. */
+int tfd_staged_half_settle(struct tfd_half *half)
 {
 	const struct timespec pause = { .tv_nsec = SETTLE_PAUSE_NS };
 	struct tfd_domain *domain = half->domain;
 	uint64_t until_ns = tfd_now_ns() + SETTLE_NS;
+	int rc = domain->ops->half_settle ? domain->ops->half_settle(half->inner) : 0;
 
-	if (domain->ops->half_settle)
-		domain->ops->half_settle(half->inner);
-	/* pairs with request_told */
-	while (tfd_load_acquire(&half->copying) && tfd_now_ns() < until_ns)
+	while (!rc && tfd_load_acquire(&half->copying)) { /* pairs with request_told */
+		if (tfd_now_ns() >= until_ns)
+			return -EAGAIN;
 		(void)nanosleep(&pause, NULL);
+	}
+	return rc;
 }
 
 /* What the far side has ended before is told as it ended; of the rest nobody knows. */

@@ -26,6 +26,20 @@ static bool within(uint64_t offset, uint64_t length, uint64_t bytes)
 	return offset <= bytes && length <= bytes - offset;
 }
 
+/* In one pool: its bytes are in a slot of the far half's, which may have ended, and another have that by now. */
+static bool is_theirs(const struct tfd_half *half, const struct tfd_staged_header *header)
+{
+	const struct tfd_stages *stages = half->domain->stages;
+	const struct tfd_half *owner;
+
+	if (!header->length)
+		return true;
+	if (!within(header->place, header->length, stages->pool_bytes))
+		return false;
+	owner = tfd_stage_slot_of(stages, header->place)->half;
+	return owner && owner->far_token == half->token;
+}
+
 /* It is as our kind makes them; what is not is nobody's post. */
 static bool is_whole(const struct tfd_half *half, const struct tfd_staged_header *header)
 {
@@ -33,8 +47,7 @@ static bool is_whole(const struct tfd_half *half, const struct tfd_staged_header
 		return false;
 	if (header->part_count > TFD_STAGES_PARTS || header->length > half->domain->payload_bytes)
 		return false;
-	if (half->domain->one_pool &&
-	    !within(header->place, header->length, half->domain->stages->pool_bytes))
+	if (half->domain->one_pool && !is_theirs(half, header))
 		return false;
 	return !(header->flags & TFD_STAGED_READ) ||
 	       !(header->part_count || (header->flags & TFD_STAGED_HAS_IMM));

@@ -213,7 +213,7 @@ int tfd_staged_reach(struct tfd_domain *domain, const void *address, size_t addr
 int tfd_staged_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
                           struct tfd_error *error);
 void tfd_staged_half_close(struct tfd_half *half);
-void tfd_staged_half_settle(struct tfd_half *half);
+int tfd_staged_half_settle(struct tfd_half *half);
 int tfd_staged_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
 void tfd_staged_half_free(struct tfd_half *half);
 

@@ -221,12 +221,17 @@ struct tfd_stage_helper *tfd_stage_helper_find(const struct tfd_stages *stages, 
 
 static void request_told(struct tfd_stages *stages, struct tfd_stage_queue *queue, int error)
 {
-	struct tfd_stage_slot *slot = queue->slots[queue->told++ % TFD_STAGE_ENTRIES];
+	const struct tfd_stage_request *request = &queue->requests[queue->told++ % TFD_STAGE_ENTRIES];
+	struct tfd_stage_slot *slot = request->slot;
 
 	if (error)
 		slot->error = error;
 	slot->copies--;
 	stages->under_way--;
+	if (request->place != slot) {
+		request->place->copies--;
+		free_if_idle(stages, request->place);
+	}
 	if (slot->half) /* pairs with half_settle, which waits for it */
 		tfd_store_release(&slot->half->copying, slot->half->copying - 1);
 	free_if_idle(stages, slot);
@@ -336,6 +341,7 @@ int tfd_stages_copy(struct tfd_stages *stages, uint32_t ring, struct tfd_stage_s
 	struct tfd_stage_helper *helper;
 	struct tfd_stage_queue *queue;
 	struct tfd_stage_ring *shared;
+	struct tfd_stage_slot *place = tfd_stage_slot_of(stages, copies[0].pool_offset);
 	uint64_t one = 1;
 	int rc = helper_of(stages, copies[0].memory, &helper);
 
@@ -346,12 +352,14 @@ int tfd_stages_copy(struct tfd_stages *stages, uint32_t ring, struct tfd_stage_s
 	if (queue->tail + count - queue->told > TFD_STAGE_ENTRIES)
 		return -EAGAIN;
 	for (uint32_t i = 0; i < count; i++) {
-		queue->slots[queue->tail % TFD_STAGE_ENTRIES] = slot;
+		queue->requests[queue->tail % TFD_STAGE_ENTRIES] = (struct tfd_stage_request){ slot, place };
 		shared->entries[queue->tail++ % TFD_STAGE_ENTRIES] = copies[i];
 		helper->info.bytes[ring] += (uint64_t)copies[i].bytes * copies[i].rows;
 	}
 	helper->info.copies[ring] += count;
 	slot->copies += count;
+	if (place != slot) /* it may be given back first */
+		place->copies += count;
 	stages->under_way += count;
 	slot->half->copying += count;
 	/* pairs with the helper, which stores `sleeps`, then looks at both tails */

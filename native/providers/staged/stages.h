@@ -30,16 +30,22 @@ struct tfd_stage_slot {
 	struct tfd_wr wr; /* what the inner provider posts from it */
 	bool posted; /* and has not given back */
 	bool left; /* by its half: free once nothing is under way */
-	uint32_t copies; /* requests of helpers that are under way */
+	uint32_t
+		copies; /* requests of helpers under way from it or to it: its own half's, or the far one's */
 	int error; /* of those that have failed; positive */
 	uint64_t offset; /* constant; into the pool */
 };
 
-/* One request that was made of a helper tells whose it is. */
+/* A request that was made of a helper. */
+struct tfd_stage_request {
+	struct tfd_stage_slot *slot; /* whose it is */
+	struct tfd_stage_slot *place; /* from or to which it copies; in one pool the far half's */
+};
+
 struct tfd_stage_queue {
 	uint64_t tail;
-	uint64_t told; /* complete, and its slot knows */
-	struct tfd_stage_slot *slots[TFD_STAGE_ENTRIES];
+	uint64_t told; /* complete, and its slots know */
+	struct tfd_stage_request requests[TFD_STAGE_ENTRIES];
 };
 
 struct tfd_stage_helper {
@@ -110,6 +116,12 @@ void tfd_stage_slot_put(struct tfd_stages *stages, struct tfd_stage_slot *slot);
 void tfd_stage_slot_abandon(struct tfd_stages *stages, struct tfd_stage_slot *slot);
 /* The inner provider has given it back. */
 void tfd_stage_slot_posted(struct tfd_stages *stages, struct tfd_stage_slot *slot);
+
+/* Which a byte of the pool is in. */
+static inline struct tfd_stage_slot *tfd_stage_slot_of(const struct tfd_stages *stages, uint64_t offset)
+{
+	return &stages->slots[offset / TFD_STAGES_SLOT_BYTES];
+}
 
 static inline uint8_t *tfd_stage_slot_at(const struct tfd_stages *stages, const struct tfd_stage_slot *slot)
 {

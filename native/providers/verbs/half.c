@@ -409,7 +409,7 @@ static void packets_end(void)
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0);
 }
 
-void tfd_verbs_half_settle(struct tfd_half *half)
+int tfd_verbs_half_settle(struct tfd_half *half)
 {
 	struct tfd_domain *domain = half->domain;
 
@@ -423,7 +423,7 @@ void tfd_verbs_half_settle(struct tfd_half *half)
 
 		if (half->stopped || now_ns >= half->last_deadline_ns || !last_awaited(half) ||
 		    tfd_load_relaxed(&domain->state) == TFD_RAIL_GONE)
-			return;
+			return 0;
 		tfd_futex_wait(&domain->lasts, heard, left_ns < SETTLE_LOOK_NS ? left_ns : SETTLE_LOOK_NS);
 	}
 }

@@ -232,7 +232,7 @@ int tfd_verbs_reach(struct tfd_domain *domain, const void *address, size_t addre
 int tfd_verbs_half_start(struct tfd_half *half, const void *address, size_t address_bytes,
                          struct tfd_error *error);
 void tfd_verbs_half_close(struct tfd_half *half);
-void tfd_verbs_half_settle(struct tfd_half *half); /* control */
+int tfd_verbs_half_settle(struct tfd_half *half); /* control */
 int tfd_verbs_half_drain(struct tfd_half *half, struct tfd_wc *wc, int max);
 void tfd_verbs_half_free(struct tfd_half *half);
 
