@@ -398,6 +398,8 @@ class Sessions:
 
     async def _end(self, session: Session, *, clean: bool) -> None:
         started = time.monotonic()
+        if not clean:  # who was killed has memory that is to be back, whoever is to be told of it
+            letting_go = self.tasks.spawn(self._let_go(session), "let go of GPU memory")
         await session.ops.idle()
         await self._quiet(session)
         for step in (
@@ -415,9 +417,10 @@ class Sessions:
             await self._plane.session_close(session.handle)
         except PlaneError as error:
             log.error("closing a session", session=session.session_id, error=error.text)
+        if not clean:
+            await asyncio.wait([letting_go])
+        await self._let_go(session)
         for memory in session.memories.values():
-            if isinstance(memory, CudaMemory):
-                await self._staging.forget(memory)
             memory.close()
         session.memories.clear()
         self.table.closed(session)
@@ -428,6 +431,12 @@ class Sessions:
             clean=clean,
             ms=round((time.monotonic() - started) * 1000, 1),
         )
+
+    async def _let_go(self, session: Session) -> None:
+        """Takes its GPU memory from the helpers: what is copied for it fails, each job alone."""
+        for memory in list(session.memories.values()):
+            if isinstance(memory, CudaMemory):
+                await self._staging.forget(memory)
 
     async def _quiet(self, session: Session) -> None:
         """Waits for its last jobs; what does not come to rest has its connections destroyed."""

@@ -152,10 +152,15 @@ class Staging:
         return memory.allocation
 
     async def forget(self, memory: CudaMemory) -> None:
-        """No region of an allocation is left: whoever has it open lets go of it."""
-        number = memory.allocation
-        if self._memories.pop(number, None) is None:
+        """Nothing of an allocation is to be copied any more: whoever has it open lets go of it.
+
+        While regions of it are left copies may yet ask for it, in vain. Once there are none it is
+        said again, and nothing of that is kept.
+        """
+        if not self.enabled:
             return
+        number = memory.allocation
+        self._memories.pop(number, None)
         self._plane.stage_memory_forget(number)
         gpu = self._gpus.get(memory.device_uuid)
         helper = gpu.helper if gpu is not None else None
@@ -198,7 +203,8 @@ class Staging:
     async def _open_once(self, number: int) -> None:
         try:
             memory = self._memories.get(number)
-            if memory is None or self._closed:  # its region is gone, and nothing waits any more
+            if memory is None or self._closed:  # its session ends
+                self._plane.stage_memory_fail(number)
                 return
             await self._open(number, memory)
         finally:
@@ -216,8 +222,9 @@ class Staging:
             self._failed(memory, str(error))
             self._plane.stage_memory_fail(number)
             return
-        if number not in self._memories:  # deregistered meanwhile
+        if number not in self._memories:  # forgotten meanwhile
             await helper.close(number)
+            self._plane.stage_memory_fail(number)
         elif helper.reason:  # it has ended meanwhile
             self._plane.stage_memory_fail(number)
         else:

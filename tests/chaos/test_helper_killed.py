@@ -16,6 +16,7 @@ from transferd.native.names import JobStatus
 
 from support import cuda_peer
 from support.bystander import Bystander
+from support.daemon import stopped
 from support.softcuda import MIB, OUT_OF_MEMORY, SoftBuffer, mapped_by
 from support.staged import faults_of, gpus, helper_pid, soft_driver, staged_pair
 from support.waiting import WAIT_S, eventually
@@ -51,6 +52,15 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         yield made
 
 
+@pytest.fixture
+def patient_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Neither gives the other up."""
+    bounds = {"peer_call": 60, "revoke": 60, "quiet": 60}
+    with staged_pair(timeouts=bounds, heartbeat={"interval": 1, "timeout": 600}) as made:
+        request.node.transferd_daemons = list(made)
+        yield made
+
+
 class Scene:
     """GPU memory at both daemons, and jobs between them."""
 
@@ -59,7 +69,8 @@ class Scene:
         self.receiver = stack.enter_context(transferd.Client(pair[1].socket, name="receiver"))
         self.here, self.there = SoftBuffer(soft, LENGTH), SoftBuffer(soft, LENGTH)
         self.source = self.sender.register(self.here)
-        self.grant = self.receiver.register(self.there).grant(imms=range(8))
+        self.there_region = self.receiver.register(self.there)
+        self.grant = self.there_region.grant(imms=range(8))
 
     def write(self, at: int = 0, imm: int = 1) -> transferd.Job:
         part = self.source[at : at + PIECE]
@@ -165,6 +176,26 @@ def test_no_room_for_the_pool(scene: Scene, pair: Pair, seeded: random.Random) -
     scene.works(seeded)
 
 
+def test_a_fence_waits_for_a_helper_that_stands_still(
+    scene: Scene, pair: Pair, seeded: random.Random
+) -> None:
+    """Until that has been ended it may write: only then the owner is told that it does not."""
+    scene.works(seeded)
+    pid = helper_pid(pair[1])
+    slowly([pair[1]])
+    jobs = scene.flood()
+    eventually(lambda: any(job.done() for job in jobs), "some are through")
+    os.kill(pid, signal.SIGSTOP)
+    scene.grant.revoke()
+    assert not psutil.pid_exists(pid)
+    before = bytes(scene.there.view)
+    fast_again(pair)
+    assert len(ends(jobs)) == JOBS
+    assert bytes(scene.there.view) == before
+    scene.grant = scene.there_region.grant(imms=range(8))
+    scene.works(seeded)
+
+
 @pytest.mark.parametrize("kind", ["idle", "under way"])
 def test_memory_of_a_killed_receiver_is_let_go_of(
     soft: SoftCuda, pair: Pair, kind: str, seeded: random.Random
@@ -191,6 +222,29 @@ def test_memory_of_a_killed_receiver_is_let_go_of(
             assert len(ends(jobs)) == len(jobs)
         scene.works(seeded)
         assert helper_pid(pair[1]) == pid, "it is the client's death alone"
+
+
+def test_memory_of_a_killed_client_waits_for_no_peer(
+    soft: SoftCuda, patient_pair: Pair, seeded: random.Random
+) -> None:
+    """A peer daemon that stands still holds up the end of the session, and not its memory."""
+    near, far = patient_pair
+    with contextlib.ExitStack() as stack:
+        scene = Scene(soft, patient_pair, stack)
+        scene.works(seeded)
+        pid = helper_pid(far)
+        held = mapped_by(pid)
+        with cuda_peer.running(far.socket, "soft", LENGTH) as peer:
+            part = scene.source[0:PIECE]
+            assert scene.sender.write(part, peer.descriptor, imm=1).wait(WAIT_S) is OK
+            assert mapped_by(pid) == held + 1
+            with stopped(near):
+                peer.process.kill()
+                eventually(lambda: mapped_by(pid) == held, "the helper has let go of its memory")
+                assert far.log().count("session closed") == 0
+        eventually(lambda: "session closed" in far.log(), "and the session has ended")
+        scene.works(seeded)
+        assert helper_pid(far) == pid
 
 
 def test_a_client_that_ends_while_copies_run(

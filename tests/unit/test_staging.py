@@ -168,12 +168,11 @@ async def test_nothing_starts_without_need(
 ) -> None:
     assert staging.add(memory) == 1
     await staging.forget(memory)
-    await staging.forget(memory)
-    assert plane.said == [("forget", 1)]
+    staging.needed(1)  # its session ends: what waits for it fails
+    assert await said(plane, 2) == [("forget", 1), ("fail", 1)]
+    await staging.forget(memory)  # it has ended
+    assert plane.said[2:] == [("forget", 1)]
     assert not list(staging)
-    staging.needed(1)  # its region is gone
-    await staging.aclose()
-    assert plane.said == [("forget", 1)]
 
 
 async def test_where_nothing_is_staged_memory_has_no_number(
@@ -220,6 +219,25 @@ async def test_chunks_by_many_messages(staging: Staging, plane: FakePlane, cuda:
     assert gpu.helper is not None
     assert mapped_by(gpu.helper.pid) == 0
     cuda.unmap(base, count * CHUNK, fds)
+
+
+async def test_memory_that_is_forgotten_while_it_is_opened(
+    staging: Staging, plane: FakePlane, cuda: SoftCuda, memory: CudaMemory
+) -> None:
+    await opened(staging, plane, memory)
+    helper = the_gpu(staging).helper
+    assert helper is not None
+    os.kill(helper.pid, signal.SIGSTOP)
+    with allocated(cuda, LENGTH) as address:
+        other = of_handle(2, cuda.handle(address))
+        staging.add(other)
+        staging.needed(2)
+        await asyncio.sleep(0)  # it asks
+        await staging.forget(other)
+        staging.needed(2)  # a copy that came to it since then
+        os.kill(helper.pid, signal.SIGCONT)
+        assert (await said(plane, 3))[1:] == [("forget", 2), ("fail", 2)]
+        assert mapped_by(helper.pid) == 1
 
 
 def in_chunks(number: int, fds: list[int]) -> CudaMemory:
