@@ -182,14 +182,13 @@ def test_a_fence_waits_for_a_helper_that_stands_still(
     """Until that has been ended it may write: only then the owner is told that it does not."""
     scene.works(seeded)
     pid = helper_pid(pair[1])
-    slowly([pair[1]])
+    faults = faults_of(pair[1])
+    faults.set("hold", 1)
     jobs = scene.flood()
-    eventually(lambda: any(job.done() for job in jobs), "some are through")
-    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: "hold" not in faults.left(), "a copy is under way")
     scene.grant.revoke()
     assert not psutil.pid_exists(pid)
     before = bytes(scene.there.view)
-    fast_again(pair)
     assert len(ends(jobs)) == JOBS
     assert bytes(scene.there.view) == before
     scene.grant = scene.there_region.grant(imms=range(8))
