@@ -15,7 +15,7 @@ from transferd.client.cuda.allocation import Allocations
 from transferd.client.cuda.arrays import device_array
 from transferd.client.cuda.copier import Copier
 from transferd.client.cuda.flush import Flusher
-from transferd.client.cuda.lanes import Lanes
+from transferd.client.cuda.lanes import TURNS_MIN, Lanes
 from transferd.client.cuda.mapping import DevicePointer, Mappings
 from transferd.client.cuda.relay import Relays
 from transferd.client.cuda.workers import bounded
@@ -194,7 +194,7 @@ class Gpu:
             devices = list(self._contexts)
         for device in devices:
             for priority in (0, 1):
-                self.lanes.of(device, priority)
+                self.lanes.of(device, priority, TURNS_MIN)
             for descriptor in descriptors:
                 self.mappings.find(descriptor, device)
 

@@ -143,7 +143,7 @@ static __device__ void copy(char *to, const char *from, u32 bytes)
 		copy_by<char>(to, from, bytes);
 }
 
-// A chunk is below 2^31 bytes (chunk_of in lane.c).
+// A chunk is below 2^31 bytes (chunk_of in stream.c).
 static __device__ void copy_chunk(u64 to, u64 from, u64 bytes, u64 chunk)
 {
 	const u64 first = (u64)blockIdx.y * chunk;

@@ -467,9 +467,11 @@ def test_warming_up(
     _, _, grant = granted(receiver, cuda)
     sender.warm(grant.descriptor)
     cuda.calls.clear()
-    assert sender.write(region[0:64], grant.descriptor, imm=1).wait(WAIT_S) is OK
+    for length in (64, LENGTH, LENGTH):  # long ones take turns on two streams
+        assert sender.write(region[0:length], grant.descriptor, imm=1).wait(WAIT_S) is OK
     assert set(cuda.calls) <= {
         "cuCtxGetCurrent", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuLaunchKernel",
+        "cuMemcpyDtoDAsync_v2", "cuStreamWriteValue64_v2",
         "cuThreadExchangeStreamCaptureMode", "cuStreamQuery",
     }  # fmt: skip
 
