@@ -54,6 +54,7 @@ static void move_queued(struct tfd_conn *conn, uint32_t detail)
 {
 	tfd_schedule_move(conn, detail);
 	tfd_credits_move(conn, detail);
+	tfd_waits_move(conn, detail);
 	while (!tfd_list_empty(&conn->messages)) {
 		struct tfd_shard *shard = tfd_container(conn->messages.next, struct tfd_shard, link);
 		struct tfd_job *job = shard->job;
@@ -229,7 +230,7 @@ static struct tfd_landed landed_by(const struct tfd_conn *conn)
 {
 	struct tfd_landed landed = { 0 };
 
-	if (!conn->rail->info.ordered || conn->uncounted)
+	if (!conn->rail->info.ordered || conn->uncounted || conn->imms_landed < conn->void_until)
 		return landed;
 	landed.channels = conn->rail->orders;
 	for (uint32_t i = 0; i < landed.channels; i++)

@@ -140,6 +140,7 @@ struct tfd_conn {
 	uint64_t peer; /* control's number of whom it leads to */
 	struct tfd_order orders[TFD_CHANNELS_MAX]; /* of which its rail has so many */
 	uint64_t imms_landed; /* of all orders */
+	uint64_t void_until; /* of imms_landed; before that nobody knows what has landed: TFD_WC_VOID */
 	bool uncounted; /* some of them may be missing there */
 	uint32_t refs; /* shared: the table's, each open's, each caller's */
 	uint64_t inflight_bytes;
@@ -254,7 +255,7 @@ enum tfd_shard_state {
 
 /* The part of a job that travels on one path of one open. Owner: worker. */
 struct tfd_shard {
-	struct tfd_list link; /* in its lane, its conn's messages, or parked with its open */
+	struct tfd_list link; /* in its lane, its conn's messages, worker->waiting, or parked with its open */
 	struct tfd_lane *lane; /* NULL: in none */
 	struct tfd_list open_link; /* open->shards, until it is settled */
 	struct tfd_job *job;
@@ -266,6 +267,8 @@ struct tfd_shard {
 	bool data_done; /* all of it acknowledged, and compared */
 	bool checked; /* all of it compared by the receiver */
 	bool refused; /* a device has refused a piece of it, once */
+	bool returns; /* memory at its far end is not open: it waits once all its pieces are back */
+	uint8_t waited; /* enum tfd_waited: for memory that was not open, since a piece of it landed last */
 	uint8_t state; /* enum tfd_shard_state */
 	uint8_t path;
 	uint64_t first; /* where it begins in the job: bytes, or pages; targets of a scatter: 0 */
@@ -281,6 +284,9 @@ struct tfd_shard {
 	uint64_t units_acked;
 	uint64_t units_unknown; /* posted, and their fate is not known */
 	uint32_t inflight;
+	uint32_t tries; /* how often it has returned: each has a chain of its own */
+	uint64_t waits_ns; /* since when it does */
+	uint64_t again_ns; /* on worker->waiting: when it goes again */
 	struct tfd_batch *batch; /* of pages; while it posts */
 	uint64_t piece_posted; /* of the batch's next piece, which may be longer than a segment */
 };
@@ -509,13 +515,6 @@ struct tfd_command {
 
 #define TFD_PENDING_EVENTS 1024u
 
-/* Small numbers for things, to be told on the wire. Owner: worker. */
-struct tfd_numbers {
-	void **items; /* borrowed; NULL: free */
-	uint32_t capacity;
-	uint32_t next; /* where to look for a free one: the longest unused, about */
-};
-
 struct tfd_worker {
 	struct tfd_core *core; /* constant */
 	struct tfd_group *group;
@@ -557,6 +556,7 @@ struct tfd_worker {
 	struct tfd_numbers channels; /* of struct tfd_conn */
 	struct tfd_numbers senders; /* of struct tfd_open */
 	struct tfd_list senders_waiting; /* tfd_open.wait_link, by wait_ns */
+	struct tfd_list waiting; /* tfd_shard.link, by again_ns: for memory that is not open */
 	struct tfd_event events[TFD_PENDING_EVENTS]; /* on their way to the core's queue */
 	uint32_t event_count;
 	uint64_t now_ns;

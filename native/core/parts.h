@@ -124,6 +124,17 @@ uint32_t tfd_cut_count(const struct tfd_open *open, const struct tfd_region *reg
 bool tfd_open_reaches(const struct tfd_open *open, const struct tfd_region *region); /* by some path */
 bool tfd_shard_goes_by(const struct tfd_shard *shard, uint8_t path); /* it reaches what the shard moves */
 void tfd_job_cut(struct tfd_job *job);
+/*
+ * Whether it takes parts of so many bytes, to its grant or, of a read, to `region`: a GPU's copy engine, which staging goes by, writes no
+ * single byte (gpu/copy.c).
+ */
+bool tfd_open_takes(const struct tfd_open *open, const struct tfd_region *region, bool reads, uint64_t bytes);
+
+/* The next piece of what is longer than a segment: what is left is no single byte. */
+static inline uint64_t tfd_cut_piece(uint64_t left, uint64_t segment)
+{
+	return left == segment + 1 && segment > 1 ? segment - 1 : segment;
+}
 
 /* pages.c */
 /* What goes out next for a shard. */
@@ -161,6 +172,19 @@ void tfd_shard_done(struct tfd_shard *shard);
 void tfd_shard_skip(struct tfd_shard *shard); /* nothing is left for it to carry */
 bool tfd_shard_path_next(struct tfd_shard *shard); /* to another path that lives; false: there is none */
 void tfd_shard_advance(struct tfd_shard *shard); /* after an acknowledgement */
+void tfd_shard_rewind(struct tfd_shard *shard); /* all its pieces are back: to what has not landed */
+bool tfd_shard_has_more(const struct tfd_shard *shard); /* to post */
+
+/* wait.c */
+#define TFD_WAIT_MS 5 /* for memory that is not open, until it is tried again */
+/* Its next piece could not be posted: -EBUSY. The job may have ended. */
+void tfd_wait_near(struct tfd_worker *worker, const struct tfd_conn *conn, struct tfd_shard *shard);
+/* All its pieces are back, one of them as TFD_WC_NOT_OPEN. It may have failed. */
+void tfd_wait_far(struct tfd_worker *worker, struct tfd_shard *shard);
+void tfd_wait_over(struct tfd_shard *shard); /* a piece has landed */
+uint64_t tfd_wait_segment(const struct tfd_shard *shard, uint64_t segment);
+uint32_t tfd_waits_check(struct tfd_worker *worker); /* how many go again */
+void tfd_waits_move(struct tfd_conn *conn, uint32_t detail); /* its connection is closed */
 
 /* schedule.c. Lanes and flows come and go by commands, which may allocate. */
 int tfd_lanes_get(struct tfd_session *session, struct tfd_conn *conn, struct tfd_lanes **out); /* -ENOMEM */

@@ -41,7 +41,7 @@ static void plan_bytes(const struct tfd_shard *shard, uint64_t segment, struct t
 
 	plan->length = shard->length - shard->posted;
 	if (plan->length > segment)
-		plan->length = segment;
+		plan->length = tfd_cut_piece(plan->length, segment);
 	plan->extent = plan->first = plan->length;
 	plan->src_offset = shard->src_offset + offset;
 	plan->dst_offset = shard->dst_offset + offset;
@@ -68,7 +68,7 @@ static bool pays(const struct tfd_shard *shard)
 
 static int plan_next(struct tfd_shard *shard, const struct tfd_conn *conn, struct tfd_plan *plan)
 {
-	uint64_t segment = tfd_window_segment(conn, shard->job->priority);
+	uint64_t segment = tfd_wait_segment(shard, tfd_window_segment(conn, shard->job->priority));
 
 	*plan = (struct tfd_plan){ .dst_offset = shard->dst_offset };
 	if (pays(shard)) {
@@ -93,8 +93,10 @@ static void fill_post(const struct tfd_shard *shard, const struct tfd_plan *plan
 		.remote_address = path->address + plan->dst_offset,
 		.remote_key = path->key,
 		.job_bytes = job->op == TFD_OP_WRITE_PAGES ? shard->length * job->length : shard->length,
-		.chain = shard->open->handle * 0x9e3779b97f4a7c15ull + shard->number + 1,
+		.chain = shard->open->handle * 0x9e3779b97f4a7c15ull + shard->number + 1 +
+		         shard->tries * 0xd1b54a32d192ed03ull,
 		.traffic = job->priority,
+		.waited = shard->waited,
 		.read = job->op == TFD_OP_READ,
 	};
 	if (plan->length) {
@@ -212,9 +214,11 @@ static void posted(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 	job->rails |= 1ull << conn->rail->index;
 	job->ops = conn->rail->ops;
 	tfd_schedule_charge(shard, sum->bytes, sum->count);
-	if (shard->units_owed || (shard->state == TFD_SHARD_DATA && shard->posted < shard->length))
+	if (tfd_shard_has_more(shard) && shard->waited != TFD_WAITED_FAR)
 		return;
 	tfd_shard_unqueue(shard);
+	if (tfd_shard_has_more(shard)) /* the rest, once this has landed */
+		return;
 	shard->state = TFD_SHARD_DRAIN;
 	tfd_batch_drop(shard);
 	job->posted_ns = worker->now_ns;
@@ -251,6 +255,10 @@ int tfd_shard_post(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_
 		plan.pieces = sum.count;
 	} else {
 		rc = post_one(worker, conn, shard, &plan, &post, &sum);
+	}
+	if (rc == -EBUSY) {
+		tfd_wait_near(worker, conn, shard);
+		return 0;
 	}
 	if (!rc)
 		posted(worker, conn, shard, plan.pieces, &sum);

@@ -149,7 +149,7 @@ void tfd_shard_move(struct tfd_shard *shard, uint32_t detail)
 	tfd_shard_unqueue(shard);
 	if (shard->state == TFD_SHARD_DONE || shard->failed || job->status != TFD_JOB_PENDING)
 		return;
-	tfd_batch_drop(shard);
+	shard->returns = false;
 	if (!tfd_shard_path_next(shard)) {
 		tfd_shard_fail(shard, shard->refused ? TFD_JOB_REMOTE_ACCESS : TFD_JOB_PEER_LOST, detail);
 		return;
@@ -157,6 +157,13 @@ void tfd_shard_move(struct tfd_shard *shard, uint32_t detail)
 	/* An unordered rail might bring a count before the data of the rest. */
 	if (!shard->open->paths[shard->path].conn->rail->info.ordered && shard->length && shard->units)
 		shard->trails = true;
+	tfd_shard_rewind(shard);
+	tfd_shard_queue(shard);
+}
+
+void tfd_shard_rewind(struct tfd_shard *shard)
+{
+	tfd_batch_drop(shard);
 	shard->units_posted = shard->units_acked;
 	shard->units_owed = 0; /* what has landed and was not counted trails the rest */
 	if (shard->acked < shard->length || !shard->length) {
@@ -168,7 +175,11 @@ void tfd_shard_move(struct tfd_shard *shard, uint32_t detail)
 		shard->state = TFD_SHARD_TRAILING;
 		shard->units_owed = shard->units - shard->units_acked;
 	}
-	tfd_shard_queue(shard);
+}
+
+bool tfd_shard_has_more(const struct tfd_shard *shard)
+{
+	return shard->units_owed || (shard->state == TFD_SHARD_DATA && shard->posted < shard->length);
 }
 
 static void trail(struct tfd_shard *shard)
@@ -210,6 +221,10 @@ void tfd_shard_advance(struct tfd_shard *shard)
 	if (shard->failed) {
 		if (!shard->inflight)
 			tfd_shard_done(shard);
+		return;
+	}
+	if (shard->returns && !shard->inflight && job->status == TFD_JOB_PENDING) {
+		tfd_wait_far(job->session->group->worker, shard);
 		return;
 	}
 	if (shard->inflight || shard->state != TFD_SHARD_DRAIN || shard->acked < shard->length)

@@ -16,6 +16,13 @@ struct tfd_table {
 	uint32_t count;
 };
 
+/* Small numbers for things, to be told on the wire. Owner: worker. */
+struct tfd_numbers {
+	void **items; /* borrowed; NULL: free */
+	uint32_t capacity;
+	uint32_t next; /* where to look for a free one: the longest unused, about */
+};
+
 void tfd_table_fini(struct tfd_table *table);
 int tfd_table_add(struct tfd_table *table, void *item, uint64_t *handle); /* -ENOMEM */
 void *tfd_table_remove(struct tfd_table *table, uint64_t handle);         /* NULL: not there */

@@ -53,11 +53,24 @@ static __attribute__((noinline)) void take_imm(struct tfd_worker *worker, struct
 		tfd_imm_arrived(worker, conn ? conn->peer : 0, wc->imm);
 }
 
+/* It is numbered like those that land, and has not: for a while nobody can say of its sender's last posts what became of them. */
+static void take_void(const struct tfd_wc *wc)
+{
+	struct tfd_conn *conn = wc->owner;
+
+	conn->orders[wc->order].landed += wc->imm != 0;
+	conn->imms_landed += wc->imm != 0;
+	conn->void_until = conn->imms_landed + TFD_VOID_POSTS;
+}
+
 void tfd_completion_handle(struct tfd_worker *worker, struct tfd_rail *rail, const struct tfd_wc *wc)
 {
 	switch (wc->type) {
 	case TFD_WC_IMM:
 		take_imm(worker, rail, wc);
+		break;
+	case TFD_WC_VOID:
+		take_void(wc);
 		break;
 	case TFD_WC_ERROR:
 		tfd_store_relaxed(&rail->info.errors, rail->info.errors + 1);
@@ -133,6 +146,8 @@ uint32_t tfd_worker_poll_hot(struct tfd_worker *worker)
 	did += tfd_conns_post(worker);
 	for (uint32_t i = 0; i < worker->group->rail_count; i++)
 		did += poll_rail(worker, &worker->group->rails[i]);
+	if (!tfd_list_empty(&worker->waiting))
+		did += tfd_waits_check(worker);
 	if (worker->now_ns >= tfd_deadline_next(worker))
 		tfd_deadlines_check(worker);
 	if (!tfd_list_empty(&worker->mailboxes_ready) && worker->now_ns >= worker->next_mailbox_check_ns)
@@ -218,6 +233,8 @@ static int sleep_bound_ms(struct tfd_worker *worker)
 	if (!tfd_list_empty(&worker->conns_busy) || !tfd_list_empty(&worker->mailboxes_ready) ||
 	    bulk_waits(worker))
 		bound = BUSY_SLEEP_MAX_MS;
+	if (!tfd_list_empty(&worker->waiting))
+		bound = TFD_WAIT_MS;
 	if (worker->deadlines.count) {
 		uint64_t next = tfd_deadline_next(worker);
 		uint64_t left = next > worker->now_ns ? next - worker->now_ns : 0;
@@ -384,6 +401,7 @@ int tfd_worker_open(struct tfd_core *core, struct tfd_group *group, struct tfd_e
 	tfd_list_init(&worker->watched);
 	tfd_list_init(&worker->mailboxes_ready);
 	tfd_list_init(&worker->senders_waiting);
+	tfd_list_init(&worker->waiting);
 	for (uint32_t i = 0; i < TFD_WAITER_BUCKETS; i++)
 		tfd_list_init(&worker->waiters[i]);
 	worker->spin_ns = spin_least_ns(worker);

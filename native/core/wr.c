@@ -26,6 +26,8 @@ static void acked(struct tfd_worker *worker, struct tfd_conn *conn, struct tfd_s
 	job->acked += bytes;
 	shard->acked += sum->extent;
 	shard->units_acked += sum->units;
+	if (shard->waited)
+		tfd_wait_over(shard);
 	tfd_store_relaxed(&stat->bytes_sent, stat->bytes_sent + bytes);
 	tfd_store_relaxed(&info->bytes_sent, info->bytes_sent + sum->bytes);
 	tfd_store_relaxed(&info->writes_sent, info->writes_sent + sum->count);
@@ -114,6 +116,19 @@ static void wr_failed(struct tfd_worker *worker, struct tfd_wr *wr, uint32_t sta
 	tfd_job_finish_if_quiet(job);
 }
 
+/* The far side has not taken it, nor what is behind it of its shard, which is posted no further: it goes again from there. */
+static void wr_not_open(struct tfd_worker *worker, struct tfd_wr *wr)
+{
+	struct tfd_job *job = wr->job;
+	struct tfd_shard *shard = wr->shard;
+
+	wr_detach(worker, wr);
+	tfd_shard_unqueue(shard);
+	shard->returns = true;
+	tfd_shard_advance(shard);
+	tfd_job_finish_if_quiet(job);
+}
+
 static void wr_settle(struct tfd_worker *worker, struct tfd_wr *wr, const struct tfd_wc *wc)
 {
 	struct tfd_conn *conn = wr->conn;
@@ -123,6 +138,10 @@ static void wr_settle(struct tfd_worker *worker, struct tfd_wr *wr, const struct
 	if (wc->type == TFD_WC_SENT) {
 		unlink_and_add(worker, conn, wr, &sum);
 		acked(worker, conn, wr->shard, &sum);
+		return;
+	}
+	if (wc->type == TFD_WC_NOT_OPEN) {
+		wr_not_open(worker, wr);
 		return;
 	}
 	local = wr->job->region && tfd_region_probe(wr->job->region);

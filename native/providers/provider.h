@@ -56,6 +56,13 @@ struct tfd_post_part {
 	uint64_t length; /* not 0 */
 };
 
+/* What a post has waited for, if it goes again. */
+enum tfd_waited {
+	TFD_WAITED_NOT = 0,
+	TFD_WAITED_NEAR = 1, /* its own memory: post said -EBUSY */
+	TFD_WAITED_FAR = 2, /* the far side's: it came back as TFD_WC_NOT_OPEN */
+};
+
 struct tfd_post {
 	const void *local; /* borrowed until the completion */
 	struct tfd_mr *mr; /* covers local; NULL when length is 0 */
@@ -68,6 +75,7 @@ struct tfd_post {
 	uint32_t has_imm;
 	uint32_t imm;
 	uint32_t traffic; /* enum tfd_traffic */
+	uint32_t waited; /* enum tfd_waited */
 	uint32_t read; /* not 0: from the remote range into `local`; no immediate */
 	uint32_t
 		part_count; /* further parts, less than info.max_parts, of a read 0; the immediate counts after all of them */
@@ -105,7 +113,19 @@ enum tfd_wc_type {
 	 */
 	TFD_WC_ERROR = 2,
 	TFD_WC_IMM = 3, /* imm: an immediate arrived, the bytes before it (on its channel) are visible */
+	/*
+	 * wr: memory at the far side is not open yet. Nothing of it has landed, nor has what was posted behind it of its chain, which comes back
+	 * like this, too. It may go again after a while, as another chain.
+	 */
+	TFD_WC_NOT_OPEN = 4,
+	/*
+	 * owner: a post to its half has failed alone, or came too early, and was answered so. imm: not 0: it had an immediate, which is not told. Its
+	 * sender knows at the latest when it has posted TFD_VOID_POSTS more.
+	 */
+	TFD_WC_VOID = 5,
 };
+
+#define TFD_VOID_POSTS 16u
 
 struct tfd_wc {
 	uint32_t type;
@@ -175,7 +195,10 @@ struct tfd_provider_ops {
 	/* worker. Frees a closed half. */
 	void (*half_free)(struct tfd_half *half);
 
-	/* worker, hot. -EAGAIN: try after a poll. Anything else: the connection is broken. */
+	/*
+	 * worker, hot. -EAGAIN: try after a poll. -EBUSY: its memory is not open yet, which concerns nobody else: try after a while. Anything
+	 * else: the connection is broken.
+	 */
 	int (*post)(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);
 	/* worker, hot. Fills up to `max`; returns how many. What was posted before is on its way at the latest when it is called. */
 	int (*poll)(struct tfd_domain *domain, struct tfd_wc *wc, int max);

@@ -46,6 +46,7 @@ struct copier {
 	uint8_t *pool; /* borrowed, as is `stage` */
 	pthread_t thread;
 	struct copier_memory memories[COPIER_MEMORIES]; /* constant while it runs */
+	bool engine; /* constant: as gpu/copy.c: it writes no single byte */
 	uint32_t stop; /* shared */
 	uint32_t hold; /* shared; not 0: takes requests of no ring below */
 	uint32_t fail_next; /* shared; status of so many requests to come is EIO */
@@ -71,6 +72,8 @@ static inline uint32_t copier_copy(struct copier *copier, const struct tfd_stage
 		return ENOENT;
 	if (!bytes || (copy->rows > 1 && copy->stride < copy->bytes))
 		return EINVAL;
+	if (copier->engine && bytes == 1 && ring == TFD_STAGE_H2D)
+		return EIO;
 	if (copy->offset > memory->length || extent > memory->length - copy->offset ||
 	    copy->pool_offset > copier->stage->pool_bytes ||
 	    bytes > copier->stage->pool_bytes - copy->pool_offset)

@@ -86,6 +86,7 @@ static inline void end_helper_open(struct end *end)
 {
 	CHECK_OK(tfd_stage_open(end->host.core, end->host.group, &end->stage, &end->copier.fds, &error));
 	end->copier.stop = 0;
+	end->copier.engine = true;
 	end->copier.memories[0] =
 		(struct copier_memory){ end->memory, end->allocation, DEVICE_OFFSET + DEVICE_BYTES };
 	copier_start(&end->copier, end->host.core->groups[end->host.group]->stages, end->stage);

@@ -176,7 +176,7 @@ static void send_header(struct tfd_staged_header header)
 
 static uint32_t answered_with(void)
 {
-	return (last_answer >> 30) - TFD_STAGED_ENDED;
+	return (last_answer >> 29) - TFD_STAGED_ENDED;
 }
 
 /* So that what is refused below is refused for what it says. */

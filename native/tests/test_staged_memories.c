@@ -38,11 +38,16 @@ int main(void)
 	stages->tell = tell;
 	tfd_list_init(&half.slots);
 	slot = tfd_stage_slot_take(stages, &half);
-	for (int i = 0; i < 3; i++) /* control is asked once */
-		CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1) == -EAGAIN && needed == 1);
+	for (int i = 0; i < 3; i++) { /* control is asked once */
+		CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1, i > 0) == -EBUSY && needed == 1);
+		CHECK(tfd_stages_ask(stages, NUMBER, i > 0) == -EBUSY && needed == 1);
+	}
 	CHECK_OK(tfd_stage_memory_tell(stages, NUMBER, NULL));
-	CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1) == -EIO);
-	CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1) == -EAGAIN && needed == 2);
+	for (int i = 0; i < 3; i++) /* whoever waits is told, however many those are */
+		CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1, true) == -EIO && needed == 1);
+	/* However late: who has not waited asks anew. */
+	CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1, false) == -EBUSY && needed == 2);
+	CHECK(tfd_stages_ask(stages, NUMBER, true) == -EBUSY && needed == 2);
 	tfd_stage_memory_drop(stages, NUMBER);
 	CHECK(known(stages) == 0);
 	CHECK_OK(tfd_stage_memory_tell(stages, NUMBER, NULL)); /* it was being opened */

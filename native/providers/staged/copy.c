@@ -57,7 +57,7 @@ static uint32_t rows_of(const struct tfd_staged_range *range, uint32_t first, ui
 }
 
 static int copy_there(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t pool_offset,
-                      const struct tfd_staged_range *range, uint32_t ring)
+                      const struct tfd_staged_range *range, uint32_t ring, bool waited)
 {
 	struct tfd_stage_copy copies[TFD_STAGES_PARTS + 1];
 	uint32_t count = 0;
@@ -74,15 +74,15 @@ static int copy_there(struct tfd_domain *domain, struct tfd_stage_slot *slot, ui
 		i += copy->rows;
 	}
 	slot->error = 0;
-	return tfd_stages_copy(domain->stages, ring, slot, copies, count);
+	return tfd_stages_copy(domain->stages, ring, slot, copies, count, waited);
 }
 
 int tfd_staged_copy(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t pool_offset,
-                    const struct tfd_staged_range *range, uint32_t ring)
+                    const struct tfd_staged_range *range, uint32_t ring, bool waited)
 {
 	if (!range->length)
 		return 0;
 	if (range->mr->device)
-		return copy_there(domain, slot, pool_offset, range, ring);
+		return copy_there(domain, slot, pool_offset, range, ring, waited);
 	return copy_here(domain, domain->stages->pool + pool_offset, range, ring);
 }

@@ -77,7 +77,7 @@ static uint64_t payload_of(const struct tfd_half *half, const struct tfd_staged_
 	                                in->slot->offset + tfd_staged_payload_at(in->header.part_count);
 }
 
-/* -EACCES: refused. */
+/* enum tfd_staged_status, or -EAGAIN. What is not open is answered at once: everybody's posts are in this order. */
 static int begin(struct tfd_half *half, struct tfd_staged_in *in)
 {
 	struct tfd_domain *domain = half->domain;
@@ -85,20 +85,25 @@ static int begin(struct tfd_half *half, struct tfd_staged_in *in)
 	const struct tfd_staged_header *header = &in->header;
 	struct tfd_staged_part parts[TFD_STAGES_PARTS + 1];
 	bool reads = header->flags & TFD_STAGED_READ;
+	uint32_t spoilt = tfd_staged_spoilt_as(half->in_spoilt, header->chain, half->in_begun);
+	int rc;
 	struct tfd_staged_range range = { .parts = parts,
 	                                  .part_count = header->part_count + 1u,
 	                                  .length = header->length };
 
 	in->slot->error = 0;
-	if (tfd_staged_is_spoilt(half->in_spoilt, header->chain, half->in_begun))
-		return -EIO;
-	if (!header->length)
-		return 0;
+	if (header->flags & TFD_STAGED_VOID)
+		return TFD_STAGED_FAILED;
+	if (spoilt || !header->length)
+		return (int)spoilt;
 	range.mr = tfd_mr_find_hot(&domain->memory, header->key);
 	if (!range.mr || !(reads || range.mr->writable) || !parts_take(header, slot, range.mr, parts))
-		return -EACCES;
-	return tfd_staged_copy(domain, in->slot, payload_of(half, in), &range,
-	                       reads ? TFD_STAGE_D2H : TFD_STAGE_H2D);
+		return TFD_STAGED_REFUSED;
+	rc = tfd_staged_copy(domain, in->slot, payload_of(half, in), &range,
+	                     reads ? TFD_STAGE_D2H : TFD_STAGE_H2D, header->flags & TFD_STAGED_WAITED);
+	if (rc == -EBUSY)
+		return TFD_STAGED_NOT_OPEN;
+	return rc == -EAGAIN ? rc : rc ? TFD_STAGED_FAILED : TFD_STAGED_OK;
 }
 
 static void ins_begin(struct tfd_half *half)
@@ -120,12 +125,25 @@ static void ins_begin(struct tfd_half *half)
 		rc = begin(half, in);
 		if (rc == -EAGAIN)
 			return;
-		in->status = rc == -EACCES ? TFD_STAGED_REFUSED : rc ? TFD_STAGED_FAILED : TFD_STAGED_OK;
-		if (in->status == TFD_STAGED_FAILED)
-			tfd_staged_spoil(half->in_spoilt, in->header.chain, half->in_begun);
+		in->status = (uint8_t)rc;
+		if (in->status == TFD_STAGED_FAILED || in->status == TFD_STAGED_NOT_OPEN)
+			tfd_staged_spoil(half->in_spoilt, in->header.chain, half->in_begun, in->status);
 		half->in_begun++;
-		half->in_refused = rc == -EACCES; /* nothing may land behind it */
+		half->in_refused = in->status == TFD_STAGED_REFUSED; /* nothing may land behind it */
 	}
+}
+
+static void in_tell(const struct tfd_half *half, const struct tfd_staged_in *in, struct tfd_staged_told *told)
+{
+	bool has_imm = in->header.flags & TFD_STAGED_HAS_IMM;
+
+	if (in->status == TFD_STAGED_FAILED || in->status == TFD_STAGED_NOT_OPEN)
+		tfd_staged_tell(told,
+		                (struct tfd_wc){ .type = TFD_WC_VOID, .imm = has_imm, .owner = half->owner });
+	else if (!in->status && has_imm)
+		tfd_staged_tell(
+			told,
+			(struct tfd_wc){ .type = TFD_WC_IMM, .imm = in->header.imm, .owner = half->owner });
 }
 
 /* Visible, or failed: so it is told, before it is answered. */
@@ -138,14 +156,11 @@ static void ins_tell(struct tfd_half *half, struct tfd_staged_told *told)
 		if (in->slot->copies)
 			return;
 		if (!in->status &&
-		    (in->slot->error || tfd_staged_is_spoilt(half->in_spoilt, chain, half->in_told)))
+		    (in->slot->error || tfd_staged_spoilt_as(half->in_spoilt, chain, half->in_told)))
 			in->status = TFD_STAGED_FAILED;
 		if (in->status == TFD_STAGED_FAILED)
-			tfd_staged_spoil(half->in_spoilt, chain, half->in_told);
-		else if (!in->status && (in->header.flags & TFD_STAGED_HAS_IMM))
-			tfd_staged_tell(told, (struct tfd_wc){ .type = TFD_WC_IMM,
-			                                       .imm = in->header.imm,
-			                                       .owner = half->owner });
+			tfd_staged_spoil(half->in_spoilt, chain, half->in_told, in->status);
+		in_tell(half, in, told);
 		half->in_told++;
 	}
 }

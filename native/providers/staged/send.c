@@ -60,9 +60,27 @@ static void header_make(const struct tfd_half *half, const struct tfd_post *post
 		header->flags |= TFD_STAGED_HAS_IMM;
 	if (post->read)
 		header->flags |= TFD_STAGED_READ;
+	if (post->waited == TFD_WAITED_FAR)
+		header->flags |= TFD_STAGED_WAITED;
 }
 
-/* The bytes of a write begin to come into its slot. */
+/* The bytes of a write begin to come; of a read there is memory that they may go to. */
+static int bytes_begin(struct tfd_half *half, const struct tfd_post *post, struct tfd_staged_out *out,
+                       const struct tfd_staged_range *range)
+{
+	struct tfd_domain *domain = half->domain;
+	uint64_t payload = out->slot->offset + tfd_staged_payload_at(post->part_count);
+	bool waited = post->waited == TFD_WAITED_NEAR;
+
+	if (tfd_staged_spoilt_as(half->out_spoilt, out->chain, half->out_next))
+		return 0;
+	if (!post->read)
+		return tfd_staged_copy(domain, out->slot, payload, range, TFD_STAGE_D2H, waited);
+	return range->length && range->mr->device ?
+	               tfd_stages_ask(domain->stages, range->mr->device, waited) :
+	               0;
+}
+
 static int fill(struct tfd_half *half, const struct tfd_post *post, struct tfd_staged_out *out)
 {
 	struct tfd_domain *domain = half->domain;
@@ -80,16 +98,12 @@ static int fill(struct tfd_half *half, const struct tfd_post *post, struct tfd_s
 	header_make(half, post, range.length, out->slot, (void *)slot);
 	out->length = (uint32_t)range.length;
 	out->carried = payload_at;
-	if (post->read)
-		return 0;
-	if (!domain->one_pool)
+	if (!post->read && !domain->one_pool)
 		out->carried += out->length;
-	if (tfd_staged_is_spoilt(half->out_spoilt, out->chain, half->out_next))
-		return 0;
-	rc = tfd_staged_copy(domain, out->slot, out->slot->offset + payload_at, &range, TFD_STAGE_D2H);
+	rc = bytes_begin(half, post, out, &range);
 	if (rc == -EIO) { /* it is told in its turn */
 		out->slot->error = EIO;
-		tfd_staged_spoil(half->out_spoilt, out->chain, half->out_next);
+		tfd_staged_spoil(half->out_spoilt, out->chain, half->out_next, TFD_STAGED_FAILED);
 		rc = 0;
 	}
 	return rc;
@@ -137,8 +151,9 @@ static void out_spoil(struct tfd_half *half, struct tfd_staged_out *out)
 	out->spoilt = true;
 	out->carried = sizeof(*header);
 	header->length = header->place = 0;
-	header->flags = header->part_count = 0;
-	tfd_staged_spoil(half->out_spoilt, out->chain, half->out_sent);
+	header->flags = (header->flags & TFD_STAGED_HAS_IMM) | TFD_STAGED_VOID;
+	header->part_count = 0;
+	tfd_staged_spoil(half->out_spoilt, out->chain, half->out_sent, TFD_STAGED_FAILED);
 }
 
 /* To the far half. Whether it went. */
@@ -175,7 +190,7 @@ static void outs_send(struct tfd_half *half)
 
 		if (out->slot->copies)
 			return;
-		if (out->slot->error || tfd_staged_is_spoilt(half->out_spoilt, out->chain, half->out_sent))
+		if (out->slot->error || tfd_staged_spoilt_as(half->out_spoilt, out->chain, half->out_sent))
 			out_spoil(half, out);
 		if (!out_go(half, out))
 			return;
@@ -190,14 +205,17 @@ void tfd_staged_ended(struct tfd_half *half, uint32_t slot, uint32_t status)
 	if (half->broken || !count)
 		return;
 	number = half->out_told + (slot + count - half->out_told % count) % count;
-	if (slot >= count || number >= half->out_sent || half->outs[slot].ended) {
+	if (slot >= count || number >= half->out_sent || half->outs[slot].ended ||
+	    status > TFD_STAGED_NOT_OPEN ||
+	    (status == TFD_STAGED_NOT_OPEN &&
+	     !half->outs[slot].chain)) { /* what is of no chain has no bytes */
 		tfd_staged_break(half);
 		return;
 	}
 	half->outs[slot].ended = true;
 	half->outs[slot].status = (uint8_t)status;
 	if (status == TFD_STAGED_FAILED)
-		tfd_staged_spoil(half->out_spoilt, half->outs[slot].chain, number);
+		tfd_staged_spoil(half->out_spoilt, half->outs[slot].chain, number, status);
 }
 
 /* What was read goes to its place: 0 once it is there. */
@@ -214,8 +232,10 @@ static int bring(struct tfd_half *half, struct tfd_staged_out *out)
 	if (!out->brought) {
 		part.address = (uint64_t)(out->local - out->mr->base);
 		rc = tfd_staged_copy(half->domain, out->slot, out->slot->offset + tfd_staged_payload_at(0),
-		                     &range, TFD_STAGE_H2D);
+		                     &range, TFD_STAGE_H2D, true);
 		out->brought = !rc;
+		if (rc == -EBUSY) /* it was open when this was posted: its helper has ended since */
+			rc = -EIO;
 	}
 	if (!rc && out->slot->copies)
 		return -EAGAIN;
@@ -232,9 +252,12 @@ static bool out_end(struct tfd_half *half, struct tfd_staged_out *out, struct tf
 	*wc = (struct tfd_wc){ .type = TFD_WC_SENT, .wr = out->wr };
 	if (!rc)
 		return true;
+	wc->type = TFD_WC_NOT_OPEN;
+	if (out->status == TFD_STAGED_NOT_OPEN)
+		return true;
 	wc->type = TFD_WC_ERROR;
 	wc->error = EIO;
-	wc->remote_access = out->status != TFD_STAGED_OK;
+	wc->remote_access = out->status != TFD_STAGED_OK && !out->spoilt;
 	wc->alone = out->status != TFD_STAGED_REFUSED;
 	if (wc->alone)
 		return true;

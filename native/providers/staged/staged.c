@@ -193,7 +193,7 @@ static struct tfd_half *half_of(struct tfd_domain *domain, const struct tfd_wc *
 {
 	struct tfd_half *half = tfd_numbers_get(&domain->numbers, wc->imm & 0xffff);
 
-	if (!half || half->closed || (wc->imm >> 16 & 0x3ff) != (uint32_t)(half->token >> 54))
+	if (!half || half->closed || (wc->imm >> 16 & 0x1ff) != tfd_staged_check(half->token))
 		return NULL;
 	return wc->owner && wc->owner != half ? NULL : half;
 }
@@ -201,8 +201,8 @@ static struct tfd_half *half_of(struct tfd_domain *domain, const struct tfd_wc *
 static void imm_take(struct tfd_domain *domain, const struct tfd_wc *wc)
 {
 	struct tfd_half *half = half_of(domain, wc);
-	uint32_t kind = wc->imm >> 30;
-	uint32_t slot = wc->imm >> 26 & 15;
+	uint32_t kind = wc->imm >> 29;
+	uint32_t slot = wc->imm >> 25 & 15;
 
 	if (!half || (!wc->owner && domain->ordered))
 		return;

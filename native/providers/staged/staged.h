@@ -18,16 +18,19 @@ enum tfd_staged_status {
 	TFD_STAGED_OK = 0,
 	TFD_STAGED_REFUSED = 1, /* no such key, bounds, rights */
 	TFD_STAGED_FAILED = 2, /* its helper could not copy: it alone */
+	TFD_STAGED_NOT_OPEN = 3, /* its memory is not open yet: it is to come again */
 };
 
 /*
- * Immediates of the inner rail: [2: kind][4: slot][10: check][16: number]. The number is the far half's, the check ten bits of its
+ * Immediates of the inner rail: [3: kind][4: slot][9: check][16: number]. The number is the far half's, the check nine bits of its
  * token; `slot` one of the half's that takes the post. Kind 0 brings a post, the others end it with an enum tfd_staged_status.
  */
 enum tfd_staged_kind { TFD_STAGED_POST = 0, TFD_STAGED_ENDED = 1 /* and the status */ };
 
 #define TFD_STAGED_READ 1u
 #define TFD_STAGED_HAS_IMM 2u
+#define TFD_STAGED_VOID 4u /* it has failed at the sender's: nothing lands, no immediate is told */
+#define TFD_STAGED_WAITED 8u /* it comes again after NOT_OPEN */
 
 /* At the beginning of a slot; then parts; then, at a multiple of TFD_LINE, the payload. Little-endian, as are all hosts. */
 struct tfd_staged_header {
@@ -44,7 +47,7 @@ struct tfd_staged_header {
 	uint64_t chain; /* as of struct tfd_post */
 };
 
-#define TFD_STAGED_MAGIC 0x31677473u /* "stg1" */
+#define TFD_STAGED_MAGIC 0x32677473u /* "stg2" */
 
 /* At the end of a half's address, behind that of its inner one. */
 struct tfd_staged_address {
@@ -60,6 +63,7 @@ struct tfd_staged_address {
 };
 
 _Static_assert(sizeof(struct tfd_staged_address) == 72, "no padding goes out");
+_Static_assert(TFD_STAGED_SLOTS <= TFD_VOID_POSTS, "so its sender knows of each that is void");
 
 /* A post of ours. */
 struct tfd_staged_out {
@@ -86,12 +90,13 @@ struct tfd_staged_in {
 };
 
 /*
- * A chain of which a post has failed alone: no immediate of it may be told behind that. What can be under way by then are the posts
- * below `before`: the core posts no more of it once it was told.
+ * A chain of which a post has failed alone, or was not open: no immediate of it may be told behind that. Behind it so many posts can be under
+ * way by then as a half has slots: the core posts no more of that chain once it was told.
  */
 struct tfd_staged_spoilt {
 	uint64_t chain;
-	uint64_t before;
+	uint64_t number; /* of that post */
+	uint8_t status; /* what those behind it are answered with */
 };
 
 struct tfd_half {
@@ -179,24 +184,32 @@ static inline uint32_t tfd_staged_payload_at(uint32_t part_count)
 	       TFD_LINE * TFD_LINE;
 }
 
-static inline void tfd_staged_spoil(struct tfd_staged_spoilt *spoilt, uint64_t chain, uint64_t number)
+static inline void tfd_staged_spoil(struct tfd_staged_spoilt *spoilt, uint64_t chain, uint64_t number,
+                                    uint32_t status)
 {
-	spoilt[number % TFD_STAGED_SLOTS] = (struct tfd_staged_spoilt){ chain, number + TFD_STAGED_SLOTS };
+	spoilt[number % TFD_STAGED_SLOTS] = (struct tfd_staged_spoilt){ chain, number, (uint8_t)status };
 }
 
-static inline bool tfd_staged_is_spoilt(const struct tfd_staged_spoilt *spoilt, uint64_t chain,
-                                        uint64_t number)
+/* enum tfd_staged_status: by what was before it. */
+static inline uint32_t tfd_staged_spoilt_as(const struct tfd_staged_spoilt *spoilt, uint64_t chain,
+                                            uint64_t number)
 {
 	for (uint32_t i = 0; i < TFD_STAGED_SLOTS; i++) {
-		if (chain && spoilt[i].chain == chain && number < spoilt[i].before)
-			return true;
+		if (chain && spoilt[i].chain == chain && number - spoilt[i].number < TFD_STAGED_SLOTS)
+			return spoilt[i].status;
 	}
-	return false;
+	return TFD_STAGED_OK;
+}
+
+/* Of the token of a half. */
+static inline uint32_t tfd_staged_check(uint64_t token)
+{
+	return (uint32_t)(token >> 55);
 }
 
 static inline uint32_t tfd_staged_imm(uint32_t kind, uint32_t slot, uint64_t token, uint32_t number)
 {
-	return kind << 30 | slot << 26 | (uint32_t)(token >> 54) << 16 | number;
+	return kind << 29 | slot << 25 | tfd_staged_check(token) << 16 | number;
 }
 
 /* staged.c */
@@ -225,9 +238,9 @@ struct tfd_staged_range {
 	uint32_t part_count;
 	uint64_t length; /* of all */
 };
-/* Copies between the pool and memory, or requests it; `slot` is told. -EAGAIN: not now; -EIO: it cannot. */
+/* Copies between the pool and memory, or requests it; `slot` is told. -EAGAIN: not now; -EBUSY, -EIO: as tfd_stages_ask. */
 int tfd_staged_copy(struct tfd_domain *domain, struct tfd_stage_slot *slot, uint64_t pool_offset,
-                    const struct tfd_staged_range *range, uint32_t ring);
+                    const struct tfd_staged_range *range, uint32_t ring, bool waited);
 
 /* send.c */
 int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct tfd_wr *wr);

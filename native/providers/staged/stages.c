@@ -313,37 +313,43 @@ void tfd_stage_memory_drop(struct tfd_stages *stages, uint64_t number)
 	free(memory);
 }
 
-/* The helper that has it open; -EAGAIN: control has been told that somebody waits; -EIO: it cannot be opened. */
-static int helper_of(struct tfd_stages *stages, uint64_t number, struct tfd_stage_helper **out)
+/* The helper that has it open; else as tfd_stages_ask. */
+static int helper_of(struct tfd_stages *stages, uint64_t number, bool waited, struct tfd_stage_helper **out)
 {
 	struct tfd_stage_memory *memory = memory_make(stages, number); /* the first time only it allocates */
 
 	if (!memory)
-		return -EAGAIN;
+		return -EBUSY;
 	*out = memory->helper;
 	if (memory->helper)
 		return memory->helper->silent ? -EIO : 0;
-	if (memory->failed) {
-		memory->failed = false;
+	if (memory->failed && waited)
 		return -EIO;
-	}
+	memory->failed = false; /* who has not waited for that asks anew */
 	if (!memory->wanted && stages->tell)
 		stages->tell(stages->context, TFD_EVENT_STAGE_NEEDED, number);
 	memory->wanted = true;
-	return -EAGAIN;
+	return -EBUSY;
+}
+
+int tfd_stages_ask(struct tfd_stages *stages, uint64_t memory, bool waited)
+{
+	struct tfd_stage_helper *helper;
+
+	return helper_of(stages, memory, waited, &helper);
 }
 
 /* ---- requests ---- */
 
 int tfd_stages_copy(struct tfd_stages *stages, uint32_t ring, struct tfd_stage_slot *slot,
-                    const struct tfd_stage_copy *copies, uint32_t count)
+                    const struct tfd_stage_copy *copies, uint32_t count, bool waited)
 {
 	struct tfd_stage_helper *helper;
 	struct tfd_stage_queue *queue;
 	struct tfd_stage_ring *shared;
 	struct tfd_stage_slot *place = tfd_stage_slot_of(stages, copies[0].pool_offset);
 	uint64_t one = 1;
-	int rc = helper_of(stages, copies[0].memory, &helper);
+	int rc = helper_of(stages, copies[0].memory, waited, &helper);
 
 	if (rc)
 		return rc;

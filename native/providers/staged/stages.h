@@ -65,7 +65,7 @@ struct tfd_stage_memory {
 	uint64_t number;
 	struct tfd_stage_helper *helper; /* that has it open; NULL: none */
 	bool wanted; /* control was told */
-	bool failed; /* it cannot be opened; whoever waits is told once */
+	bool failed; /* since somebody asked for it first: whoever waits is told */
 };
 
 struct tfd_stages {
@@ -129,11 +129,13 @@ static inline uint8_t *tfd_stage_slot_at(const struct tfd_stages *stages, const 
 }
 
 /*
- * Requests copies between a slot and one memory, all or none. -EAGAIN: its ring is full, or no helper has the memory open, which control
- * was told; -EIO: it cannot be opened.
+ * Whether a helper has a memory open: 0; -EBUSY: none has, which control was told; -EIO: it cannot be opened, and whoever asks has `waited`
+ * for it, or its helper does nothing any more.
  */
+int tfd_stages_ask(struct tfd_stages *stages, uint64_t memory, bool waited);
+/* Requests copies between a slot and one memory, all or none. -EAGAIN: its ring is full; else as tfd_stages_ask. */
 int tfd_stages_copy(struct tfd_stages *stages, uint32_t ring, struct tfd_stage_slot *slot,
-                    const struct tfd_stage_copy *copies, uint32_t count);
+                    const struct tfd_stage_copy *copies, uint32_t count, bool waited);
 /* Takes in what helpers have done. */
 void tfd_stages_poll(struct tfd_stages *stages);
 
