@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HELPER = "transferd.native.gpu_helper"
 START_S = 30.0  # hosts with many GPUs take some seconds to start the driver
-ASK_S = 2.0  # opening one allocation takes 1 to 3 ms, 64 chunks the like
+ASK_S = 4.0  # 1 to 3 ms; closing waits for copies, which the data plane gives 3 s to get on
 END_S = 2.0
 CHUNKS = 64  # of one message: TFD_GPU_CHUNKS
 SEEN = 32  # TFD_GPU_SEEN

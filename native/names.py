@@ -61,6 +61,7 @@ class Detail(enum.IntEnum):
     NOT_COPIED = 30
     STILL_COPIED = 31
     STAGING = 32
+    ONE_BYTE = 33
 
 
 def _text(pointer: object) -> str:

@@ -41,6 +41,11 @@ bool tfd_open_reaches(const struct tfd_open *open, const struct tfd_region *regi
 	return false;
 }
 
+bool tfd_open_takes(const struct tfd_open *open, const struct tfd_region *region, bool reads, uint64_t bytes)
+{
+	return bytes != 1 || !(reads ? region->device : open->device) || reached_directly(open, region);
+}
+
 static bool moves_bytes(const struct tfd_shard *shard)
 {
 	const struct tfd_job *job = shard->job;

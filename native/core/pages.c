@@ -163,7 +163,7 @@ int tfd_pages_plan(struct tfd_shard *shard, const struct tfd_conn *conn, uint64_
 	plan->dst_offset = piece->dst_offset + shard->piece_posted;
 	plan->length = plan->first = piece->length - shard->piece_posted;
 	if (plan->length > segment) {
-		plan->length = plan->first = segment;
+		plan->length = plan->first = tfd_cut_piece(plan->length, segment);
 		return 0;
 	}
 	plan->extent = piece->pages;

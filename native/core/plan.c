@@ -107,9 +107,15 @@ static uint32_t slice_read(const struct tfd_job *job, uint32_t index, struct tfd
 	               TFD_DETAIL_SOURCE_BOUNDS;
 }
 
-static bool lies_in(const struct tfd_slice *slice, const struct tfd_open *open)
+/* Whether the grant takes it. */
+static uint32_t slice_check(const struct tfd_job *job, const struct tfd_slice *slice,
+                            const struct tfd_open *open)
 {
-	return slice->dst_offset <= open->length && slice->length <= open->length - slice->dst_offset;
+	if (slice->dst_offset > open->length || slice->length > open->length - slice->dst_offset)
+		return TFD_DETAIL_DESTINATION_BOUNDS;
+	return tfd_open_takes(open, job->region, false, slice->length) || job->flags & TFD_FLAG_COPIED ?
+	               TFD_DETAIL_NONE :
+	               TFD_DETAIL_ONE_BYTE;
 }
 
 /* Of a job with one grant; it may have been made with more shards than it needs now. */
@@ -138,8 +144,8 @@ static uint32_t read_write(struct tfd_job *job, uint32_t count)
 	if (!count)
 		return TFD_DETAIL_NONE;
 	detail = slice_read(job, 0, &slice);
-	if (!detail && !lies_in(&slice, job->open))
-		detail = TFD_DETAIL_DESTINATION_BOUNDS;
+	if (!detail)
+		detail = slice_check(job, &slice, job->open);
 	if (detail)
 		return detail;
 	job->src_offset += slice.src_offset;
@@ -156,8 +162,8 @@ static uint32_t read_targets(struct tfd_job *job, uint32_t count)
 		struct tfd_slice slice;
 		uint32_t detail = slice_read(job, i, &slice);
 
-		if (!detail && shard->open && !lies_in(&slice, shard->open)) /* else it has failed before */
-			detail = TFD_DETAIL_DESTINATION_BOUNDS;
+		if (!detail && shard->open) /* else it has failed before */
+			detail = slice_check(job, &slice, shard->open);
 		if (detail)
 			return detail;
 		shard->src_offset = job->src_offset + slice.src_offset;

@@ -31,8 +31,9 @@ static uint32_t check_copied(const struct tfd_open *open, const struct tfd_regio
 	return open->rights & TFD_RIGHT_MAP ? TFD_DETAIL_NONE : TFD_DETAIL_RIGHTS;
 }
 
-/* Whether what it moves can be reached. Memory of a device is compared by nobody. */
-static uint32_t check_reach(const struct tfd_taking *taking, const struct tfd_open *open, bool bytes)
+/* Whether what it moves, in parts of so many bytes, can be reached. Memory of a device is compared by nobody. */
+static uint32_t check_reach(const struct tfd_taking *taking, const struct tfd_open *open, bool bytes,
+                            uint64_t part_bytes)
 {
 	const struct tfd_region *region = taking->region;
 	uint8_t flags = taking->entry->flags;
@@ -43,7 +44,11 @@ static uint32_t check_reach(const struct tfd_taking *taking, const struct tfd_op
 		return TFD_DETAIL_NONE;
 	if (flags & TFD_FLAG_CHECKSUM)
 		return TFD_DETAIL_BAD_FLAGS;
-	return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : open->unreached;
+	if (!tfd_open_reaches(open, region))
+		return open->unreached;
+	return tfd_open_takes(open, region, taking->entry->op == TFD_OP_READ, part_bytes) ?
+	               TFD_DETAIL_NONE :
+	               TFD_DETAIL_ONE_BYTE;
 }
 
 static bool imm_granted(const struct tfd_open *open, uint32_t imm)
@@ -174,7 +179,8 @@ static uint32_t take_single(struct tfd_taking *taking, struct tfd_job **out)
 		detail = check_region(taking);
 	if (!detail)
 		detail = check_reach(taking, open,
-		                     deferred || (entry->length && (!pages || entry->table_count)));
+		                     deferred || (entry->length && (!pages || entry->table_count)),
+		                     deferred && !pages ? 0 : entry->length);
 	if (detail)
 		return detail;
 	if (!reads && !imm_granted(open, entry->imm))
@@ -239,7 +245,8 @@ static uint32_t check_target(const struct tfd_taking *taking, const struct tfd_t
 		return TFD_DETAIL_IMM_RANGE;
 	if (!within(target->dst_offset, target->length, open->length))
 		return TFD_DETAIL_DESTINATION_BOUNDS;
-	detail = check_reach(taking, open, taking->region && (target->length || is_deferred(taking)));
+	detail = check_reach(taking, open, taking->region && (target->length || is_deferred(taking)),
+	                     target->length);
 	if (detail)
 		return detail;
 	if (taking->region ? !within(target->src_offset, target->length, taking->region->length) :

@@ -40,7 +40,8 @@ static int rows_in(const struct tfd_cuda *cuda, void *stream, const uint8_t *hos
 /*
  * A short range to the device. A plain copy of it is written by the GPU's front end, which waits for a time slice; a copy of two rows,
  * with or without a gap between them, is a copy engine's, whatever its length (README.md). An odd length is two of them, which overlap
- * in all but a byte, and a single byte is no two rows.
+ * in all but a byte. A single byte is no two rows: it would hold up the stream, which is everybody's, so that it is refused (the core
+ * refuses a job that would need it, tfd_open_takes).
  */
 static int short_in(const struct tfd_cuda *cuda, void *stream, const uint8_t *host, uint64_t device,
                     size_t bytes)
@@ -49,7 +50,7 @@ static int short_in(const struct tfd_cuda *cuda, void *stream, const uint8_t *ho
 	int result;
 
 	if (!width)
-		return cuda->copy_in(device, host, bytes, stream);
+		return TFD_CUDA_INVALID_VALUE;
 	result = rows_in(cuda, stream, host, width, device, width, width, 2);
 	return result || bytes % 2 == 0 ? result :
 	                                  rows_in(cuda, stream, host + 1, width, device + 1, width, width, 2);

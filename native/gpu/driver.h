@@ -14,6 +14,7 @@
 /* CUresult, as far as somebody looks at them. */
 enum {
 	TFD_CUDA_SUCCESS = 0,
+	TFD_CUDA_INVALID_VALUE = 1,
 	TFD_CUDA_NOT_READY = 600,
 };
 

@@ -274,9 +274,9 @@ static void until_asleep(struct bench *bench)
 /* Every length in turn, at odd places, each way; nothing beside the range is touched. */
 static void test_lengths(void)
 {
-	static const uint32_t lengths[] = { 1,     2,     3,     4,     7,     15,        16,
-	                                    17,    63,    64,    65,    1000,  4096,      4099,
-	                                    32767, 32768, 40001, 65536, CHUNK, CHUNK + 5, CHUNK + 70001 };
+	static const uint32_t lengths[] = { 2,     3,     4,     7,     15,        16,           17,
+	                                    63,    64,    65,    1000,  4096,      4099,         32767,
+	                                    32768, 40001, 65536, CHUNK, CHUNK + 5, CHUNK + 70001 };
 	struct bench bench = { 0 };
 	uint8_t *image = malloc(MEMORY);
 
@@ -374,6 +374,8 @@ static void test_refusals(void)
 	REFUSED(TFD_STAGE_D2H, ENOENT, what.memory = 78);
 	REFUSED(TFD_STAGE_H2D, ENOENT, what.memory = 0);
 	REFUSED(TFD_STAGE_H2D, EINVAL, what.bytes = 0);
+	REFUSED(TFD_STAGE_H2D, EIO, what.bytes = 1); /* the stream would wait */
+	REFUSED(TFD_STAGE_D2H, 0, what.bytes = 1);
 	REFUSED(TFD_STAGE_D2H, EINVAL, what.rows = 0);
 	REFUSED(TFD_STAGE_D2H, EINVAL, what.rows = 2; what.stride = 63);
 	REFUSED(TFD_STAGE_H2D, ERANGE, what.offset = MEMORY - 63);

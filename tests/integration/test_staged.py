@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 LENGTH = 4 * MIB
 RIGHTS = {"read", "write"}
 OK = JobStatus.OK
-SIZES = (0, 1, 2, 15, 4096, 5001, 65_536, 100_003, MIB, MIB + 1, 3 * MIB + 7)
+SIZES = (0, 2, 15, 4096, 5001, 65_536, 100_003, MIB, MIB + 1, 3 * MIB + 7)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +188,27 @@ def test_memory_that_is_deregistered_is_let_go_of(
     source.close()
     assert mapped_by(pid) == before - 1
     buffer.free()
+
+
+def test_one_byte_is_refused_on_its_way_to_a_gpu(
+    soft: SoftCuda, sender: Client, receiver: Client
+) -> None:
+    here, source = on_gpu(sender, soft)
+    there, target = on_gpu(receiver, soft)
+    back, plain = on_host(receiver)
+    here[0], grant = 77, granted(target)
+    for job in (
+        sender.write(source[0:1], grant.descriptor, imm=11),
+        sender.write_pages(source, [0, 5], grant.descriptor, [0, 9], 1, imm=11),
+        sender.scatter(source, [(grant.descriptor, 0, 0, 1)], imm=11),
+        sender.read(grant.descriptor, source[0:1]),
+    ):
+        with pytest.raises(transferd.JobFailed) as caught:
+            job.wait(WAIT_S)
+        assert (caught.value.status, caught.value.detail) == (JobStatus.INVALID, "ONE_BYTE")
+    assert there[0] == 0
+    assert sender.write(source[0:1], granted(plain).descriptor, imm=11).wait(WAIT_S) is OK
+    assert back[0] == 77
 
 
 def test_host_memory_does_not_go_by_it(sender: Client, receiver: Client) -> None:

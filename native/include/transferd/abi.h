@@ -139,7 +139,8 @@
 	X(29, DEVICE_MEMORY, "no path to GPU memory: grant map, or share a dmabuf")          \
 	X(30, NOT_COPIED, "its client copies GPU memory of this host alone")                 \
 	X(31, STILL_COPIED, "its client's stream was not through with it in time")           \
-	X(32, STAGING, "GPU memory was not staged: it is freed, its GPU failed, or no room")
+	X(32, STAGING, "GPU memory was not staged: it is freed, its GPU failed, or no room") \
+	X(33, ONE_BYTE, "a single byte is not staged to GPU memory: send two or more")
 
 #define TFD_X_STATUS(number, name, sentence) TFD_JOB_##name = number,
 enum tfd_job_status { TFD_JOB_STATUS_TABLE(TFD_X_STATUS) TFD_JOB_STATUS_COUNT };
