@@ -171,9 +171,9 @@ def test_senders_daemon_killed(pair: Pair) -> None:
             # Its own clients: everything that waits is told, and so is every later call.
             with pytest.raises(transferd.Unavailable):
                 jobs[-1].wait(WAIT_S)
-            assert time.monotonic() - killed_s < OWN_DAEMON_S
+            assert time.monotonic() - killed_s < OWN_DAEMON_S + SLACK_S
             assert isinstance(own.end(), transferd.Unavailable)
-            assert own.ended_s - killed_s < OWN_DAEMON_S
+            assert own.ended_s - killed_s < OWN_DAEMON_S + SLACK_S
             with pytest.raises(transferd.Unavailable):
                 sender.write(source, grant.descriptor, imm=IMM)
             with pytest.raises(transferd.Unavailable):

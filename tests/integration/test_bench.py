@@ -48,7 +48,7 @@ def test_every_operation_from_host_to_host(shared_pair: Pair, tmp_path: Path) ->
             *("--json", str(report), "--plot", str(picture), "--repeat", "3"),
             log=tmp_path / "near",
         )
-        assert process.wait(20) == 0
+        assert process.wait(END_S) == 0
     found = read(report)
     assert (found.complete, found.error) == (True, "")
     expected = [
@@ -129,7 +129,7 @@ def test_two_hosts_to_one_begin_together(shared_pair: Pair, tmp_path: Path) -> N
     near, far = shared_pair
     with serving(far, tmp_path / "far", "--initiators", "2", "--once") as (process, where):
         ends = two_hosts(near, where, tmp_path)
-        assert process.wait(20) == 0
+        assert process.wait(END_S) == 0
     assert [status for status, _ in ends] == [0, 0]
     assert all("ALL HOSTS" in told for _, told in ends)
     told = (tmp_path / "far").read_text()

@@ -31,7 +31,7 @@ def test_own_daemon_dies(daemon: DaemonProcess) -> None:
         started = time.monotonic()
         with pytest.raises(transferd.Unavailable):
             counter.wait(2, WAIT_S)
-        assert time.monotonic() - started < 1.2
+        assert time.monotonic() - started < 0.1 + 1.0 + 1.5  # the timer, the bound, busy cores
         with pytest.raises(transferd.Unavailable):
             client.write(region, grant.descriptor, imm=1)
         with pytest.raises(transferd.Unavailable):
