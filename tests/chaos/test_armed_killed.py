@@ -27,7 +27,9 @@ LENGTH = 64 << 20
 IMM = 1
 
 
-@pytest.mark.parametrize("place", ["other daemon", "same daemon"])
+@pytest.mark.parametrize(
+    "place", ["other daemon", pytest.param("same daemon", marks=pytest.mark.long)]
+)
 def test_a_client_with_armed_jobs_is_killed(shared_pair: Pair, place: str) -> None:
     near = shared_pair[0]
     far = shared_pair[1] if place == "other daemon" else near

@@ -64,7 +64,14 @@ def ended(process: subprocess.Popen[bytes], status: int, tmp_path: Path) -> Repo
     return report
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+    ],
+)
 def test_the_target_dies(pair: Pair, tmp_path: Path, how: signal.Signals) -> None:
     near, far = pair
     with serving(far, tmp_path / "far") as (target, where):
@@ -77,6 +84,7 @@ def test_the_target_dies(pair: Pair, tmp_path: Path, how: signal.Signals) -> Non
     quiet(near, far)
 
 
+@pytest.mark.long
 def test_the_targets_daemon_dies(pair: Pair, tmp_path: Path) -> None:
     near, far = pair
     with serving(far, tmp_path / "far") as (target, where):
@@ -91,6 +99,7 @@ def test_the_targets_daemon_dies(pair: Pair, tmp_path: Path) -> None:
     quiet(near)
 
 
+@pytest.mark.long
 def test_the_initiators_daemon_dies(pair: Pair, tmp_path: Path) -> None:
     near, far = pair
     with serving(far, tmp_path / "far") as (_, where):
@@ -103,6 +112,7 @@ def test_the_initiators_daemon_dies(pair: Pair, tmp_path: Path) -> None:
     quiet(far)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_the_initiator_is_interrupted(pair: Pair, tmp_path: Path, how: signal.Signals) -> None:
     near, far = pair
@@ -126,6 +136,7 @@ def test_the_initiator_is_killed(pair: Pair, tmp_path: Path) -> None:
     quiet(near, far)
 
 
+@pytest.mark.long
 def test_a_worker_is_killed(pair: Pair, tmp_path: Path) -> None:
     near, far = pair
     with serving(far, tmp_path / "far", "--once") as (target, where):

@@ -160,7 +160,7 @@ CUTS: dict[str, Callable[[Network, Host, int], None]] = {
         ("silent", NEAR, "tcp"),
         pytest.param("silent", FAR, "tcp", marks=pytest.mark.long),
         ("cable", FAR, "tcp"),
-        ("interface", NEAR, "tcp"),
+        pytest.param("interface", NEAR, "tcp", marks=pytest.mark.long),
         pytest.param("silent", NEAR, "libfabric", marks=pytest.mark.long),
         pytest.param("interface", NEAR, "libfabric", marks=pytest.mark.long),
     ],

@@ -11,10 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from vm.pair import address
 
 if TYPE_CHECKING:
     from vm.guest import Guest
+
+pytestmark = pytest.mark.long
 
 PROGRAM = Path(__file__).with_name("rails_of.py")
 VERBS, AUTO = "provider: verbs", ""

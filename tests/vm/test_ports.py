@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vm.guest import Guest
     from vm.pair import Pair
 
+pytestmark = pytest.mark.long
+
 IMM = 3
 KIB = 1 << 10
 LENGTH = 2 << 20

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vm.image import Image
     from vm.pair import Pair
 
+pytestmark = pytest.mark.long
+
 NO_CONFIG = ("-c", "/dev/null", "--rootdir", SHARE)
 NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # their imports take half a minute
 
