@@ -173,10 +173,24 @@ void case_refuse_right(void)
 	memset(rig->sides[0].memory, 0, 4096);
 	refused(rig, &bystander, post);
 	CHECK(pattern_is(far->memory + 4096, 64, 5));
-	remark(rig, 1);
-	/* And it can be sent from. */
+	/* What may not be read may be written to. */
 	rig->ops->mr_close(far->domain, mr);
-	CHECK_OK(rig->ops->mr_open(rig->sides[0].domain, rig->sides[0].memory, 4096, 0, &mr, &key, &error));
+	CHECK_OK(rig->ops->mr_open(far->domain, far->memory + 4096, 4096, TFD_MR_WRITABLE | TFD_MR_UNREADABLE,
+	                           &mr, &key, &error));
+	post.remote_key = key.key;
+	post.remote_address = key.address;
+	pattern_fill(rig->sides[0].memory + 64, 64, 7);
+	CHECK(rig_run(rig, bystander.pair.out.half, &post, NULL) == 0);
+	CHECK(pattern_is(far->memory + 4096, 64, 7));
+	post.read = 1;
+	memset(rig->sides[0].memory, 0, 4096);
+	refused(rig, &bystander, post);
+	CHECK(all_are(rig->sides[0].memory + 64, 64, 0));
+	remark(rig, 2);
+	/* And memory that is neither read nor written from afar can be sent from. */
+	rig->ops->mr_close(far->domain, mr);
+	CHECK_OK(rig->ops->mr_open(rig->sides[0].domain, rig->sides[0].memory, 4096, TFD_MR_UNREADABLE, &mr,
+	                           &key, &error));
 	post = post_write(&bystander.pair, 0, 0, 4096);
 	post.mr = mr;
 	pattern_fill(rig->sides[0].memory, 4096, 6);

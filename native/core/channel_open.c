@@ -41,8 +41,8 @@ int tfd_channel_open(struct tfd_conn *conn, struct tfd_error *error)
 	if (!rc && getrandom(&channel->token, sizeof(channel->token), 0) != (ssize_t)sizeof(channel->token))
 		rc = tfd_fail(error, -EIO, "getrandom gave no token");
 	if (!rc)
-		rc = rail->ops->mr_open(rail->domain, channel->memory, TFD_FRAMES_BYTES, 1, &channel->mr,
-		                        &channel->key, error);
+		rc = rail->ops->mr_open(rail->domain, channel->memory, TFD_FRAMES_BYTES, TFD_MR_WRITABLE,
+		                        &channel->mr, &channel->key, error);
 	if (rc) {
 		tfd_channel_close(rail, channel);
 		return rc;

@@ -230,8 +230,8 @@ static int region_register(struct tfd_region *region, const struct tfd_region_op
 		struct tfd_rail *rail = &group->rails[i];
 		int rc = region->device ? device_register(rail, region, options, error) :
 		                          rail->ops->mr_open(rail->domain, region->base, region->length,
-		                                             region->writable, &region->mrs[i],
-		                                             &region->keys[i], error);
+		                                             region->writable ? TFD_MR_WRITABLE : 0,
+		                                             &region->mrs[i], &region->keys[i], error);
 
 		tfd_list_init(&region->key_links[i]);
 		if (rc && tfd_rail_state(rail) != TFD_RAIL_GONE) /* else the other rails carry on */

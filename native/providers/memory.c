@@ -91,7 +91,8 @@ int tfd_memory_add(struct tfd_memory *memory, const struct tfd_memory_range *ran
 	}
 	mr->base = range->address;
 	mr->length = range->length;
-	mr->writable = range->writable;
+	mr->writable = range->access & TFD_MR_WRITABLE;
+	mr->readable = !(range->access & TFD_MR_UNREADABLE);
 	mr->device = range->device;
 	mr->device_offset = range->device_offset;
 	mr->broken = range->device ? NULL : tfd_guard_flag(range->address);

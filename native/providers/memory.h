@@ -21,6 +21,7 @@ struct tfd_mr {
 	uint8_t *base;
 	uint64_t length;
 	bool writable;
+	bool readable; /* by the far side */
 	const uint32_t *broken; /* shared; not 0 once its owner has taken pages away; NULL: nobody can */
 	uint64_t
 		device; /* `staged`: number of the allocation on a device that it is in; 0: the host's memory */
@@ -32,7 +33,7 @@ struct tfd_mr {
 struct tfd_memory_range {
 	void *address;
 	size_t length;
-	bool writable;
+	uint32_t access; /* TFD_MR_* */
 	uint64_t device;
 	uint64_t device_offset;
 };

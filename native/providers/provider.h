@@ -100,6 +100,10 @@ struct tfd_device_memory {
 	uint64_t address; /* what it is called in posts at this end */
 };
 
+/* What the far side may do with registered memory whose key it has: read it, or as these say. */
+#define TFD_MR_WRITABLE 1u
+#define TFD_MR_UNREADABLE 2u
+
 enum tfd_wc_type {
 	TFD_WC_SENT = 1, /* wr: acknowledged: its bytes are visible at the far side */
 	/*
@@ -151,16 +155,19 @@ struct tfd_provider_ops {
 	/* control, once the worker has stopped. NULL-safe. */
 	void (*domain_close)(struct tfd_domain *domain);
 
-	/* control. Registers [address, address + length) as source, and as destination if `writable`. */
-	int (*mr_open)(struct tfd_domain *domain, void *address, size_t length, int writable,
+	/*
+	 * control; worker, where half_open may be called. Registers [address, address + length) as source of posts, and for the far side as
+	 * `access` says (TFD_MR_*).
+	 */
+	int (*mr_open)(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
 	               struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
-	/* control. The same for memory that the processor need not reach. NULL: the provider has none. */
+	/* control. Memory that the processor need not reach; the far side may read it. NULL: the provider has none. */
 	int (*mr_open_dmabuf)(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
 	                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 	/* control. The same by the number of its allocation; it need not be open anywhere yet. NULL: the provider has none. */
 	int (*mr_open_device)(struct tfd_domain *domain, const struct tfd_device_memory *memory, int writable,
 	                      struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
-	/* control. The caller has seen to it that no post and no far side uses it. */
+	/* control; worker, where half_free may be called. The caller has seen to it that no post and no far side uses it. */
 	void (*mr_close)(struct tfd_domain *domain, struct tfd_mr *mr);
 
 	/*

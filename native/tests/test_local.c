@@ -44,7 +44,7 @@ static void half_end(struct tfd_half *half)
 	ops->half_free(half);
 }
 
-static void bench_open(struct bench *bench, int target_writable)
+static void bench_open(struct bench *bench, uint32_t target_access)
 {
 	struct tfd_group_options options = { .provider = "local",
 	                                     .library = "/nonexistent",
@@ -57,7 +57,7 @@ static void bench_open(struct bench *bench, int target_writable)
 	CHECK(bench->source && bench->target);
 	CHECK_OK(ops->mr_open(bench->domain, bench->source, MEMORY_BYTES, 1, &bench->source_mr,
 	                      &bench->source_key, &error));
-	CHECK_OK(ops->mr_open(bench->domain, bench->target, MEMORY_BYTES, target_writable, &bench->target_mr,
+	CHECK_OK(ops->mr_open(bench->domain, bench->target, MEMORY_BYTES, target_access, &bench->target_mr,
 	                      &bench->target_key, &error));
 	bench_join(bench);
 }

@@ -163,6 +163,15 @@ static bool all_are(const uint8_t *bytes, uint8_t value)
 	return true;
 }
 
+static uint32_t slots_free(void)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < stages->slot_count; i++)
+		count += !stages->slots[i].half && !stages->slots[i].left;
+	return count;
+}
+
 /* A close is a fence only once it has settled: by what the helper does, or by its end. */
 static void test_settles(void)
 {
@@ -186,7 +195,7 @@ static void test_settles(void)
 		}
 		CHECK(ops->half_settle(pair.in) == 0);
 		drained(pair.in);
-		CHECK(imms == 0 && stages->free_count == stages->slot_count);
+		CHECK(imms == 0 && slots_free() == stages->slot_count);
 		world_close();
 	}
 }
@@ -206,12 +215,12 @@ static void test_writer_ends(void)
 	post(&second, 2, false);
 	CHECK(imms == 1 && all_are(host + BYTES, 2));
 	CHECK(all_are(at_work(TFD_STAGE_H2D), 1));
-	before = stages->free_count;
+	before = slots_free();
 	helper_is_done(TFD_STAGE_H2D);
-	CHECK(stages->free_count == before + 1);
+	CHECK(slots_free() == before + 1);
 	pair_end(&first);
 	pair_end(&second);
-	CHECK(stages->free_count == stages->slot_count);
+	CHECK(slots_free() == stages->slot_count);
 	world_close();
 }
 
@@ -232,7 +241,7 @@ static void test_reader_ends(void)
 	helper_is_done(TFD_STAGE_D2H);
 	pair_end(&first);
 	pair_end(&second);
-	CHECK(stages->free_count == stages->slot_count);
+	CHECK(slots_free() == stages->slot_count);
 	world_close();
 }
 
@@ -255,7 +264,7 @@ static void test_writer_ends_before(void)
 	CHECK(imms == 1 && asked(TFD_STAGE_H2D) == 0);
 	pair_end(&first);
 	pair_end(&second);
-	CHECK(stages->free_count == stages->slot_count);
+	CHECK(slots_free() == stages->slot_count);
 	world_close();
 }
 

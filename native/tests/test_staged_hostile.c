@@ -158,8 +158,7 @@ static void send_slot(uint64_t number)
 	struct tfd_post post = { .local = slot,
 	                         .mr = raw_mr,
 	                         .length = 16384,
-	                         .remote_address =
-	                                 there.base + there.slots[index] * (uint64_t)there.slot_bytes,
+	                         .remote_address = there.base + index * (uint64_t)there.slot_bytes,
 	                         .remote_key = there.key,
 	                         .has_imm = 1,
 	                         .imm = tfd_staged_imm(TFD_STAGED_POST, index, there.token, there.number) };
@@ -304,6 +303,63 @@ static void test_immediates(void)
 	world_close();
 }
 
+/* 0: it was done; else how it was refused. */
+static int reach(uint64_t address, uint64_t length, bool read)
+{
+	static struct tfd_wr wr;
+	struct tfd_post post = { .local = slot,
+	                         .mr = raw_mr,
+	                         .length = length,
+	                         .remote_address = address,
+	                         .remote_key = there.key,
+	                         .read = read };
+	struct tfd_wc wc[16];
+	int count = 0;
+
+	CHECK_OK(tfd_sim_ops.post(raw_half, &post, &wr));
+	for (int i = 0; !count && i < 20; i++)
+		count = tfd_sim_ops.poll(raw, wc, 16);
+	CHECK(count == 1 && wc[0].wr == &wr);
+	halves_close();
+	halves_open();
+	return wc[0].type == TFD_WC_SENT ? 0 : wc[0].error;
+}
+
+/* By what it was told it writes to the slots of its half, and reads nothing; other halves have the slots beside them. */
+static void test_slots_of_others(void)
+{
+	uint8_t address[TFD_ADDRESS_MAX];
+	struct tfd_half *beside[3];
+	struct tfd_stages *stages;
+	uint64_t length;
+	size_t bytes;
+
+	world_open();
+	stages = tfd_staged_stages(rail);
+	halves_close();
+	CHECK_OK(tfd_staged_ops.half_open(rail, 0, &owner, &beside[0], address, &bytes, &error));
+	halves_open();
+	for (uint32_t i = 1; i < 3; i++)
+		CHECK_OK(tfd_staged_ops.half_open(rail, i % 2, &owner, &beside[i], address, &bytes, &error));
+	CHECK(beside[0]->run < half->run && half->run < beside[1]->run && beside[1]->run < beside[2]->run);
+	length = there.count * (uint64_t)there.slot_bytes;
+	memset(slot, 0x66, TFD_STAGES_SLOT_BYTES);
+	CHECK(reach(there.base, 64, false) == 0 && reach(there.base + length - 64, 64, false) == 0);
+	CHECK(reach(there.base - 1, 64, false) && reach(there.base - there.slot_bytes, 64, false));
+	CHECK(reach(there.base + length - 63, 64, false) && reach(there.base + length, 1, false));
+	memset(slot, 0x66, TFD_STAGES_SLOT_BYTES);
+	CHECK(reach(there.base, 64, true));
+	for (uint32_t i = 0; i < 64; i++)
+		CHECK(slot[i] == 0x66);
+	for (uint32_t i = 0; i < 3; i++) {
+		for (uint32_t j = 0; j < beside[i]->run_count; j++)
+			CHECK(!stages->pool[beside[i]->run[j].offset]);
+		tfd_staged_ops.half_close(beside[i]);
+		tfd_staged_ops.half_free(beside[i]);
+	}
+	world_close();
+}
+
 static uint64_t random_state = 12345;
 
 static uint64_t random_next(void)
@@ -352,6 +408,7 @@ int main(void)
 	test_headers();
 	test_parts();
 	test_immediates();
+	test_slots_of_others();
 	test_random();
 	return 0;
 }

@@ -37,7 +37,8 @@ int main(void)
 	CHECK_OK(tfd_stages_open(4u << 20, &stages, &error));
 	stages->tell = tell;
 	tfd_list_init(&half.slots);
-	slot = tfd_stage_slot_take(stages, &half);
+	tfd_list_init(&half.own);
+	slot = tfd_stage_slot_take(stages, &half, false);
 	for (int i = 0; i < 3; i++) { /* control is asked once */
 		CHECK(tfd_stages_copy(stages, TFD_STAGE_D2H, slot, &copy, 1, i > 0) == -EBUSY && needed == 1);
 		CHECK(tfd_stages_ask(stages, NUMBER, i > 0) == -EBUSY && needed == 1);

@@ -96,8 +96,8 @@ struct fi_info *tfd_fi_hints(const struct tfd_domain *domain, const char *provid
 int tfd_fi_domain_open(const struct tfd_group_options *options, const char *name, struct tfd_rail_info *info,
                        struct tfd_domain **out, struct tfd_error *error);
 void tfd_fi_domain_close(struct tfd_domain *domain);
-int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
-                   struct tfd_region_key *key, struct tfd_error *error);
+int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 int tfd_fi_mr_open_dmabuf(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
                           struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 void tfd_fi_mr_close(struct tfd_domain *domain, struct tfd_mr *mr);

@@ -25,13 +25,14 @@ struct attributes {
 	uint64_t later[8]; /* 0 */
 };
 
-static uint64_t access_of(int writable)
+static uint64_t access_of(uint32_t access)
 {
-	return FI_WRITE | FI_REMOTE_READ | (writable ? FI_READ | FI_REMOTE_WRITE : 0);
+	return FI_WRITE | (access & TFD_MR_UNREADABLE ? 0 : FI_REMOTE_READ) |
+	       (access & TFD_MR_WRITABLE ? FI_READ | FI_REMOTE_WRITE : 0);
 }
 
-int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
-                   struct tfd_region_key *key, struct tfd_error *error)
+int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
 	int mode = domain->info->domain_attr->mr_mode;
 	struct tfd_mr *mr = calloc(1, sizeof(*mr));
@@ -47,7 +48,7 @@ int tfd_fi_mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 	}
 	if (domain->info->domain_attr->mr_key_size < sizeof(wanted))
 		wanted &= (1ull << (8 * domain->info->domain_attr->mr_key_size)) - 1;
-	rc = fi_mr_reg(domain->domain, address, length, access_of(writable), 0, wanted, 0, &mr->mr, NULL);
+	rc = fi_mr_reg(domain->domain, address, length, access_of(access), 0, wanted, 0, &mr->mr, NULL);
 	if (rc) {
 		free(mr);
 		if (rc == -FI_ENOMEM)
@@ -77,7 +78,7 @@ static int dmabuf_register(struct tfd_domain *domain, const struct tfd_dmabuf *d
 	                        .base = (void *)(uintptr_t)(dmabuf->address - dmabuf->offset) };
 	struct attributes attributes = { .attr = { .mr_iov = (const void *)&named,
 	                                           .iov_count = 1,
-	                                           .access = access_of(writable),
+	                                           .access = access_of(writable ? TFD_MR_WRITABLE : 0),
 	                                           .iface = FI_HMEM_SYSTEM } };
 
 	errno = EOPNOTSUPP; /* a library that was built without ibv_reg_dmabuf_mr answers with whatever it is */

@@ -130,10 +130,10 @@ static int domain_open(const struct tfd_group_options *options, const char *name
 	return 0;
 }
 
-static int mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
-                   struct tfd_region_key *key, struct tfd_error *error)
+static int mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
-	const struct tfd_memory_range range = { address, length, writable != 0, 0, 0 };
+	const struct tfd_memory_range range = { address, length, access, 0, 0 };
 	int rc = tfd_memory_add(&domain->memory, &range, out, error);
 
 	if (!rc)
@@ -248,7 +248,7 @@ static bool copy_make(struct tfd_domain *domain, const struct tfd_post *post, st
 	if (!post->length)
 		return true;
 	mr = tfd_mr_find_hot(&domain->memory, post->remote_key);
-	if (!mr || !(post->read || mr->writable))
+	if (!mr || !(post->read ? mr->readable : mr->writable))
 		return false;
 	if (post->read)
 		copy->broken = mr->broken;

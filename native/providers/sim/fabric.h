@@ -31,6 +31,7 @@ struct tfd_mr {
 	uint8_t *base;
 	uint64_t length;
 	bool writable;
+	bool readable; /* by the far side */
 };
 
 #define TFD_SIM_PROTOCOL "sim/1"

@@ -27,7 +27,7 @@ static bool move(const struct tfd_domain *domain, const struct tfd_mr *mr, const
 {
 	void *remote = (void *)(uintptr_t)address;
 
-	if (!tfd_sim_reaches(mr, address, length) || !(post->read || mr->writable))
+	if (!tfd_sim_reaches(mr, address, length) || !(post->read ? mr->readable : mr->writable))
 		return false;
 	if (!domain->options.move)
 		return true;

@@ -196,8 +196,8 @@ static uint32_t rail_state(const struct tfd_domain *domain)
 	return tfd_load_relaxed(&domain->state);
 }
 
-static int mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
-                   struct tfd_region_key *key, struct tfd_error *error)
+static int mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
 	struct tfd_mr *mr = calloc(1, sizeof(*mr));
 
@@ -209,7 +209,8 @@ static int mr_open(struct tfd_domain *domain, void *address, size_t length, int 
 	}
 	mr->base = address;
 	mr->length = length;
-	mr->writable = writable != 0;
+	mr->writable = access & TFD_MR_WRITABLE;
+	mr->readable = !(access & TFD_MR_UNREADABLE);
 	tfd_sim_lock();
 	mr->key = tfd_sim_random_locked(domain) << 32 | ++fabric_names;
 	tfd_list_push(&domain->mrs, &mr->link);

@@ -10,6 +10,8 @@
 #include "staged.h"
 
 #define NUMBERS_MAX (1u << 16)
+#define SHARE_PART 16u
+#define KEPT_PART 8u
 #define DRAIN_BATCH 16
 #define DRAIN_ROUNDS 512
 #define SETTLE_NS \
@@ -18,46 +20,58 @@
 
 /* ---- opening ---- */
 
-static uint32_t share_of(const struct tfd_stages *stages, int outgoing)
+/*
+ * How many slots it is written to, if it is: a 16th of what there is. The last ones of the pool are kept for halves that get as few as do,
+ * so that whoever comes late has a path.
+ */
+static uint32_t share_of(const struct tfd_stages *stages)
 {
-	uint32_t kept = tfd_stages_kept(stages);
-	uint32_t left = stages->free_count > kept ? stages->free_count - kept : 0;
-	uint32_t share = left / 16;
+	uint32_t left = stages->run_count - stages->held;
+	uint32_t kept = stages->run_count / KEPT_PART;
+	uint32_t share = left > kept ? (left - kept) / SHARE_PART : 0;
 
-	if (outgoing || share < 1) /* it is sent answers, which are short */
-		share = 1;
-	return left ? share < TFD_STAGED_SLOTS ? share : TFD_STAGED_SLOTS : 0;
+	return share < TFD_STAGED_SLOTS ? share : TFD_STAGED_SLOTS;
 }
 
 static int slots_take(struct tfd_half *half, int outgoing, struct tfd_error *error)
 {
 	struct tfd_domain *domain = half->domain;
-	uint32_t share = share_of(domain->stages, outgoing);
+	uint32_t share = share_of(domain->stages);
+	uint32_t least = 1, most = share ? share : 1;
 
-	if (!share)
+	if (outgoing) { /* it is sent answers, which are short */
+		least = 2;
+		most = share / 2 > TFD_STAGED_OWN ? 1 + TFD_STAGED_OWN : share > 3 ? 1 + share / 2 : 2;
+	}
+	if (!tfd_stage_run_take(domain->stages, half, least, most))
 		return tfd_fail(error, -ENOSPC,
 		                "the staging pool of %llu bytes has no slot left for a connection: "
 		                "raise gpu.staging_bytes",
 		                (unsigned long long)domain->stages->pool_bytes);
-	if (domain->imms_bound) { /* those that come, and as many answers to ours */
-		if (domain->imms_free < share + TFD_STAGED_SLOTS)
-			return tfd_fail(error, -ENOSPC, "the rail's queue has no room for a connection");
-		domain->imms_free -= share + TFD_STAGED_SLOTS;
+	half->in_count = outgoing ? 1 : half->run_count;
+	for (uint32_t i = 0; i < half->in_count; i++) {
+		half->ins[i].slot = &half->run[i];
+		tfd_list_remove(&half->run[i].link);
+		tfd_list_push(&half->slots, &half->run[i].link);
 	}
-	for (half->in_count = 0; half->in_count < share; half->in_count++)
-		half->ins[half->in_count].slot = tfd_stage_slot_take(domain->stages, half);
+	if (domain->imms_bound) { /* those that come, and as many answers to ours */
+		if (domain->imms_free < half->in_count + TFD_STAGED_SLOTS)
+			return tfd_fail(error, -ENOSPC, "the rail's queue has no room for a connection");
+		half->imms = half->in_count + TFD_STAGED_SLOTS;
+		domain->imms_free -= half->imms;
+	}
 	return 0;
 }
 
-static void slots_give(struct tfd_half *half)
+/* Of its own, so that the far side reaches no slots but these, and reads none. */
+static int run_register(struct tfd_half *half, struct tfd_error *error)
 {
 	struct tfd_domain *domain = half->domain;
 
-	if (domain->imms_bound && half->in_count)
-		domain->imms_free += half->in_count + TFD_STAGED_SLOTS;
-	while (!tfd_list_empty(&half->slots))
-		tfd_stage_slot_abandon(domain->stages,
-		                       tfd_container(half->slots.next, struct tfd_stage_slot, link));
+	return domain->ops->mr_open(domain->inner, tfd_stage_slot_at(domain->stages, half->run),
+	                            half->run_count * TFD_STAGES_SLOT_BYTES,
+	                            TFD_MR_WRITABLE | TFD_MR_UNREADABLE, &half->run_mr, &half->run_key,
+	                            error);
 }
 
 static void address_write(const struct tfd_half *half, void *address, size_t *address_bytes)
@@ -66,14 +80,12 @@ static void address_write(const struct tfd_half *half, void *address, size_t *ad
 	struct tfd_staged_address tail = { .magic = TFD_STAGED_MAGIC,
 	                                   .number = half->number,
 	                                   .token = half->token,
-	                                   .key = domain->pool_key.key,
-	                                   .base = domain->pool_key.address,
+	                                   .key = half->run_key.key,
+	                                   .base = half->run_key.address,
 	                                   .slot_bytes = (uint32_t)TFD_STAGES_SLOT_BYTES,
 	                                   .payload_kib = (uint16_t)(domain->payload_bytes >> 10),
 	                                   .count = (uint16_t)half->in_count };
 
-	for (uint32_t i = 0; i < half->in_count; i++)
-		tail.slots[i] = (uint16_t)(half->ins[i].slot->offset / TFD_STAGES_SLOT_BYTES);
 	memcpy((uint8_t *)address + *address_bytes, &tail, sizeof(tail));
 	*address_bytes += sizeof(tail);
 }
@@ -87,6 +99,8 @@ static int half_fill(struct tfd_half *half, int outgoing, void *address, size_t 
 	if (getrandom(&half->token, sizeof(half->token), 0) != (ssize_t)sizeof(half->token))
 		return tfd_fail(error, -EIO, "getrandom gave no token");
 	rc = slots_take(half, outgoing, error);
+	if (!rc)
+		rc = run_register(half, error);
 	if (rc)
 		return rc;
 	rc = domain->ops->half_open(domain->inner, outgoing, half, &half->inner, address, address_bytes,
@@ -115,6 +129,7 @@ int tfd_staged_half_open(struct tfd_domain *domain, int outgoing, void *owner, s
 	tfd_list_init(&half->link);
 	tfd_list_init(&half->active_link);
 	tfd_list_init(&half->slots);
+	tfd_list_init(&half->own);
 	rc = tfd_numbers_take(&domain->numbers, NUMBERS_MAX, half, &half->number);
 	if (rc) {
 		free(half);
@@ -167,7 +182,7 @@ int tfd_staged_half_start(struct tfd_half *half, const void *address, size_t add
 	half->far_key = tail.key;
 	half->far_count = tail.count;
 	for (uint32_t i = 0; i < half->far_count; i++)
-		half->far_slots[i] = tail.base + tail.slots[i] * (uint64_t)tail.slot_bytes;
+		half->far_slots[i] = tail.base + i * (uint64_t)tail.slot_bytes;
 	rc = domain->ops->half_start(half->inner, address, address_bytes, error);
 	if (rc)
 		return rc;
@@ -247,7 +262,10 @@ void tfd_staged_half_free(struct tfd_half *half)
 	domain->under_way -= (uint32_t)(half->out_next - half->out_told);
 	if (half->inner)
 		domain->ops->half_free(half->inner);
+	if (half->run_mr)
+		domain->ops->mr_close(domain->inner, half->run_mr);
 	tfd_numbers_give(&domain->numbers, half->number);
-	slots_give(half);
+	domain->imms_free += half->imms;
+	tfd_stage_slots_abandon(domain->stages, half);
 	free(half);
 }

@@ -97,7 +97,8 @@ static int begin(struct tfd_half *half, struct tfd_staged_in *in)
 	if (spoilt || !header->length)
 		return (int)spoilt;
 	range.mr = tfd_mr_find_hot(&domain->memory, header->key);
-	if (!range.mr || !(reads || range.mr->writable) || !parts_take(header, slot, range.mr, parts))
+	if (!range.mr || !(reads ? range.mr->readable : range.mr->writable) ||
+	    !parts_take(header, slot, range.mr, parts))
 		return TFD_STAGED_REFUSED;
 	rc = tfd_staged_copy(domain, in->slot, payload_of(half, in), &range,
 	                     reads ? TFD_STAGE_D2H : TFD_STAGE_H2D, header->flags & TFD_STAGED_WAITED);

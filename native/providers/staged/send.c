@@ -55,7 +55,8 @@ static void header_make(const struct tfd_half *half, const struct tfd_post *post
 	if (domain->one_pool)
 		header->place = slot->offset + tfd_staged_payload_at(post->part_count);
 	else if (post->read)
-		header->place = domain->pool_key.address + slot->offset + tfd_staged_payload_at(0);
+		header->place =
+			half->run_key.address + (slot->offset - half->run->offset) + tfd_staged_payload_at(0);
 	if (post->has_imm)
 		header->flags |= TFD_STAGED_HAS_IMM;
 	if (post->read)
@@ -123,13 +124,15 @@ int tfd_staged_post(struct tfd_half *half, const struct tfd_post *post, struct t
 		return -EMSGSIZE;
 	if (post->read && post->length && !post->mr->writable)
 		return -EACCES;
+	if (post->read && half->run_count == half->in_count) /* its run is for what it is sent */
+		return -EOPNOTSUPP;
 	if (half->out_next - half->out_told == half->far_count)
 		return -EAGAIN;
 	out = &half->outs[half->out_next % half->far_count];
 	*out = (struct tfd_staged_out){
 		.wr = wr, .local = post->local, .mr = post->mr, .chain = post->chain, .read = post->read != 0
 	};
-	out->slot = tfd_stage_slot_take(stages, half);
+	out->slot = tfd_stage_slot_take(stages, half, post->read != 0); /* what is read comes into it */
 	if (!out->slot)
 		return -EAGAIN;
 	rc = fill(half, post, out);

@@ -69,6 +69,7 @@ int tfd_staged_domain_open(struct tfd_stages *stages, const struct tfd_provider_
 {
 	struct tfd_domain *domain = calloc(1, sizeof(*domain));
 	struct tfd_rail_info below = { 0 };
+	struct tfd_region_key nobodys; /* no far side is told: it is to send from */
 	int rc;
 
 	if (!domain)
@@ -82,8 +83,8 @@ int tfd_staged_domain_open(struct tfd_stages *stages, const struct tfd_provider_
 	if (!rc)
 		rc = info_fill(domain, &below, name, info, error);
 	if (!rc)
-		rc = inner->mr_open(domain->inner, stages->pool, stages->pool_bytes, 1, &domain->pool_mr,
-		                    &domain->pool_key, error);
+		rc = inner->mr_open(domain->inner, stages->pool, stages->pool_bytes, TFD_MR_UNREADABLE,
+		                    &domain->pool_mr, &nobodys, error);
 	if (rc) {
 		domain_close(domain);
 		return rc;
@@ -149,10 +150,10 @@ static int mr_add(struct tfd_domain *domain, const struct tfd_memory_range *rang
 	return rc;
 }
 
-static int mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
-                   struct tfd_region_key *key, struct tfd_error *error)
+static int mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
-	const struct tfd_memory_range range = { address, length, writable != 0, 0, 0 };
+	const struct tfd_memory_range range = { address, length, access, 0, 0 };
 
 	return mr_add(domain, &range, out, key, error);
 }
@@ -161,7 +162,8 @@ static int mr_open_device(struct tfd_domain *domain, const struct tfd_device_mem
                           struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
 	const struct tfd_memory_range range = { (void *)(uintptr_t)memory->address, memory->length,
-	                                        writable != 0, memory->number, memory->offset };
+	                                        writable ? TFD_MR_WRITABLE : 0, memory->number,
+	                                        memory->offset };
 
 	return mr_add(domain, &range, out, key, error);
 }

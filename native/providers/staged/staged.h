@@ -12,7 +12,8 @@
 #include "../memory.h"
 #include "stages.h"
 
-#define TFD_STAGED_SLOTS 16u /* of a half, at most */
+#define TFD_STAGED_SLOTS 16u /* that a half is written to, at most */
+#define TFD_STAGED_OWN 8u /* for its own posts, at most */
 
 enum tfd_staged_status {
 	TFD_STAGED_OK = 0,
@@ -54,15 +55,14 @@ struct tfd_staged_address {
 	uint32_t magic;
 	uint32_t number;
 	uint64_t token;
-	uint64_t key; /* of the pool, on the inner rail */
-	uint64_t base;
+	uint64_t key; /* of its run, on the inner rail */
+	uint64_t base; /* where that begins: side by side, so many slots */
 	uint32_t slot_bytes;
 	uint16_t payload_kib;
 	uint16_t count;
-	uint16_t slots[TFD_STAGED_SLOTS];
 };
 
-_Static_assert(sizeof(struct tfd_staged_address) == 72, "no padding goes out");
+_Static_assert(sizeof(struct tfd_staged_address) == 40, "no padding goes out");
 _Static_assert(TFD_STAGED_SLOTS <= TFD_VOID_POSTS, "so its sender knows of each that is void");
 
 /* A post of ours. */
@@ -112,7 +112,17 @@ struct tfd_half {
 	bool lost; /* an error that is of no post waits to be told */
 	bool closed;
 	uint32_t copying; /* shared: requests of helpers under way for it; worker writes */
-	struct tfd_list slots; /* all that were taken for it */
+	/*
+	 * Slots side by side, for as long as it lives: the first in_count take the far side's posts, the others its own. The far side
+	 * has a key for these alone.
+	 */
+	struct tfd_stage_slot *run;
+	uint32_t run_count;
+	struct tfd_mr *run_mr; /* inner */
+	struct tfd_region_key run_key;
+	struct tfd_list own; /* of the run, in no use */
+	uint32_t imms; /* of the inner rail's queue */
+	struct tfd_list slots; /* all others that were taken for it */
 
 	/* Posts of ours, by number: told < sent < next. */
 	uint64_t out_told, out_sent, out_next;
@@ -140,8 +150,7 @@ struct tfd_domain {
 	bool stages_own;
 	bool ordered; /* the inner rail */
 	bool one_pool; /* both ends are in this group: what is in a slot is there for both */
-	struct tfd_mr *pool_mr; /* inner */
-	struct tfd_region_key pool_key;
+	struct tfd_mr *pool_mr; /* inner; to send from */
 	uint64_t payload_bytes;
 	uint32_t imms_free; /* of the inner rail's queue, if it has a bound */
 	bool imms_bound;

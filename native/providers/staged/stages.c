@@ -13,6 +13,7 @@
 #include "staged.h"
 
 #define SLOTS_LEAST 8u
+#define SENT_PART 8u /* of the pool are for what is sent, whatever halves hold */
 #define SILENT_NS 3000000000u /* with something under way */
 
 /* ---- the pool ---- */
@@ -51,10 +52,13 @@ static int slots_make(struct tfd_stages *stages, uint64_t bytes, struct tfd_erro
 	if (!stages->pool || !stages->slots)
 		return tfd_fail(error, -ENOMEM, "no memory for a staging pool of %llu bytes",
 		                (unsigned long long)stages->pool_bytes);
-	stages->slot_count = stages->free_count = (uint32_t)count;
+	stages->slot_count = (uint32_t)count;
+	stages->run_count = stages->slot_count - stages->slot_count / SENT_PART;
 	for (uint32_t i = 0; i < stages->slot_count; i++) {
 		stages->slots[i].offset = i * (uint64_t)TFD_STAGES_SLOT_BYTES;
-		tfd_list_push(&stages->free, &stages->slots[i].link);
+		tfd_list_init(&stages->slots[i].link);
+		if (i >= stages->run_count)
+			tfd_list_push(&stages->free, &stages->slots[i].link);
 	}
 	return 0;
 }
@@ -109,20 +113,65 @@ void tfd_stages_close(struct tfd_stages *stages)
 
 /* ---- slots ---- */
 
-struct tfd_stage_slot *tfd_stage_slot_take(struct tfd_stages *stages, struct tfd_half *half)
+static bool is_of_runs(const struct tfd_stages *stages, const struct tfd_stage_slot *slot)
 {
+	return slot < stages->slots + stages->run_count;
+}
+
+/* The first run of `most`, or else the longest one. */
+static struct tfd_stage_slot *run_find(struct tfd_stages *stages, uint32_t most, uint32_t *count)
+{
+	struct tfd_stage_slot *best = NULL;
+	uint32_t length = 0;
+
+	*count = 0;
+	for (uint32_t i = 0; i < stages->run_count && *count < most; i++) {
+		length = stages->slots[i].half || stages->slots[i].left ? 0 : length + 1;
+		if (length > *count) {
+			*count = length;
+			best = &stages->slots[i + 1 - length];
+		}
+	}
+	return best;
+}
+
+bool tfd_stage_run_take(struct tfd_stages *stages, struct tfd_half *half, uint32_t least, uint32_t most)
+{
+	uint32_t count;
+	struct tfd_stage_slot *run = run_find(stages, most, &count);
+
+	if (count < least)
+		return false;
+	half->run = run;
+	half->run_count = count;
+	stages->held += count;
+	for (uint32_t i = 0; i < count; i++) {
+		struct tfd_stage_slot *slot = &run[i];
+
+		if (slot->used) /* nobody but whom this half leads to writes there from now on */
+			memset(tfd_stage_slot_at(stages, slot), 0, TFD_STAGES_SLOT_BYTES);
+		slot->used = true;
+		slot->half = half;
+		slot->error = 0;
+		tfd_list_push(&half->own, &slot->link);
+	}
+	return true;
+}
+
+struct tfd_stage_slot *tfd_stage_slot_take(struct tfd_stages *stages, struct tfd_half *half, bool own)
+{
+	struct tfd_list *from = own || !tfd_list_empty(&half->own) ? &half->own : &stages->free;
 	struct tfd_stage_slot *slot;
 
-	if (tfd_list_empty(&stages->free))
+	if (tfd_list_empty(from))
 		return NULL;
 	/* The one that was used last: it may be in a cache yet. */
-	slot = tfd_container(stages->free.prev, struct tfd_stage_slot, link);
+	slot = tfd_container(from->prev, struct tfd_stage_slot, link);
 	tfd_list_remove(&slot->link);
 	tfd_list_push(&half->slots, &slot->link);
 	slot->half = half;
 	slot->left = false;
 	slot->error = 0;
-	stages->free_count--;
 	return slot;
 }
 
@@ -131,10 +180,13 @@ static void free_if_idle(struct tfd_stages *stages, struct tfd_stage_slot *slot)
 	if (!slot->left || slot->posted || slot->copies)
 		return;
 	tfd_list_remove(&slot->link);
-	slot->half = NULL;
-	tfd_list_push(&stages->free, &slot->link);
 	slot->left = false;
-	stages->free_count++;
+	if (!is_of_runs(stages, slot)) {
+		slot->half = NULL;
+		tfd_list_push(&stages->free, &slot->link);
+	} else if (slot->half) {
+		tfd_list_push(&slot->half->own, &slot->link);
+	}
 }
 
 void tfd_stage_slot_put(struct tfd_stages *stages, struct tfd_stage_slot *slot)
@@ -143,12 +195,24 @@ void tfd_stage_slot_put(struct tfd_stages *stages, struct tfd_stage_slot *slot)
 	free_if_idle(stages, slot);
 }
 
-void tfd_stage_slot_abandon(struct tfd_stages *stages, struct tfd_stage_slot *slot)
+static void abandon_all(struct tfd_stages *stages, struct tfd_list *slots)
 {
-	tfd_list_remove(&slot->link);
-	slot->half = NULL;
-	slot->posted = false;
-	tfd_stage_slot_put(stages, slot);
+	while (!tfd_list_empty(slots)) {
+		struct tfd_stage_slot *slot = tfd_container(slots->next, struct tfd_stage_slot, link);
+
+		tfd_list_remove(&slot->link);
+		slot->half = NULL;
+		slot->posted = false;
+		tfd_stage_slot_put(stages, slot);
+	}
+}
+
+void tfd_stage_slots_abandon(struct tfd_stages *stages, struct tfd_half *half)
+{
+	abandon_all(stages, &half->slots);
+	abandon_all(stages, &half->own);
+	stages->held -= half->run_count;
+	half->run_count = 0;
 }
 
 void tfd_stage_slot_posted(struct tfd_stages *stages, struct tfd_stage_slot *slot)

@@ -25,8 +25,9 @@ struct tfd_staged_part {
 
 /* A part of the pool. */
 struct tfd_stage_slot {
-	struct tfd_list link; /* half->slots, or stages->free */
+	struct tfd_list link; /* half->slots, half->own, or stages->free */
 	struct tfd_half *half; /* whose it is; NULL: nobody's */
+	bool used; /* something may be in it */
 	struct tfd_wr wr; /* what the inner provider posts from it */
 	bool posted; /* and has not given back */
 	bool left; /* by its half: free once nothing is under way */
@@ -74,8 +75,9 @@ struct tfd_stages {
 	uint64_t pool_bytes;
 	struct tfd_stage_slot *slots; /* owned */
 	uint32_t slot_count;
-	uint32_t free_count;
-	struct tfd_list free;
+	uint32_t run_count; /* so many of them, the first, are for runs; the others for what is sent */
+	uint32_t held; /* by runs */
+	struct tfd_list free; /* for what is sent */
 	struct tfd_list helpers;
 	struct tfd_list memories[TFD_STAGES_MEMORY_BUCKETS];
 	uint64_t last_name;
@@ -103,17 +105,18 @@ void tfd_stage_helper_remove(struct tfd_stages *stages, struct tfd_stage_helper 
 int tfd_stage_memory_tell(struct tfd_stages *stages, uint64_t number, struct tfd_stage_helper *helper);
 void tfd_stage_memory_drop(struct tfd_stages *stages, uint64_t number); /* idempotent */
 
-/* worker, hot */
-/* How many slots have to stay free for what is sent, so that halves that are opened leave something. */
-static inline uint32_t tfd_stages_kept(const struct tfd_stages *stages)
-{
-	return stages->slot_count / 4;
-}
+/*
+ * worker. Gives a half a run of `least` to `most` slots, and the inner rail's registration is the caller's. What others had in them is gone.
+ * false: there is no such run.
+ */
+bool tfd_stage_run_take(struct tfd_stages *stages, struct tfd_half *half, uint32_t least, uint32_t most);
+/* Its run, and all it has: its inner half is gone, and with it what that had posted. Each is free once nothing is under way. */
+void tfd_stage_slots_abandon(struct tfd_stages *stages, struct tfd_half *half);
 
-struct tfd_stage_slot *tfd_stage_slot_take(struct tfd_stages *stages, struct tfd_half *half); /* NULL: none */
+/* worker, hot */
+/* For a post of the half's: one of its run (`own`), or any. NULL: none is free. */
+struct tfd_stage_slot *tfd_stage_slot_take(struct tfd_stages *stages, struct tfd_half *half, bool own);
 void tfd_stage_slot_put(struct tfd_stages *stages, struct tfd_stage_slot *slot);
-/* Its inner half is gone, and with it what it had posted. */
-void tfd_stage_slot_abandon(struct tfd_stages *stages, struct tfd_stage_slot *slot);
 /* The inner provider has given it back. */
 void tfd_stage_slot_posted(struct tfd_stages *stages, struct tfd_stage_slot *slot);
 

@@ -93,7 +93,7 @@ static void request_take(struct tfd_half *half, const struct tfd_tcp_header *hea
 
 	if (header->total) {
 		mr = tfd_mr_find_hot(&half->domain->memory, header->key);
-		if (!mr || !reaches(mr, header->address, header->length)) {
+		if (!mr || !mr->readable || !reaches(mr, header->address, header->length)) {
 			refuse(half, header->number, true);
 			return;
 		}

@@ -115,10 +115,10 @@ static int arm(struct tfd_domain *domain)
 	return tfd_list_empty(&domain->sending) && tfd_list_empty(&domain->ready) ? 0 : -EAGAIN;
 }
 
-static int mr_open(struct tfd_domain *domain, void *address, size_t length, int writable, struct tfd_mr **out,
-                   struct tfd_region_key *key, struct tfd_error *error)
+static int mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
+                   struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
-	const struct tfd_memory_range range = { address, length, writable != 0, 0, 0 };
+	const struct tfd_memory_range range = { address, length, access, 0, 0 };
 	int rc = tfd_memory_add(&domain->memory, &range, out, error);
 
 	if (!rc)

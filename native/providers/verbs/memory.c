@@ -62,10 +62,11 @@ static int mr_new(struct tfd_domain *domain, struct tfd_mr **out, struct tfd_err
 }
 
 /* The second version of a registration drops an optional flag that the kernel does not know. */
-static unsigned int access_of(int writable)
+static unsigned int access_of(uint32_t access)
 {
-	return IBV_ACCESS_REMOTE_READ | IBV_ACCESS_RELAXED_ORDERING |
-	       (writable ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE : 0u);
+	return IBV_ACCESS_RELAXED_ORDERING |
+	       (access & TFD_MR_UNREADABLE ? 0u : (unsigned int)IBV_ACCESS_REMOTE_READ) |
+	       (access & TFD_MR_WRITABLE ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE : 0u);
 }
 
 /* Or not: errno says why. */
@@ -92,7 +93,7 @@ static int mr_made(struct tfd_domain *domain, struct tfd_mr *mr, uint64_t addres
 	return 0;
 }
 
-int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
+int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
                       struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error)
 {
 	struct tfd_mr *mr;
@@ -101,7 +102,7 @@ int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, i
 	if (rc)
 		return rc;
 	mr->mr = domain->library->reg_mr_iova2(domain->pd, address, length, (uintptr_t)address,
-	                                       access_of(writable));
+	                                       access_of(access));
 	return mr_made(domain, mr, (uintptr_t)address, length, out, key, error);
 }
 
@@ -116,9 +117,9 @@ int tfd_verbs_mr_open_dmabuf(struct tfd_domain *domain, const struct tfd_dmabuf 
 	mr->foreign = true;
 	errno = EOPNOTSUPP;
 	if (domain->library->reg_dmabuf_mr)
-		mr->mr =
-			domain->library->reg_dmabuf_mr(domain->pd, dmabuf->offset, dmabuf->length,
-			                               dmabuf->address, dmabuf->fd, (int)access_of(writable));
+		mr->mr = domain->library->reg_dmabuf_mr(domain->pd, dmabuf->offset, dmabuf->length,
+		                                        dmabuf->address, dmabuf->fd,
+		                                        (int)access_of(writable ? TFD_MR_WRITABLE : 0));
 	return mr_made(domain, mr, dmabuf->address, dmabuf->length, out, key, error);
 }
 

@@ -217,7 +217,7 @@ void tfd_verbs_device_release(struct tfd_domain *domain);
 int tfd_verbs_queues_renew(struct tfd_domain *domain, struct tfd_error *error);
 
 /* memory.c; control */
-int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, int writable,
+int tfd_verbs_mr_open(struct tfd_domain *domain, void *address, size_t length, uint32_t access,
                       struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
 int tfd_verbs_mr_open_dmabuf(struct tfd_domain *domain, const struct tfd_dmabuf *dmabuf, int writable,
                              struct tfd_mr **out, struct tfd_region_key *key, struct tfd_error *error);
