@@ -144,7 +144,16 @@ mutants() {
 	mutant void-another-s core/copied.c "if (expected != TFD_COPY_MARK(job->armed.key))" "if (0)" core_copied_ends
 	mutant targets-not-left-out core/copied.c "if (waits(job))" "if (0)" core_copied_ends
 	mutant given-up-untold core/fence.c "fence->detail = TFD_DETAIL_STILL_COPIED;" "(void)fence;" core_copied_ends
-	mutant no-path-to-a-device core/take.c "return tfd_open_reaches(open, region) ? TFD_DETAIL_NONE : unreached(open);" "return TFD_DETAIL_NONE;" core_copied
+	mutant no-path-to-a-device core/take.c "if (!tfd_open_reaches(open, region))" "if (open->path_count > 1000)" core_copied
+	mutant waits-in-the-way core/post.c "if (rc == -EBUSY) {" "if (rc == 1) {" core_staged_wait
+	mutant waits-for-ever core/wait.c "return worker->now_ns - shard->waits_ns <= conn->rail->patience_ns;" "return worker->now_ns - shard->waits_ns <= conn->rail->patience_ns + (1ull << 40);" core_staged_wait
+	mutant waits-for-one-chain core/post.c "shard->tries * 0xd1b54a32d192ed03ull" "0 * shard->tries" core_staged_wait
+	mutant waits-and-is-lost core/conn.c "tfd_waits_move(conn, detail);" "(void)0;" core_staged_wait
+	mutant told-to-the-next providers/staged/stages.c "if (memory->failed && waited)" "if (memory->failed && (waited || number))" staged_memories
+	mutant void-not-numbered core/worker.c "conn->orders[wc->order].landed += wc->imm != 0;" "(void)wc;" core_staged_wait
+	mutant void-known-at-once core/conn.c "conn->imms_landed < conn->void_until" "0" core_staged_wait
+	mutant a-byte-is-left core/parts.h "left == segment + 1 && segment > 1" "left == segment + 1 && segment < 1" core_staged
+	mutant a-byte-is-taken core/cut.c "return bytes != 1 ||" "return bytes != 1u << 31 ||" core_staged
 }
 
 # work NUMBER: those of the mutants whose turn it is
