@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("transferd.lanes")
 
+LINGER_S = 10.0  # of a staged lane: whoever comes and goes has the worker make it once
+
 
 class Lanes:
     """All lanes of the daemon.
@@ -155,6 +157,8 @@ class Lanes:
         if lane.closing is not None:
             return lane.closing
         self._end(lane)
+        if lane.lingers is not None:
+            lane.lingers.cancel()
         for opened in lane.opens:
             self.on_hide(opened)
         # A path that is being made anew is undone by who makes it: no job has used it.
@@ -175,8 +179,18 @@ class Lanes:
             self.on_dead(opened, open_detail)
 
     def drop_idle(self, lane: Lane) -> None:
-        """Closes a lane once nothing uses it; the common lane stays."""
-        if lane.key != LaneKey() and not lane.opens and lane.state is LaneState.UP:
+        """Closes a lane once nothing uses it, a staged one a while later; the common one stays."""
+        if lane.key == LaneKey() or lane.opens or lane.state is not LaneState.UP:
+            return
+        if lane.key != STAGED_LANE:
+            self.close(lane, Detail.CONNECTION)
+        elif lane.lingers is None:
+            loop = asyncio.get_running_loop()
+            lane.lingers = loop.call_later(LINGER_S, self._drop_staged, lane)
+
+    def _drop_staged(self, lane: Lane) -> None:
+        lane.lingers = None
+        if not lane.opens:
             self.close(lane, Detail.CONNECTION)
 
     def peer_lost(self, peer: Peer, detail: Detail) -> None:

@@ -115,6 +115,7 @@ class Lane:
         ready: Connects it.
         over: Set once it is closed: nobody makes its paths anew any more.
         closing: Destroys it.
+        lingers: Of a staged one without opens: will close it.
     """
 
     key: LaneKey
@@ -125,6 +126,7 @@ class Lane:
     ready: asyncio.Task[None] | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
     closing: asyncio.Task[None] | None = None
+    lingers: asyncio.TimerHandle | None = None
 
     def paths_up(self) -> list[LanePath]:
         """Paths that jobs may use."""

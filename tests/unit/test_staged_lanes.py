@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from transferd.daemon import cuda, errors, owner, paths
+from transferd.daemon import cuda, errors, lanes, owner, paths
 from transferd.daemon.peer import STAGED_LANE, PathState
 from transferd.daemon.plane import Detail, EventType
 from transferd.daemon.wire import Half
@@ -32,6 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "PAUSE_FIRST_S", 0.002)
     monkeypatch.setattr(paths, "PAUSE_MAX_S", 0.01)
     monkeypatch.setattr(paths, "PROVE_S", 0.05)
+    monkeypatch.setattr(lanes, "LINGER_S", 0.05)
 
 
 @pytest.fixture
@@ -134,6 +135,21 @@ async def test_opens_get_them_once_their_session_has_gpu_memory(near: Host, far:
     await near.opener.close(sender, second.handle)
     await near.opener.close(sender, first.handle)
     await eventually(lambda: not staged(near))
+
+
+async def test_who_comes_and_goes_has_them_made_once(
+    near: Host, far: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "LINGER_S", 600)
+    descriptor = granted(far, await on_gpu(far, await far.session()))
+    sender = await near.session()
+    made = set()
+    for _ in range(5):
+        (one,) = await near.open(sender, descriptor)
+        made |= conns_of(near, one)
+        await near.opener.close(sender, one.handle)
+    assert len(made) == NICS
+    assert set(staged(near)) == made
 
 
 async def test_mailboxes_need_none(near: Host, far: Host) -> None:
