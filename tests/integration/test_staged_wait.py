@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-OTHERS = 20
+OTHERS = 8
 
 
 @pytest.fixture
