@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("transferd.staging")
 
-READY_S = 10.0  # the data plane breaks a connection on which nothing is staged for 15 s
+READY_S = 10.0  # in the data plane a copy waits for 15 s
 PAUSE_S, PAUSE_MAX_S = 0.1, 30.0  # between a helper's death and the next one, doubled by each
 STEADY_S = 60.0  # one that has lived as long begins anew with the least
 LOOK_S = 10.0  # between two processes that look for GPUs that none has seen
