@@ -150,6 +150,10 @@ mutants() {
 	mutant waits-for-one-chain core/post.c "shard->tries * 0xd1b54a32d192ed03ull" "0 * shard->tries" core_staged_wait
 	mutant waits-and-is-lost core/conn.c "tfd_waits_move(conn, detail);" "(void)0;" core_staged_wait
 	mutant told-to-the-next providers/staged/stages.c "if (memory->failed && waited)" "if (memory->failed && (waited || number))" staged_memories
+	mutant slots-too-many providers/staged/half.c "half->run_count * TFD_STAGES_SLOT_BYTES," "half->run_count * TFD_STAGES_SLOT_BYTES + 64," staged_hostile
+	mutant slots-can-be-read providers/staged/half.c "TFD_MR_WRITABLE | TFD_MR_UNREADABLE, &half" "TFD_MR_WRITABLE, &half" staged_hostile
+	mutant slots-not-clean providers/staged/stages.c "if (slot->used)" "if (slot->used && 0)" staged_slots
+	mutant slots-in-use providers/staged/stages.c "stages->slots[i].half || stages->slots[i].left ?" "stages->slots[i].half ?" staged_slots
 	mutant void-not-numbered core/worker.c "conn->orders[wc->order].landed += wc->imm != 0;" "(void)wc;" core_staged_wait
 	mutant void-known-at-once core/conn.c "conn->imms_landed < conn->void_until" "0" core_staged_wait
 	mutant a-byte-is-left core/parts.h "left == segment + 1 && segment > 1" "left == segment + 1 && segment < 1" core_staged
