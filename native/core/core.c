@@ -12,7 +12,7 @@
 #define CUT_BYTES_DEFAULT (64u << 10)
 #define WINDOW_BYTES_DEFAULT (4u << 20)
 #define PATIENCE_NS 5000000000u
-#define STAGED_PATIENCE_NS 15000000000u /* the helper of a GPU may have to start at either end */
+#define STAGED_PATIENCE_NS 15000000000u /* a helper that does nothing has to be ended first */
 
 int tfd_core_open(const struct tfd_core_options *options, struct tfd_core **out, struct tfd_error *error)
 {
