@@ -86,8 +86,8 @@ class Lanes:
         """Whether there are staged paths to a peer."""
         return bool(pair_staged(self._protocols(), peer.protocols))
 
-    def _protocols(self) -> list[str]:
-        return [rail.protocol for rail in self._plane.rails]
+    def _protocols(self) -> tuple[str, ...]:
+        return tuple(rail.protocol for rail in self._plane.rails)
 
     async def _connect_staged(self, lane: Lane) -> None:
         """Tries each path of a new staged lane once; what is down then comes back as any does."""
@@ -184,9 +184,11 @@ class Lanes:
             return
         if lane.key != STAGED_LANE:
             self.close(lane, Detail.CONNECTION)
-        elif lane.lingers is None:
-            loop = asyncio.get_running_loop()
-            lane.lingers = loop.call_later(LINGER_S, self._drop_staged, lane)
+            return
+        if lane.lingers is not None:
+            lane.lingers.cancel()
+        loop = asyncio.get_running_loop()
+        lane.lingers = loop.call_later(LINGER_S, self._drop_staged, lane)
 
     def _drop_staged(self, lane: Lane) -> None:
         lane.lingers = None

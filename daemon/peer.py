@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import itertools
 import secrets
 from dataclasses import dataclass, field
@@ -417,14 +418,15 @@ def pair_rails(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, i
     return pairs
 
 
-def pair_staged(local: Sequence[str], remote: Sequence[str]) -> list[tuple[int, int]]:
+@functools.lru_cache(maxsize=256)  # every grant that is opened asks
+def pair_staged(local: tuple[str, ...], remote: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     """Chooses the connections of the staged lane: as :func:`pair_rails`, of the twins.
 
     Returns:
         Pairs of (rail here, rail there), at most 8; none: one of the two does not stage.
     """
     kind = _copies if _pair(local, remote, _copies) else is_nic
-    return _pair(local, remote, lambda name: is_staged(name) and kind(_inner(name)))
+    return tuple(_pair(local, remote, lambda name: is_staged(name) and kind(_inner(name))))
 
 
 def _copies(protocol: str) -> bool:

@@ -41,12 +41,13 @@ class StagedPaths:
         keys = grant.keys if grant is not None else None
         if grant is None or keys is None or keys.rights & RIGHT_SEND:
             return False
-        return self._lanes.stages(grant.peer) and any(
+        unreached = any(
             path.rail in session.unreached
             or (keys.device and not keys.reached_by(path.remote_rail))
             for lane in lanes
             for path in lane.paths
         )
+        return unreached and self._lanes.stages(grant.peer)
 
     def unreached(self, peer: Peer, *, partial: bool) -> Detail:
         """Says why a job that none of its open's paths carries was not carried.
@@ -74,18 +75,20 @@ class StagedPaths:
 
         What cannot be connected now is left for later: jobs that need it say so.
         """
-        peers = {opened.grant.peer for opened in session.live_opens.values()}
+        peers = {opened.grant.peer for opened in self._waiting(session)}
         await asyncio.gather(*(self._give_at(session, peer) for peer in peers))
+
+    def _waiting(self, session: Session) -> list[Open]:
+        """Its opens that may need staged paths, and have no lane of them."""
+        return [
+            opened
+            for opened in session.live_opens.values()
+            if opened.staged is None and self.wanted(session, opened.grant, [opened.lane])
+        ]
 
     async def _give_at(self, session: Session, peer: Peer) -> None:
         for _ in range(ATTEMPTS):
-            waiting = [
-                opened
-                for opened in session.live_opens.values()
-                if opened.grant.peer is peer
-                and opened.staged is None
-                and self.wanted(session, opened.grant, [opened.lane])
-            ]
+            waiting = [one for one in self._waiting(session) if one.grant.peer is peer]
             if not waiting:
                 return
             try:

@@ -118,10 +118,10 @@ def test_only_rails_that_speak_alike_are_joined(local: list[str], remote: list[s
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans())
 def test_staged_rails_are_paired_as_their_twins_are(local: int, remote: int, copying: bool) -> None:
     here, there = (
-        ["p"] * n + [f"local/{name}"] + ["staged/p"] * n + [f"staged/local/{name}s"]
+        ("p",) * n + (f"local/{name}",) + ("staged/p",) * n + (f"staged/local/{name}s",)
         for n, name in ((local, "1"), (local if copying else remote, "1" if copying else "2"))
     )
-    plain, staged = pair_rails(here, there), pair_staged(here, there)
+    plain, staged = pair_rails(here, there), list(pair_staged(here, there))
     if copying:
         assert (plain, staged) == ([(local, local)], [(2 * local + 1, 2 * local + 1)])
         return
@@ -132,6 +132,6 @@ def test_staged_rails_are_paired_as_their_twins_are(local: int, remote: int, cop
 
 
 def test_to_a_peer_that_stages_nothing_there_are_no_staged_paths() -> None:
-    here, there = ["p", "local/1", "staged/p", "staged/local/2"], ["p", "local/3"]
+    here, there = ("p", "local/1", "staged/p", "staged/local/2"), ("p", "local/3")
     assert pair_rails(here, there) == [(0, 0)]
-    assert pair_staged(here, there) == []
+    assert not pair_staged(here, there)

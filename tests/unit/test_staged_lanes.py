@@ -152,6 +152,23 @@ async def test_who_comes_and_goes_has_them_made_once(
     assert set(staged(near)) == made
 
 
+async def test_a_lane_stays_after_the_last_of_its_opens(
+    near: Host, far: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has used it between counts, too."""
+    monkeypatch.setattr(lanes, "LINGER_S", 600)
+    descriptor = granted(far, await on_gpu(far, await far.session()))
+    sender = await near.session()
+    ends = []
+    for _ in range(2):
+        (one,) = await near.open(sender, descriptor)
+        await near.opener.close(sender, one.handle)
+        timer = lane_of(near, far).lingers
+        assert timer is not None
+        ends.append(timer.when())
+    assert ends[0] < ends[1]
+
+
 async def test_mailboxes_need_none(near: Host, far: Host) -> None:
     sender, owning = await near.session(), await far.session()
     await on_gpu(near, sender)
