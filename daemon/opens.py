@@ -451,11 +451,12 @@ class Opener:
             if peer.remote.get(grant.grant_id) is grant:
                 del peer.remote[grant.grant_id]
 
-    async def cut_off(self, session: Session) -> None:
-        """Destroys the connections that a session writes on: its jobs end, whatever happens."""
+    async def cut_off(self, session: Session, *, staged: bool) -> None:
+        """Destroys connections that a session writes on: the staged ones, or all others."""
         closing = [
             self._lanes.close(lane, Detail.CONNECTION)
             for lane in {lane for opened in session.opens.values() for lane in opened.lanes}
+            if (lane.key == STAGED_LANE) == staged
         ]
         if closing:
             await asyncio.wait(closing)

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("transferd.sessions")
 
+# Before the connections are destroyed that others share, too. The data plane itself destroys one on
+# which nothing moves for 15 s, and asks the peer for up to 6 s what has landed.
+STAGED_S = 25.0
 BUSY_PAUSE_S = 0.01  # between two tries to deregister what jobs still read
 LEASE_RING_ENTRIES = (
     16  # a session without the fd socket has no ring; the data plane wants one all the same
@@ -444,12 +447,18 @@ class Sessions:
         if session.quiet.done():
             return
         await asyncio.wait([session.quiet], timeout=self._timeouts.quiet)
-        if not session.quiet.done():
+        through_host = any(opened.staged is not None for opened in session.opens.values())
+        for staged in (False, True) if through_host else (False,):
+            if session.quiet.done():
+                return
             log.warning(
-                "jobs do not come to rest; destroying connections", session=session.session_id
+                "jobs do not come to rest; destroying connections",
+                session=session.session_id,
+                staged=staged,
             )
-            await self._opener.cut_off(session)
-            await asyncio.wait([session.quiet], timeout=self._timeouts.quiet)
+            await self._opener.cut_off(session, staged=staged)
+            bound_s = STAGED_S if through_host and not staged else self._timeouts.quiet
+            await asyncio.wait([session.quiet], timeout=bound_s)
 
     def quiet(self, handle: int) -> None:
         """TFD_EVENT_SESSION_QUIET."""

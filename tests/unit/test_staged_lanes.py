@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from transferd.daemon import cuda, errors, lanes, owner, paths
+from transferd.daemon import cuda, errors, lanes, owner, paths, sessions
 from transferd.daemon.peer import STAGED_LANE, PathState
 from transferd.daemon.plane import Detail, EventType
 from transferd.daemon.wire import Half
@@ -211,6 +211,50 @@ async def test_all_of_them_may_break_and_come_back(near: Host, far: Host) -> Non
     near.plane.mute.clear()
     await eventually(lambda: all(p.state is PathState.UP for p in lane_of(near, far).paths))
     assert len(conns_of(near, one) - before) == NICS
+
+
+def ends_without_rest(
+    near: Host, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> asyncio.Task[None]:
+    """Ends a session whose jobs rest when a test says so."""
+    with monkeypatch.context() as patch:
+        patch.setattr(near.plane, "session_end", near.plane.session_ends_without_rest)
+        return near.sessions.end(session, clean=True, reason="TEST")
+
+
+@pytest.mark.slow  # it lasts timeouts.quiet
+async def test_jobs_that_do_not_rest_cost_others_nothing_before_the_data_plane_ends_them(
+    near: Host, far: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "STAGED_S", 600)
+    descriptor = granted(far, await on_gpu(far, await far.session()))
+    sender, other = await near.session(), await near.session()
+    await near.region(sender, sealed=False)
+    (own,) = await near.open(sender, descriptor)
+    (shared,) = await near.open(other, descriptor)
+    before = conns_of(near, shared)
+    ended = ends_without_rest(near, sender, monkeypatch)
+    await eventually(lambda: not own.live)
+    assert own.lane.closing is not None
+    await asyncio.wait([own.lane.closing])
+    assert shared.live
+    assert conns_of(near, shared) == before == set(staged(near))
+    near.plane.tell(EventType.SESSION_QUIET, sender.handle)
+    await ended
+    assert shared.live
+
+
+@pytest.mark.slow  # it lasts timeouts.quiet
+async def test_jobs_that_do_not_rest_lose_staged_connections_in_the_end(
+    near: Host, far: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "STAGED_S", 0.01)
+    sender = await near.session()
+    await near.open(sender, granted(far, await on_gpu(far, await far.session())))
+    ended = ends_without_rest(near, sender, monkeypatch)
+    await eventually(lambda: not staged(near))
+    near.plane.tell(EventType.SESSION_QUIET, sender.handle)
+    await ended
 
 
 async def test_memory_and_grants_at_once(near: Host, far: Host) -> None:
