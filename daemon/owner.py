@@ -31,8 +31,8 @@ from transferd.daemon.grant import (
     grant_over,
 )
 from transferd.daemon.maps import Maps
-from transferd.daemon.peer import Incoming, is_staged, leads_nowhere_else
-from transferd.daemon.plane import ADDRESS_MAX, MAX_PARTS, Detail, PlaneError, RegionKey
+from transferd.daemon.peer import Incoming, is_staged, leads_nowhere_else, pair_staged
+from transferd.daemon.plane import ADDRESS_MAX, Detail, PlaneError, RegionKey
 from transferd.daemon.region import Kind
 from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Refusal
@@ -52,7 +52,7 @@ log = structlog.get_logger("transferd.owner")
 LANDED_KEPT = 1024  # per peer; of connections that broke here before their writer asked
 SPENT_KEPT = 4096  # numbers, per peer; far more than requests that can still be on their way
 CONNECTIONS_PER_PEER = 1024  # incoming; a peer is trusted, a runaway one is still bounded
-STAGED_PER_PEER = 2 * MAX_PARTS  # of those; it may not have heard that earlier ones are over
+STAGED_PER_PAIR = 2  # of those, by NICs that it pairs; it may not have heard that one is over
 
 
 class Owner:
@@ -371,7 +371,9 @@ class Owner:
         self._check_halves(peer, halves)
         async with peer.connecting:
             peer.check()
-            _check_room(peer, halves)
+            protocols = tuple(rail.protocol for rail in self._plane.rails)
+            pairs = len(pair_staged(peer.protocols, protocols))
+            _check_room(peer, halves, STAGED_PER_PAIR * pairs)
             made: list[Incoming] = []
             addresses: list[bytes] = []
             refused = None
@@ -532,7 +534,7 @@ class Owner:
         peer.opened_here.clear()
 
 
-def _check_room(peer: Peer, halves: Sequence[Half]) -> None:
+def _check_room(peer: Peer, halves: Sequence[Half], most_staged: int) -> None:
     """Bounds what one peer can hold; of the staging pools, so that others have the rest.
 
     Raises:
@@ -541,10 +543,10 @@ def _check_room(peer: Peer, halves: Sequence[Half]) -> None:
     held = [incoming.half for incoming in peer.incoming.values()]
     held += [half for half in halves if half.connection_id not in peer.incoming]
     staged = sum(is_staged(half.protocol) for half in held)
-    if len(held) > CONNECTIONS_PER_PEER or staged > STAGED_PER_PEER:
+    if len(held) > CONNECTIONS_PER_PEER or staged > most_staged:
         raise QuotaExceeded(
             f"{peer.address} would have {len(held)} connections to this daemon, {staged} of them "
-            f"staged; it may have {CONNECTIONS_PER_PEER}, and {STAGED_PER_PEER}",
+            f"staged; it may have {CONNECTIONS_PER_PEER}, and {most_staged}",
             reason="CONNECTIONS",
         )
 

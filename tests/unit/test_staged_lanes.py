@@ -270,7 +270,8 @@ async def test_memory_and_grants_at_once(near: Host, far: Host) -> None:
 async def test_a_peer_has_no_more_than_its_share(near: Host, far: Host) -> None:
     await near.peers.ensure(far.key, far.address)
     peer = far.peer(near)
-    ask = [Half(number, NICS, TWIN, b"there") for number in range(1, owner.STAGED_PER_PEER + 2)]
+    most = owner.STAGED_PER_PAIR * NICS
+    ask = [Half(number, NICS, TWIN, b"there") for number in range(1, most + 2)]
     with pytest.raises(errors.QuotaExceeded) as caught:
         await peer.tasks.run(far.owner.connect(peer, ask), "connect")
     assert caught.value.reason == "CONNECTIONS"
