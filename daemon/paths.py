@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from transferd.daemon.errors import PeerLost, TimedOut, TransferdError
+from transferd.daemon.errors import PeerLost, StalePeer, TimedOut, TransferdError
 from transferd.daemon.peer import LOCAL_PROTOCOL, STAGED_LANE, LaneState, PathState
 from transferd.daemon.plane import Detail, OpenPath, PlaneError
 from transferd.daemon.tasks import settle
@@ -35,6 +35,7 @@ PAUSE_FIRST_S = 0.1  # before a path is made anew; doubled by each failure
 PAUSE_MAX_S = 5.0
 PROVE_S = 2.0  # a handshake, with one packet of it lost
 TELL_AGAIN_S = 0.2
+NO_ANSWER = {PeerLost.reason, StalePeer.reason, TimedOut.reason}
 TELL_S = 6.0  # for an answer that says what has landed; without it jobs fail
 
 
@@ -228,8 +229,10 @@ class Paths:
             if path.lane.state is not LaneState.UP:
                 raise PeerLost("its lane was closed")
         except (PlaneError, TransferdError) as error:
-            # A staging pool that has no room is for an operator to mend, and says what to raise.
-            told = path.lane.key == STAGED_LANE and not path.failures
+            # A staging pool that has no room is for an operator to mend, and says what to raise. A
+            # peer that does not answer is told of by who loses it.
+            mute = isinstance(error, TransferdError) and error.reason in NO_ANSWER
+            told = path.lane.key == STAGED_LANE and not path.failures and not mute
             level = log.warning if told else log.debug
             level("path stays down", peer=peer.address, rail=path.rail, error=str(error))
             path.failures += 1

@@ -198,6 +198,20 @@ async def test_where_no_room_is_left(
     assert one.live
 
 
+async def test_a_peer_that_is_gone_is_no_pool_without_room(
+    network: Network, near: Host, far: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sender = await near.session()
+    await near.open(sender, (await far.grant(await far.session(), imms=1))[1])
+    network.dead.add(far.address)
+    await on_gpu(near, sender)
+    assert network.calls["connect"] > 1
+    said = [line for line in capsys.readouterr().out.splitlines() if "path stays down" in line]
+    assert said
+    assert not [line for line in said if "[warning" in line]
+    network.dead.clear()
+
+
 async def test_all_of_them_may_break_and_come_back(near: Host, far: Host) -> None:
     (one,) = await near.open(
         await near.session(), granted(far, await on_gpu(far, await far.session()))
