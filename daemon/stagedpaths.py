@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from transferd.daemon.errors import PeerLost
+from transferd.daemon.errors import TransferdError
 from transferd.daemon.grant import RIGHT_SEND
 from transferd.daemon.peer import STAGED_LANE, LaneState
 from transferd.daemon.plane import Detail
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transferd.daemon.session import Session
 
 ATTEMPTS = 3  # the lane may end between two steps
+GIVE_S = 1.0  # whoever registers memory waits so long for peers; one that hangs takes longer
 
 
 class StagedPaths:
@@ -73,10 +74,15 @@ class StagedPaths:
     async def give(self, session: Session) -> None:
         """The session has got memory of a GPU: its opens that may need staged paths get them.
 
-        What cannot be connected now is left for later: jobs that need it say so.
+        What cannot be connected now is left for later: jobs that need it say so. What takes longer
+        than the bound goes on as a task of its peer.
         """
-        peers = {opened.grant.peer for opened in self._waiting(session)}
-        await asyncio.gather(*(self._give_at(session, peer) for peer in peers))
+        giving = [
+            peer.tasks.spawn(self._give_at(session, peer), f"give staged paths to {peer.address}")
+            for peer in {opened.grant.peer for opened in self._waiting(session)}
+        ]
+        if giving:
+            await asyncio.wait(giving, timeout=GIVE_S)
 
     def _waiting(self, session: Session) -> list[Open]:
         """Its opens that may need staged paths, and have no lane of them."""
@@ -93,7 +99,7 @@ class StagedPaths:
                 return
             try:
                 staged = await self._lanes.get(peer, STAGED_LANE)
-            except PeerLost:
+            except TransferdError:
                 return
             for opened in waiting:
                 if opened.live and staged.state is LaneState.UP:

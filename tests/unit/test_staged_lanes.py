@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from transferd.daemon import cuda, errors, lanes, owner, paths, sessions
+from transferd.daemon import cuda, errors, lanes, owner, paths, sessions, stagedpaths
 from transferd.daemon.peer import STAGED_LANE, PathState
 from transferd.daemon.plane import Detail, EventType
 from transferd.daemon.wire import Half
 
+from support import hosts
 from support.fake_plane import PROTOCOL, rail
 from support.hosts import Host, Network, eventually
 
@@ -135,6 +136,24 @@ async def test_opens_get_them_once_their_session_has_gpu_memory(near: Host, far:
     await near.opener.close(sender, second.handle)
     await near.opener.close(sender, first.handle)
     await eventually(lambda: not staged(near))
+
+
+async def test_whoever_registers_memory_does_not_wait_for_a_peer_that_hangs(
+    network: Network, near: Host, far: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stagedpaths, "GIVE_S", 0.01)
+    monkeypatch.setattr(hosts, "CALL_S", 600)
+    sender = await near.session()
+    (one,) = await near.open(sender, (await far.grant(await far.session(), imms=1))[1])
+    connecting = network.hold("connect")
+    try:
+        async with asyncio.timeout(20):
+            await on_gpu(near, sender)
+        assert one.staged is None
+    finally:
+        connecting.set()
+    await eventually(lambda: len(conns_of(near, one)) == 2 * NICS)
+    assert len(staged(near)) == NICS
 
 
 async def test_who_comes_and_goes_has_them_made_once(
