@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("transferd.staging")
 
+UNSEEN = b""  # in the place of every GPU that no helper has seen
 READY_S = 10.0  # in the data plane a copy waits for 15 s
 PAUSE_S, PAUSE_MAX_S = 0.1, 30.0  # between a helper's death and the next one, doubled by each
 STEADY_S = 60.0  # one that has lived as long begins anew with the least
@@ -120,6 +122,8 @@ class Staging:
         self._memories: dict[int, CudaMemory] = {}
         self._gpus: dict[bytes, Gpu] = {}
         self._opening: set[int] = set()
+        # By GPU: what is to be opened, and until when its helper is waited for.
+        self._queues: dict[bytes, deque[tuple[CudaMemory, float]]] = {}
         self._tasks = TaskOwner("staging")
         self._closed = False
         # Who registers memory says of which GPU it is, and may lie: only the helpers know.
@@ -196,26 +200,52 @@ class Staging:
     def needed(self, number: int) -> None:
         """TFD_EVENT_STAGE_NEEDED: a copy waits until a helper has this memory open."""
         # Asked for again by the death of a helper: whoever opens it has not come to an end yet.
-        if number not in self._opening:
-            self._opening.add(number)
-            self._tasks.background(self._open_once(number), f"open memory {number}")
+        if number in self._opening:
+            return
+        memory = self._memories.get(number)
+        if memory is None or self._closed:  # its session ends
+            self._plane.stage_memory_fail(number)
+            return
+        self._opening.add(number)
+        self._queue(memory, asyncio.get_running_loop().time() + READY_S)
 
-    async def _open_once(self, number: int) -> None:
+    def _queue(self, memory: CudaMemory, until: float) -> None:
+        """One after the other of a GPU's, however many a client has; so all of unseen GPUs."""
+        gpu = memory.device_uuid if memory.device_uuid in self._seen else UNSEEN
+        if gpu not in self._queues:
+            self._queues[gpu] = deque()
+            self._tasks.background(self._open_all(gpu), f"open memory of {name_of(gpu)}")
+        self._queues[gpu].append((memory, until))
+
+    async def _open_all(self, gpu: bytes) -> None:
+        queue = self._queues[gpu]
+        while queue:
+            memory, until = queue.popleft()
+            if gpu == UNSEEN and memory.device_uuid in self._seen:
+                self._queue(memory, until)
+                continue
+            try:
+                await self._open_once(memory, until)
+            except Exception:  # the others go on
+                log.exception("opening memory", gpu=name_of(gpu), memory=memory.allocation)
+        del self._queues[gpu]
+
+    async def _open_once(self, memory: CudaMemory, until: float) -> None:
+        number = memory.allocation
         try:
-            memory = self._memories.get(number)
-            if memory is None or self._closed:  # its session ends
+            if self._memories.get(number) is not memory or self._closed:  # its session ends
                 self._plane.stage_memory_fail(number)
                 return
-            await self._open(number, memory)
+            await self._open(number, memory, until)
         finally:
             self._opening.discard(number)
         gpu = self._gpus.get(memory.device_uuid)
         if gpu is not None:
             self._let_rest(gpu)
 
-    async def _open(self, number: int, memory: CudaMemory) -> None:
+    async def _open(self, number: int, memory: CudaMemory, until: float) -> None:
         try:
-            helper = await self._helper(memory.device_uuid)
+            helper = await self._helper(memory.device_uuid, until)
             if number not in helper.memories:
                 await helper.open(memory)
         except HelperError as error:
@@ -255,13 +285,13 @@ class Staging:
 
     # ---- helpers ----
 
-    async def _helper(self, uuid: bytes) -> Helper:
-        """Gives the one that can copy; starts it if needed."""
+    async def _helper(self, uuid: bytes, until: float) -> Helper:
+        """Gives the one that can copy; starts it if needed, and waits until a time of the loop."""
         gpu = self._gpus.get(uuid)
         if gpu is not None and gpu.starting is None and gpu.helper and not gpu.helper.reason:
             return gpu.helper
         try:
-            async with asyncio.timeout(READY_S):
+            async with asyncio.timeout_at(until):
                 while uuid not in self._seen:
                     look = self._sought.starting if self._sought is not None else None
                     if look is None:

@@ -63,6 +63,22 @@ async def test_for_gpus_that_there_are_not_one_process_looks_in_a_while(
     assert staging.failures["unknown"].count == 300
 
 
+async def test_what_is_asked_for_at_once_takes_one_task_for_each_gpu(
+    staging: Staging, plane: FakePlane, memory: CudaMemory
+) -> None:
+    await opened(staging, plane, memory)
+    before = len(staging._tasks)
+    for i in range(100, 400):
+        for one in (nobodys(i), of_handle(1000 + i, bytes(64))):
+            staging.add(one)
+            staging.needed(one.allocation)
+    assert len(staging._tasks) == before + 2
+    answers = (await said(plane, 601))[1:]
+    assert sorted(number for _, number in answers) == [*range(100, 400), *range(1100, 1400)]
+    assert {word for word, _ in answers} == {"fail"}
+    await eventually(lambda: not staging._queues)
+
+
 async def test_a_gpu_that_is_put_in_is_found(
     staging: Staging, plane: FakePlane, memory: CudaMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
