@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
+from transferd.client.session import OP_ACKNOWLEDGE
+from transferd.native.client_half import ffi, lib
 
 if TYPE_CHECKING:
     from transferd.client.events import Driver
@@ -17,6 +19,32 @@ def to_target(target: int) -> int:
     if not isinstance(target, int) or not 0 <= target < 1 << 62:
         raise errors.InvalidRequest(f"target is a number of writes from 0 on, not {target!r}")
     return target
+
+
+def read_slots(session: Any, slots: Any, views: Any) -> None:
+    """Reads many counters of a session with shared memory, in one native call.
+
+    Args:
+        session: A RingSession.
+        slots: Buffer of uint32: where they are, as ``session.slots`` tells it.
+        views: Buffer of uint64, four for each: value, faults, lost, acknowledged.
+
+    Raises:
+        Unavailable: The session is over.
+    """
+    rc = lib.tfd_client_counters_read(
+        session.client,
+        ffi.from_buffer("uint32_t[]", slots),
+        len(slots),
+        ffi.from_buffer("struct tfd_counter_view[]", views, True),
+    )
+    if rc:
+        raise session.over()
+
+
+def acknowledge_soon(session: Any, imm: int) -> None:
+    """As :meth:`Counter.acknowledge`, but does not wait for the daemon's worker."""
+    session.job_release(session.publish(OP_ACKNOWLEDGE, imm, 0))
 
 
 class BaseCounter:

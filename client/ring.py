@@ -201,7 +201,7 @@ class RingSession(Session):
             )
         raise self.refusal(job_id, timeout_s)
 
-    def _command(self, op: int, imm: int, argument: int) -> int:
+    def publish(self, op: int, imm: int, argument: int) -> int:
         """Publishes an entry that has no destination; returns its id."""
         job_id = _EINTR
         while job_id == _EINTR:
@@ -303,7 +303,7 @@ class RingSession(Session):
             result = self._end_of(entry.job_id)
         except BaseException:  # WaitTimeout, Ctrl-C: what comes of it is forgotten right afterwards
             with contextlib.suppress(errors.TransferdError):
-                _release(self.client, self._command(OP_FORGET, 0, number))
+                _release(self.client, self.publish(OP_FORGET, 0, number))
                 lib.tfd_client_plan_close(self.client, number)
             raise
         if result.status is not JobStatus.OK:
@@ -391,7 +391,7 @@ class RingSession(Session):
 
     def job_cancel(self, job_id: int) -> None:
         """As :meth:`Session.job_cancel`."""
-        _release(self.client, self._command(OP_CANCEL, 0, job_id))
+        _release(self.client, self.publish(OP_CANCEL, 0, job_id))
 
     def job_release(self, job_id: int) -> None:
         """As :meth:`Session.job_release`."""
@@ -455,7 +455,7 @@ class RingSession(Session):
 
     def command(self, op: int, imm: int, argument: int) -> JobResult:
         """Has the worker do something that is no job; waits for its answer."""
-        return self._end_of(self._command(op, imm, argument))
+        return self._end_of(self.publish(op, imm, argument))
 
     def _end_of(self, job_id: int) -> JobResult:
         try:

@@ -7,18 +7,26 @@
 
 int tfd_client_counter_read(struct tfd_client *client, uint32_t slot, struct tfd_counter_view *out)
 {
+	return tfd_client_counters_read(client, &slot, 1, out);
+}
+
+int tfd_client_counters_read(struct tfd_client *client, const uint32_t *slots, uint32_t count,
+                             struct tfd_counter_view *out)
+{
 	const struct tfd_counter *counter;
 
 	if (!client)
 		return -EPIPE;
-	if (slot >= client->counter_count)
-		return -ERANGE;
-	counter = &client->counters[slot];
-	/* pairs with the worker's store of value: the data of the writes that it counts */
-	out->value = tfd_load_acquire(&counter->value);
-	out->faults = tfd_load_acquire(&counter->faults);
-	out->lost = tfd_load_acquire(&counter->lost);
-	out->acknowledged = tfd_load_acquire(&counter->acknowledged);
+	for (uint32_t i = 0; i < count; i++) {
+		if (slots[i] >= client->counter_count)
+			return -ERANGE;
+		counter = &client->counters[slots[i]];
+		/* pairs with the worker's store of value: the data of the writes that it counts */
+		out[i].value = tfd_load_acquire(&counter->value);
+		out[i].faults = tfd_load_acquire(&counter->faults);
+		out[i].lost = tfd_load_acquire(&counter->lost);
+		out[i].acknowledged = tfd_load_acquire(&counter->acknowledged);
+	}
 	return 0;
 }
 

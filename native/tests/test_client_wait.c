@@ -54,7 +54,7 @@ static void until_asleep(const uint32_t *waiters, uint32_t count)
 static void test_targets_and_faults(void)
 {
 	struct fake_daemon fake;
-	struct tfd_counter_view view;
+	struct tfd_counter_view view, views[2];
 	struct tfd_client *client;
 
 	fake_layout(&fake, 8, 16, 4);
@@ -70,6 +70,10 @@ static void test_targets_and_faults(void)
 	CHECK(tfd_client_counter_wait(client, 1, 2, FOREVER, 0) == -EIO);
 	CHECK(tfd_client_counter_read(client, 1, &view) == 0);
 	CHECK(view.value == 1 && view.faults == 1 && view.lost == 2 && view.acknowledged == 0);
+	CHECK(tfd_client_counters_read(client, (const uint32_t[]){ 0, 1 }, 2, views) == 0);
+	CHECK(views[0].value == 0 && views[1].value == 1 && views[1].faults == 1 && views[1].lost == 2);
+	CHECK(tfd_client_counters_read(client, (const uint32_t[]){ 0, 4 }, 2, views) == -ERANGE);
+	CHECK(tfd_client_counters_read(NULL, (const uint32_t[]){ 0 }, 1, views) == -EPIPE);
 	fake.counter[1].acknowledged = 1;
 	CHECK(tfd_client_counter_wait(client, 1, 2, 1 * MS, 0) == -ETIMEDOUT);
 	fake_fault(&fake, 1, 0);

@@ -267,7 +267,8 @@ class FakeCuda:
         out[0] = self.version
 
     def do_cuGetErrorName(self, result: int, out: Any) -> None:
-        out[0] = b"CUDA_ERROR_%d" % result
+        self._error_name = b"CUDA_ERROR_%d" % result  # the caller reads it after this
+        out[0] = self._error_name
 
     def do_cuDeviceGetCount(self, out: Any) -> None:
         out[0] = self.devices

@@ -15,8 +15,10 @@ from support import tree
 # Package -> packages that it must not import, however deep.
 FORBIDDEN = {
     "transferd.client": ("transferd.daemon",),
-    "transferd.daemon": ("transferd.client",),
-    "transferd.native": ("transferd.client", "transferd.daemon"),
+    "transferd.kv": ("transferd.daemon", "transferd.native"),
+    "transferd.kv.protocol": ("asyncio", "grpc", "socket", "threading", "time"),
+    "transferd.daemon": ("transferd.client", "transferd.kv"),
+    "transferd.native": ("transferd.client", "transferd.daemon", "transferd.kv"),
     "transferd.v1": ("transferd.client", "transferd.daemon", "transferd.native"),
     "transferd.peer": ("transferd.client", "transferd.daemon", "transferd.native"),
 }
@@ -106,6 +108,17 @@ def test_client_imports_only_its_half_of_native() -> None:
         if is_within(name, "transferd.native")
         and name != "transferd.native"
         and not any(is_within(name, half) for half in allowed)
+    ]
+    assert not wrong
+
+
+def test_kv_protocol_knows_no_client() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules()
+        if is_within(module, "transferd.kv.protocol")
+        for name in imports_of(path)
+        if is_within(name, "transferd.client") and not is_within(name, "transferd.client.errors")
     ]
     assert not wrong
 

@@ -144,6 +144,9 @@ void tfd_client_job_release(struct tfd_client *client, uint64_t job_id);
 
 /* Slot of the counter of `imm`, as given by the daemon. -ERANGE: no such slot. */
 int tfd_client_counter_read(struct tfd_client *client, uint32_t slot, struct tfd_counter_view *out);
+/* The same of many; of one that is out of range the rest is not read. */
+int tfd_client_counters_read(struct tfd_client *client, const uint32_t *slots, uint32_t count,
+                             struct tfd_counter_view *out);
 /*
  * Waits for value >= target: 0. -EIO: faults passed the acknowledged baseline first; -ETIMEDOUT; -EPIPE: the
  * session ended; -EINTR; -ERANGE. A target that is reached wins over a fault.

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A prefiller's jobs without a daemon: their order, how many at once, how they end."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transferd.client import JobStatus, errors
+from transferd.client.watcher import Armed
+from transferd.kv.plan import PagesJob, Pattern
+from transferd.kv.protocol.actions import TransferKey
+from transferd.kv.push import Armor, Pushes, Unit, Ways, stage_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+STEPS = ((0,), (1,), (2,), (3,))
+
+
+class FakeJob:
+    def __init__(self, operation: Any) -> None:
+        self.operation = operation
+        self.status = JobStatus.PENDING
+        self.detail = ""
+        self.cancelled = False
+
+    @property
+    def armed(self) -> bool:
+        return isinstance(self.operation, Armed)
+
+    @property
+    def imm(self) -> int:
+        job = self.operation.job if self.armed else self.operation
+        return int(job.imm)
+
+    @property
+    def result(self) -> Any:
+        return SimpleNamespace(status=self.status, detail=self.detail)
+
+    def done(self) -> bool:
+        return self.status is not JobStatus.PENDING
+
+    def cancel(self, timeout_s: float) -> None:
+        self.cancelled = True
+        raise errors.WaitTimeout("not yet")
+
+    def end(self, status: JobStatus = JobStatus.OK, detail: str = "") -> None:
+        self.status, self.detail = status, detail
+
+
+class FakePump:
+    """What pushes need of a pump."""
+
+    def __init__(self, limit: int) -> None:
+        self.client = self
+        self.batch_limit = limit
+        self.session = SimpleNamespace(table_limit=1 << 20, handles={b"grant": 1})
+        self.jobs: list[FakeJob] = []
+        self.posted: list[Callable[[float], object]] = []
+        self.waiting: list[Callable[[Exception | None], None]] = []
+        self.room = 1 << 30
+        self.refuses: Callable[[Any], bool] = lambda operation: False
+
+    def submit(self, operations: Sequence[Any], timeout_s: float) -> list[FakeJob]:
+        assert timeout_s == 0
+        taken = operations[: self.room]
+        if any(self.refuses(operation) for operation in taken):
+            raise errors.InvalidRequest("no such page", reason="DESTINATION_BOUNDS")
+        made = [FakeJob(operation) for operation in taken]
+        self.room -= len(made)
+        self.jobs += made
+        if len(made) < len(operations):
+            error = errors.WaitTimeout("full")
+            error.jobs = made  # type: ignore[attr-defined]
+            raise error
+        return made
+
+    def post(self, call: Callable[[float], object]) -> None:
+        self.posted.append(call)
+
+    def when_open(self, descriptor: bytes, call: Callable[[Exception | None], None]) -> None:
+        self.waiting.append(call)
+
+    def settle(self) -> None:
+        while self.posted:
+            self.posted.pop(0)(0.0)
+
+
+class FakeWatcher:
+    value = 0
+
+
+class World:
+    def __init__(self, limit: int = 64) -> None:
+        self.pump = FakePump(limit)
+        self.ended: list[Unit] = []
+        self.pushes = Pushes(self.pump, self.ended.append)  # type: ignore[arg-type]
+        self.watcher: Any = FakeWatcher()
+
+    def unit(self, transfer: int, imm: int, *, armed: int = 0, grant: bytes = b"grant") -> Unit:
+        pattern = Pattern(0, "cache", "cache", 64, 0, 0, 64, 64, 0, 0)
+        pages = np.arange(3, dtype=np.uint32)
+        jobs = tuple((PagesJob(pattern, pages, pages),) for _ in STEPS)
+        ways = Ways({"cache": None}, {"cache": grant}, imm, 4, STEPS, 1.0)  # type: ignore[dict-item]
+        ranks = {layer: layer for layer in range(4)}
+        armor = Armor(armed, self.watcher, 0, ranks) if armed else None
+        unit = Unit(TransferKey(1, transfer), 0, ways, lambda: jobs, None, armor)
+        self.pushes.add(unit)
+        return unit
+
+    def turn(self) -> list[int]:
+        """Lets it submit; tells the immediates of what it did."""
+        before = len(self.pump.jobs)
+        self.pushes.turn()
+        self.pump.settle()
+        return [job.imm for job in self.pump.jobs[before:]]
+
+
+def test_stages_are_as_even_as_they_can_be() -> None:
+    assert [stage_of(step, 7, 3) for step in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert [stage_of(step, 4, 4) for step in range(4)] == [0, 1, 2, 3]
+
+
+def test_earlier_layers_of_all_come_first_and_what_is_computed_before_them() -> None:
+    world = World()
+    world.unit(1, 10, armed=1)
+    world.unit(2, 20, armed=1)
+    world.unit(3, 30)
+    assert world.turn() == [30, 31, 32, 33, 10, 20, 11, 21, 12, 22, 13, 23]
+    assert [job.armed for job in world.pump.jobs] == [False] * 4 + [True] * 8
+
+
+def test_a_layer_that_is_computed_meanwhile_need_not_wait() -> None:
+    world = World()
+    world.watcher.value = 2
+    world.unit(1, 10, armed=1)
+    world.turn()
+    assert [job.armed for job in world.pump.jobs] == [False, False, True, True]
+
+
+def test_as_many_layers_ahead_as_there_is_room_for() -> None:
+    world = World(limit=8)  # half of it may be armed
+    world.unit(1, 10, armed=1)
+    world.unit(2, 20, armed=1)
+    assert world.turn() == [10, 20, 11, 21]
+    assert world.turn() == []
+    for job in world.pump.jobs[:2]:
+        job.end()
+    assert world.turn() == [12, 22]
+    for job in world.pump.jobs:
+        job.end()
+    assert world.turn() == [13, 23]
+    for job in world.pump.jobs:
+        job.end()
+    world.turn()
+    assert [unit.failed for unit in world.ended] == ["", ""]
+    assert len(world.pushes) == 0
+
+
+def test_what_finds_no_room_is_tried_again() -> None:
+    world = World()
+    world.pump.room = 2
+    world.unit(1, 10)
+    assert world.turn() == [10, 11]
+    world.pump.room = 100
+    assert sorted(world.turn()) == [12, 13]
+    for job in world.pump.jobs:
+        job.end()
+    world.turn()
+    assert len(world.ended) == 1
+
+
+def test_a_stopped_transfer_ends_when_its_jobs_have() -> None:
+    world = World(limit=8)
+    unit = world.unit(1, 10, armed=1)
+    other = world.unit(2, 20)
+    world.turn()
+    world.pushes.stop(unit.key)
+    mine = [job for job in world.pump.jobs if job.imm < 20]
+    assert mine
+    assert all(job.cancelled for job in mine)
+    assert world.ended == []
+    for job in world.pump.jobs:
+        job.end(JobStatus.CANCELLED if job in mine else JobStatus.OK)
+    world.turn()
+    for job in world.pump.jobs:
+        if not job.done():
+            job.end()
+    world.turn()
+    assert {unit.failed: other.failed} == {"CANCELLED": ""}
+    assert sorted(world.ended, key=lambda u: u.key) == [unit, other]
+    assert not [job for job in world.pump.jobs if job.imm == 13]  # not even submitted
+
+
+def test_one_that_was_not_begun_ends_at_once_when_it_is_stopped() -> None:
+    world = World()
+    unit = world.unit(1, 10)
+    world.pushes.stop(unit.key)
+    assert world.ended == [unit]
+    assert world.turn() == []
+
+
+def test_a_job_that_fails_ends_the_rest_of_its_unit() -> None:
+    world = World()
+    unit = world.unit(1, 10)
+    world.turn()
+    world.pump.jobs[0].end(JobStatus.PEER_LOST, "STALE")
+    world.turn()
+    assert all(job.cancelled for job in world.pump.jobs[1:])
+    for job in world.pump.jobs[1:]:
+        job.end(JobStatus.CANCELLED)
+    world.turn()
+    assert world.ended == [unit]
+    assert (unit.failed, unit.dead) == ("PEER_LOST (STALE)", True)
+
+
+def test_a_refused_job_does_not_harm_others() -> None:
+    world = World()
+    bad, good = world.unit(1, 10), world.unit(2, 20)
+    world.pump.refuses = lambda operation: operation.imm == 11
+    world.turn()
+    for job in world.pump.jobs:
+        job.end()
+    world.turn()
+    assert sorted(world.ended, key=lambda u: u.key) == [bad, good]
+    assert "no such page" in bad.failed
+    assert good.failed == ""
+
+
+def test_units_wait_until_their_destination_is_open() -> None:
+    world = World()
+    unit, lost = world.unit(1, 10, grant=b"far"), world.unit(2, 20, grant=b"gone")
+    assert world.turn() == []
+    opened, failed = world.pump.waiting
+    world.pump.session.handles[b"far"] = 2
+    opened(None)
+    assert world.turn() == [10, 11, 12, 13]
+    failed(errors.StaleDescriptor("restarted"))
+    assert world.ended == [lost]
+    assert lost.dead
+    assert not unit.failed
