@@ -6,7 +6,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -117,11 +116,10 @@ def certs(directory: Path, name: str, hosts: tuple[str, ...]) -> int:
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> int:
-    """Two daemons, two clients: move a real model and check it."""
-    # A process of its own: the daemon's package never imports the client's.
-    return subprocess.run(
-        [sys.executable, "-m", "transferd.client.demo.main", *arguments], check=False
-    ).returncode
+    """Two daemons and their clients: weights, or KV caches, moved and checked."""
+    # A process of its own, which takes this one's place, Ctrl-C and all: the daemon's package never
+    # imports the client's.
+    os.execv(sys.executable, [sys.executable, "-m", "transferd.client.demo.main", *arguments])
 
 
 def main() -> int:

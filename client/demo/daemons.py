@@ -46,13 +46,20 @@ def free_port() -> int:
 
 
 class DemoDaemon:
-    """One daemon; a context manager that stops it."""
+    """One daemon; a context manager that stops it.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        address: For clients.
+        pid: Of its process.
+    """
+
+    def __init__(self, folder: Path, process_group: int | None = None) -> None:
         """Starts it; :meth:`wait_ready` waits for it.
 
         Args:
             folder: Exists and is empty; its path is short, as it holds sockets.
+            process_group: That it joins; 0: one of its own; None: the caller's, so that Ctrl-C
+                reaches it, too.
         """
         self.address = f"unix://{folder}/transferd.sock"
         self._log = folder / "log"
@@ -69,7 +76,9 @@ class DemoDaemon:
                 stderr=log,
                 cwd=folder,
                 env={**os.environ, "PYTHONSAFEPATH": "1"},
+                process_group=process_group,
             )
+        self.pid = self._process.pid
 
     def wait_ready(self) -> None:
         """Waits until it serves.

@@ -133,5 +133,5 @@ def test_demo() -> None:
     assert outcome["bytes"] > 90_000_000
     assert len(outcome["seconds"]) == 2
     assert isinstance(outcome["raw"], float), outcome["raw"]  # or a sentence: why it has no rate
-    told = run("transferd.client.demo", "kv", status=2)
+    told = run("transferd.client.demo", "gradients", status=2)
     assert "weights" in told
