@@ -36,6 +36,14 @@ def rss_bytes(pid: int) -> int:
     raise ValueError(f"process {pid} has no VmRSS")
 
 
+def anonymous_bytes(pid: int) -> int:
+    """Tells the resident memory that is the process's own: no files, nothing shared."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise ValueError(f"process {pid} has no RssAnon")
+
+
 @dataclass(frozen=True, slots=True)
 class Holdings:
     """What a process holds.

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bars of transferd.kv, topic by topic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.report import Report
+from bench.stats import spread
+from bench.topic import Run, measure_all
+
+if TYPE_CHECKING:
+    from bench.options import Options
+
+# name of the step: module of bench whose rows(run) measures it
+TOPICS = {
+    "kvbench shapes": "kv_rates",
+    "prefillers killed": "kv_killed",
+    "aborts in mid-transfer": "kv_aborts",
+    "aborts of one of many": "kv_answers",
+    "new prefillers": "kv_joins",
+    "many requests": "kv_memory",
+}
+
+
+def measure(options: Options) -> Report:
+    """Measures everything; a topic that fails is a bar that is missed, and the others are measured.
+
+    Args:
+        options: Of the command line.
+
+    Returns:
+        A row for each bar that this machine can tell about.
+    """
+    report = Report("kv")
+    measure_all(Run(options, report), TOPICS)
+    if loads := options.gate.loads:
+        report.beside.append(("other work on this machine, cores", spread(loads)))
+    return report
