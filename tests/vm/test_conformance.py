@@ -40,6 +40,7 @@ def check(ended: Finished, cases: list[str], provider: Provider) -> None:
     }
 
 
+@pytest.mark.long
 @pytest.mark.timeout(ALL_S + 120)
 def test_verbs(guest: Guest) -> None:
     ended = guest.run(
