@@ -49,7 +49,11 @@ class Peer:
                 **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
             },
         )
-        self.descriptor = bytes.fromhex(self._answer())
+        try:
+            self.descriptor = bytes.fromhex(self._answer())
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None

@@ -198,6 +198,8 @@ def test_percentiles() -> None:
     two = spread([1000, 3000])
     assert two.p50 == pytest.approx(2)
     assert 2.9 < two.p99 <= two.p999 <= two.max == 3
+    for time in (17_004, 17_010, 17_013):  # of 17.004 three times, 17.004000000000001 would be one
+        assert spread([time] * 3).p999 == time / 1000
 
 
 def test_fairness() -> None:

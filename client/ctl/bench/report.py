@@ -33,16 +33,17 @@ class Spread(Plain):
 
 def spread(times_ns: Sequence[int]) -> Spread:
     """Sums up times in ns; at least one."""
-    times = [time / NS_PER_US for time in times_ns]
-    # One value alone has no quantiles; twice the same has, and they are it.
-    cuts = statistics.quantiles(times if len(times) > 1 else times * 2, n=1000, method="inclusive")
+    # One value alone has no quantiles; twice the same has, and they are it. They are those of whole
+    # numbers: between fractions, a quantile may come out above the largest.
+    values = list(times_ns) if len(times_ns) > 1 else [*times_ns] * 2
+    cuts = statistics.quantiles(values, n=1000, method="inclusive")
     return Spread(
-        count=len(times),
-        mean=statistics.fmean(times),
-        p50=cuts[499],
-        p99=cuts[989],
-        p999=cuts[998],
-        max=max(times),
+        count=len(times_ns),
+        mean=statistics.fmean(times_ns) / NS_PER_US,
+        p50=cuts[499] / NS_PER_US,
+        p99=cuts[989] / NS_PER_US,
+        p999=cuts[998] / NS_PER_US,
+        max=max(times_ns) / NS_PER_US,
     )
 
 
