@@ -107,7 +107,6 @@ class FakeCuda:
         self.opens_own = True  # handles of its own: CUDA does not, tests may play another process
         self._fails: dict[str, list[int]] = {}
         self._numbers = itertools.count(1000)
-        self._token = secrets.token_hex(4)  # a process of this number may have left files behind
         self._current = threading.local()
         self._contexts: dict[int, int] = {}
         self._functions: dict[int, str] = {}
@@ -165,7 +164,7 @@ class FakeCuda:
     def malloc(self, size: int, device: int = 0, *, legacy: bool = True) -> int:
         """cudaMalloc; legacy False: of a pool."""
         number = next(self._numbers)
-        name = f"tfd-fakecuda-{self._token}-{number}"
+        name = f"tfd-fakecuda-{secrets.token_hex(8)}"
         rounded = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         fd = os.open(f"{SHM}/{name}", os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600)
         os.ftruncate(fd, rounded)
