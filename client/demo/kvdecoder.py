@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,15 +18,15 @@ from transferd import kv
 from transferd.client.demo.kvengine import (
     CONFIG,
     GROUP,
-    READY_S,
     Engine,
     Inbox,
     pages_for,
     table,
     tell,
 )
+from transferd.client.demo.kvrank import run
 from transferd.kv.router import Engine as Member
-from transferd.kv.router import Load, Registration
+from transferd.kv.router import Load
 from transferd.kv.router.policy import DECODER
 
 if TYPE_CHECKING:
@@ -228,35 +228,11 @@ def serve(engine: DecodeEngine) -> None:
         engine.turn()
 
 
-def run(daemon: str, router: str, name: str) -> None:
-    """Is a decoder."""
-    with transferd.Client(daemon, name=name) as client:
-        engine = DecodeEngine(client, name)
-        try:
-            with engine.rank as rank:
-                member: dict[str, Any] = {
-                    "name": name,
-                    "role": DECODER,
-                    "boot": rank.boot,
-                    "fingerprint": kv.fingerprint(engine.cache.layout).encode(),
-                }
-                with Registration(router, Member(**member), engine.load) as registration:
-                    registration.wait(READY_S)
-                    tell("ready")
-                    serve(engine)
-        finally:
-            engine.close()
-
-
-def main() -> int:
-    """Runs the decoder: address of its daemon, of the router, its name."""
-    try:
-        run(*sys.argv[1:4])
-    except transferd.TransferdError as error:
-        tell("error", text=f"{sys.argv[3]}: {error}")
-        return 1
-    return 0
+def describe(engine: DecodeEngine, name: str) -> Member:
+    """Tells what the router is told of it."""
+    rank, fingerprint = engine.rank, kv.fingerprint(engine.cache.layout).encode()
+    return Member(name, DECODER, rank.boot, fingerprint)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(DecodeEngine, describe, serve))

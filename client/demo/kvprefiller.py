@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import transferd
 from transferd import kv
@@ -15,7 +15,6 @@ from transferd.client.demo.kvengine import (
     CHUNK,
     CONFIG,
     GROUP,
-    READY_S,
     TAIL_BYTES,
     Engine,
     Inbox,
@@ -24,8 +23,8 @@ from transferd.client.demo.kvengine import (
     table,
     tell,
 )
+from transferd.client.demo.kvrank import run
 from transferd.kv.router import Engine as Member
-from transferd.kv.router import Registration
 from transferd.kv.router.policy import PREFILLER
 
 if TYPE_CHECKING:
@@ -128,37 +127,11 @@ def serve(engine: PrefillEngine) -> None:
         engine.turn()
 
 
-def run(daemon: str, router: str, name: str) -> None:
-    """Is a prefiller."""
-    with transferd.Client(daemon, name=name) as client:
-        engine = PrefillEngine(client, name)
-        try:
-            with engine.rank as rank:
-                member: dict[str, Any] = {
-                    "name": name,
-                    "role": PREFILLER,
-                    "boot": rank.boot,
-                    "fingerprint": kv.fingerprint(engine.cache.layout).encode(),
-                    "address": rank.address,
-                    "page_tokens": CONFIG.page_tokens,
-                }
-                with Registration(router, Member(**member), engine.load) as registration:
-                    registration.wait(READY_S)
-                    tell("ready")
-                    serve(engine)
-        finally:
-            engine.close()
-
-
-def main() -> int:
-    """Runs the prefiller: address of its daemon, of the router, its name."""
-    try:
-        run(*sys.argv[1:4])
-    except transferd.TransferdError as error:
-        tell("error", text=f"{sys.argv[3]}: {error}")
-        return 1
-    return 0
+def describe(engine: PrefillEngine, name: str) -> Member:
+    """Tells what the router is told of it."""
+    rank, fingerprint = engine.rank, kv.fingerprint(engine.cache.layout).encode()
+    return Member(name, PREFILLER, rank.boot, fingerprint, rank.address, CONFIG.page_tokens)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(PrefillEngine, describe, serve))

@@ -11,20 +11,15 @@ decoder ``REQUEST SEED LENGTH``: it asks, says "asked", and the tokens that it h
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import select
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import transferd
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from support.child import Child
 
 COUNT = 4
 WAIT_S = 30.0
@@ -38,22 +33,25 @@ def prompt_of(seed: int, length: int) -> list[int]:
     return [numbers.randrange(CONFIG.vocabulary) for _ in range(length)]
 
 
-class KvProcess:
+class KvProcess(Child):
     """A rank in a process of its own; a context manager that kills it.
 
     Attributes:
         first: Its first line.
     """
 
+    wait_s = WAIT_S
+
     def __init__(self, role: str, socket: str, *arguments: str) -> None:
         """Starts it, and waits until it is there."""
         tests = Path(__file__).parents[1]
-        self._buffer = b""
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, role, socket, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(tests)},
+        super().__init__(
+            subprocess.Popen(
+                [sys.executable, __file__, role, socket, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(tests)},
+            )
         )
         self.first = self.line()
 
@@ -62,44 +60,6 @@ class KvProcess:
         assert self.process.stdin is not None
         self.process.stdin.write(" ".join(str(word) for word in words).encode() + b"\n")
         self.process.stdin.flush()
-
-    def line(self, timeout_s: float = WAIT_S) -> str:
-        """Reads its next line.
-
-        Raises:
-            AssertionError: None came, or it ended.
-        """
-        assert self.process.stdout is not None
-        fd = self.process.stdout.fileno()
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            left = max(0.0, deadline - time.monotonic())
-            assert select.select([fd], [], [], left)[0], f"silent for {timeout_s:g} s"
-            data = os.read(fd, 65_536)
-            assert data, f"it ended with {self.process.wait()}"
-            self._buffer += data
-        text, _, self._buffer = self._buffer.partition(b"\n")
-        return text.decode()
-
-    def kill(self) -> None:
-        """Kills it with SIGKILL and reaps it."""
-        self.process.kill()
-        self.process.wait()
-
-    def __enter__(self) -> KvProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
 
 
 def prefill(client: transferd.Client) -> None:
