@@ -130,7 +130,7 @@ class Prefiller(Closing):
         self._core = pump.core = PrefillerCore(
             self.boot, self._judge, token=lambda: os.urandom(16), settings=self._settings
         )
-        self._pushes = Pushes(pump, self._unit_over)
+        self._pushes = Pushes(pump, self._unit_over, armed_max=_armed_max(cache))
         self._watchers = Watchers(client)
         try:
             self._tails = Tails(client, cache.layout.tail_bytes)
@@ -474,6 +474,15 @@ class Prefiller(Closing):
             self._released.append((request_id, str(error)))
         self._prefills.clear()
         self._news.notify_all()
+
+
+def _armed_max(cache: Cache) -> int | None:
+    """Tells how many armed jobs the streams of a GPU take; None: there is none."""
+    if not cache.device:
+        return None
+    from transferd.client.cuda import lanes
+
+    return lanes.ARMED_LANES_MAX * lanes.ARMED_COPIES_MAX
 
 
 def _table(table: Any) -> PageTable:

@@ -36,6 +36,7 @@ BATCH = 64  # jobs of one native call
 TABLE_SHARE = 4  # of the arena, what one batch takes at most; the rest is for others
 PAGE_BYTES = 8  # of the arena, a page
 NOW = -1  # of a unit that waits for no layer
+ARMED_AGAIN_S = 0.002
 
 
 def stage_of(step: int, steps: int, stages: int) -> int:
@@ -175,12 +176,15 @@ class Unit:
 class Pushes:
     """All units of a prefiller rank that have not ended. Used under the pump's lock."""
 
-    def __init__(self, pump: Pump, ended: Callable[[Unit], None]) -> None:
+    def __init__(
+        self, pump: Pump, ended: Callable[[Unit], None], *, armed_max: int | None = None
+    ) -> None:
         """Begins without any.
 
         Args:
             pump: The rank.
             ended: Called when no job of a unit is under way any more, and none will be.
+            armed_max: Jobs that may be armed at once, if fewer than the session takes.
         """
         self._pump = pump
         self._ended = ended
@@ -192,7 +196,7 @@ class Pushes:
         self._stopped: set[Unit] = set()  # with jobs that end in any order
         self._parked = 0
         limit = pump.client.batch_limit
-        self._armed_max = limit // 2
+        self._armed_max = limit // 2 if armed_max is None else min(armed_max, limit // 2)
         self._most = limit * 3 // 4
         self._armed = 0
         self._count = 0
@@ -297,6 +301,13 @@ class Pushes:
 
     def _submit(self, batch: list[tuple[Unit, Piece]]) -> bool:
         """Submits; false: there is no room now."""
+        rest = self._try(batch)
+        for unit, piece in reversed(rest):
+            self._again(unit, piece)
+        return not rest
+
+    def _try(self, batch: list[tuple[Unit, Piece]]) -> list[tuple[Unit, Piece]]:
+        """Submits; gives what has found no room."""
         operations = [self._operation(unit, piece) for unit, piece in batch]
         try:
             jobs = self._pump.client.submit(operations, timeout_s=0)
@@ -306,15 +317,19 @@ class Pushes:
             raise
         except errors.TransferdError as error:
             jobs = getattr(error, "jobs", [])
-            if len(batch) == 1:
+            if error.reason == "ARMED_COPIES":  # others arm copies on the device, too
+                self._pump.later(ARMED_AGAIN_S, self._pump.kick)
+            elif len(batch) == 1:
                 self._refused(batch[0][0], error)
-                return True
-            self._fly(batch[: len(jobs)], operations, jobs)
-            return all(self._submit([one]) for one in batch[len(jobs) :])
+                return []
+            else:
+                self._fly(batch[: len(jobs)], operations, jobs)
+                rest = batch[len(jobs) :]
+                while rest and not self._try(rest[:1]):
+                    rest = rest[1:]
+                return rest
         self._fly(batch[: len(jobs)], operations, jobs)
-        for unit, piece in batch[len(jobs) :]:
-            self._again(unit, piece)
-        return len(jobs) == len(batch)
+        return batch[len(jobs) :]
 
     def _operation(self, unit: Unit, piece: Piece) -> Operation:
         if not self._waits(unit, piece):

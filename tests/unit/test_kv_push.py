@@ -17,6 +17,7 @@ from transferd.kv.push import Armor, Pushes, Unit, Ways, stage_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+REFUSED = errors.InvalidRequest("no such page", reason="DESTINATION_BOUNDS")
 STEPS = ((0,), (1,), (2,), (3,))
 
 
@@ -62,21 +63,29 @@ class FakePump:
         self.posted: list[Callable[[float], object]] = []
         self.waiting: list[Callable[[Exception | None], None]] = []
         self.room = 1 << 30
-        self.refuses: Callable[[Any], bool] = lambda operation: False
+        self.timers: list[float] = []
+        self.refuses: Callable[[Any], Exception | None] = lambda operation: None
 
     def submit(self, operations: Sequence[Any], timeout_s: float) -> list[FakeJob]:
         assert timeout_s == 0
-        taken = operations[: self.room]
-        if any(self.refuses(operation) for operation in taken):
-            raise errors.InvalidRequest("no such page", reason="DESTINATION_BOUNDS")
-        made = [FakeJob(operation) for operation in taken]
-        self.room -= len(made)
-        self.jobs += made
-        if len(made) < len(operations):
-            error = errors.WaitTimeout("full")
-            error.jobs = made  # type: ignore[attr-defined]
-            raise error
+        made: list[FakeJob] = []
+        for operation in operations:
+            refused = self.refuses(operation)
+            if refused is None and not self.room:
+                refused = errors.WaitTimeout("full")
+            if refused is not None:
+                refused.jobs = made  # type: ignore[attr-defined]
+                raise refused
+            made.append(FakeJob(operation))
+            self.jobs.append(made[-1])
+            self.room -= 1
         return made
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        self.timers.append(seconds)
+
+    def kick(self) -> None:
+        pass
 
     def post(self, call: Callable[[float], object]) -> None:
         self.posted.append(call)
@@ -166,11 +175,40 @@ def test_what_finds_no_room_is_tried_again() -> None:
     world.unit(1, 10)
     assert world.turn() == [10, 11]
     world.pump.room = 100
-    assert sorted(world.turn()) == [12, 13]
+    assert world.turn() == [12, 13]
     for job in world.pump.jobs:
         job.end()
     world.turn()
     assert len(world.ended) == 1
+
+
+def test_what_a_refused_job_of_another_leaves_without_room_is_tried_again() -> None:
+    world = World()
+    world.pump.refuses = lambda operation: REFUSED if operation.imm == 10 else None
+    world.pump.room = 3
+    world.unit(1, 10)
+    world.unit(2, 20)
+    assert world.turn() == [11, 12, 13]
+    assert [unit.key.transfer for unit in world.ended] == []
+    world.pump.room = 100
+    assert world.turn() == [20, 21, 22, 23]
+    for job in world.pump.jobs:
+        job.end()
+    world.turn()
+    assert {unit.key.transfer: bool(unit.failed) for unit in world.ended} == {1: True, 2: False}
+
+
+def test_copies_that_no_stream_of_a_gpu_has_room_for_are_tried_again_soon() -> None:
+    world = World()
+    world.unit(1, 10, armed=1)
+    world.pump.refuses = lambda operation: (
+        errors.QuotaExceeded("later", reason="ARMED_COPIES") if operation.job.imm > 11 else None
+    )
+    assert world.turn() == [10, 11]
+    assert len(world.pump.timers) == 1
+    world.pump.refuses = lambda operation: None
+    assert world.turn() == [12, 13]
+    assert not world.ended
 
 
 def test_a_stopped_transfer_ends_when_its_jobs_have() -> None:
@@ -220,7 +258,7 @@ def test_a_job_that_fails_ends_the_rest_of_its_unit() -> None:
 def test_a_refused_job_does_not_harm_others() -> None:
     world = World()
     bad, good = world.unit(1, 10), world.unit(2, 20)
-    world.pump.refuses = lambda operation: operation.imm == 11
+    world.pump.refuses = lambda operation: REFUSED if operation.imm == 11 else None
     world.turn()
     for job in world.pump.jobs:
         job.end()

@@ -84,3 +84,35 @@ def test_a_transfer_that_is_cancelled_while_kernels_run(
         prefiller.rank.finish(b"r", bytes(TAIL))
         assert prefiller.collect(20) == [(b"r", "read")]
         assert (decoder.model.cache[:, :, pages] == 7.0).all()
+
+
+def test_more_layers_wait_than_streams_do(
+    cuda: FakeCuda, sender: Client, receiver: Client, seeded: random.Random
+) -> None:
+    """Streams of a device wait for 64 copies at once; what has no room goes when others have."""
+    prompts = {b"r%d" % n: [seeded.randrange(128) for _ in range(8)] for n in range(24)}
+    with contextlib.ExitStack() as stack:
+        prefiller = PrefillEngine(sender, buffer=memory(cuda))
+        decoder = DecodeEngine(receiver, buffer=memory(cuda), stages=4, slots=24)
+        for engine in (prefiller, decoder):
+            stack.callback(engine.close)
+            stack.enter_context(engine.rank)
+        stream = cuda.stream()
+        asked = {}
+        for request, prompt in prompts.items():
+            prefiller.begin(request, prompt)
+            asked[request] = decoder.ask(request, prefiller.rank.address, prompt, 0)
+        eventually(lambda: prefiller.rank.transfers == len(prompts), "all requests are there")
+        with prefiller.rank.step(dict.fromkeys(prompts, 8), device=True) as step:
+            for request, prompt in prompts.items():
+                prefiller.model.forward(prompt, 0, prefiller.pages[request])
+        lanes = sender._session.gpu().lanes
+        eventually(lambda: sum(lane.pending for lane in lanes.all()) == 64, "no stream takes more")
+        for layer in range(4):
+            step.watcher.cuda_bump(stream)
+            for request, (transfer, pages) in asked.items():
+                transfer.wait_layers(layer + 1, timeout_s=20)
+                here = decoder.model.cache[layer, :, pages]
+                assert np.array_equal(
+                    here, prefiller.model.cache[layer, :, prefiller.pages[request]]
+                )
