@@ -7,6 +7,7 @@ by numpy, once for all layers that repeat alike.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from transferd.kv.layout import refuse
 from transferd.kv.pages import PageTable, first_needed, take
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 # A quarter of the pages that a session's arena holds by default (client/README.md, Bounds).
 JOB_PIECES_MAX = 65_536
+# Of steps that go together: with so many, what a job costs does not matter any more.
+TOGETHER_PIECES_MAX = 4096
+JOINS_KEPT = 1024  # ranges of steps, of a plan
+INDEX_MAX = (1 << 32) - 1
 
 
 class Template(NamedTuple):
@@ -58,9 +63,12 @@ class Template(NamedTuple):
             within = np.arange(skipped, skipped + len(units), dtype=np.uint32)
             per_page = np.uint32(self.per_page)
             base = base[within // per_page] + within % per_page * np.uint32(self.unit_step)
-        if self.adds is not None:
-            base = (self.adds[:, None] + base).ravel()
-        return base
+        return base if self.adds is None else _repeated(base, self.adds)
+
+    def largest(self, pages: int) -> int:
+        """Tells the largest index that there can be, of so many pages."""
+        within = 0 if self.adds is None else int(self.adds.max())
+        return self.page_step * (pages - 1) + self.unit_step * (self.per_page - 1) + within
 
 
 class Pattern(NamedTuple):
@@ -89,6 +97,20 @@ class Pattern(NamedTuple):
     dst_stride: int
     src_template: int
     dst_template: int
+
+
+class Joined(NamedTuple):
+    """A paged write of one step, or one of several steps that lie alike.
+
+    Attributes:
+        pattern: Of the one that lies first.
+        src_starts: Where each begins, in strides from there; None: there is one.
+        dst_starts: The same at the destination.
+    """
+
+    pattern: Pattern
+    src_starts: Indices | None = None
+    dst_starts: Indices | None = None
 
 
 class PagesJob(NamedTuple):
@@ -218,6 +240,7 @@ class Plan:
         self.steps = steps
         self.patterns = patterns
         self.templates = templates
+        self._joined: dict[tuple[int, int], tuple[Joined, ...]] = {}
         self._pieces = np.zeros((len(steps), len(groups)), dtype=np.int64)
         for step, members in enumerate(patterns):
             for pattern in members:
@@ -230,8 +253,56 @@ class Plan:
         Raises:
             InvalidRequest: FIRST_TOKEN.
         """
-        units = np.array([len(group.units(extent)) for group in self.groups], dtype=np.int64)
-        return tuple((self._pieces @ units).tolist())
+        return tuple(self.pieces([group.units(extent) for group in self.groups]))
+
+    def pieces(self, units: Sequence[range]) -> list[int]:
+        """Counts the pieces of each step, of some units of each group."""
+        counts: list[int] = (self._pieces @ np.array([*map(len, units)], dtype=np.int64)).tolist()
+        return counts
+
+    def joined(self, first: int, last: int) -> tuple[Joined, ...]:
+        """Tells the paged writes of the steps from first up to last, as few as they can be."""
+        found = self._joined.get((first, last))
+        if found is None:
+            if len(self._joined) >= JOINS_KEPT:
+                self._joined.clear()
+            found = self._joined[first, last] = tuple(self._join(self.patterns[first:last]))
+        return found
+
+    def _join(self, steps: Sequence[tuple[Pattern, ...]]) -> Iterator[Joined]:
+        if len(steps) == 1:
+            yield from map(Joined, steps[0])
+            return
+        alike: dict[Pattern, list[Pattern]] = {}
+        for pattern in itertools.chain(*steps):
+            within = pattern._replace(
+                src_offset=pattern.src_offset % pattern.src_stride,
+                dst_offset=pattern.dst_offset % pattern.dst_stride,
+            )
+            alike.setdefault(within, []).append(pattern)
+        for members in alike.values():
+            group = self.groups[members[0].group]
+            sources = [one.src_offset // one.src_stride for one in members]
+            targets = [one.dst_offset // one.dst_stride for one in members]
+            if len(members) == 1 or not (
+                self._reaches(members[0].src_template, group.src, sources)
+                and self._reaches(members[0].dst_template, group.dst, targets)
+            ):
+                yield from map(Joined, members)
+                continue
+            yield Joined(
+                members[0]._replace(
+                    src_offset=min(one.src_offset for one in members),
+                    dst_offset=min(one.dst_offset for one in members),
+                ),
+                np.array(sources, dtype=np.uint32) - np.uint32(min(sources)),
+                np.array(targets, dtype=np.uint32) - np.uint32(min(targets)),
+            )
+
+    def _reaches(self, template: int, group: Group, starts: list[int]) -> bool:
+        """Tells whether indices of 32 bits suffice for writes that begin at some strides."""
+        largest = self.templates[template].largest(group.num_pages)
+        return max(starts) - min(starts) + largest <= INDEX_MAX
 
     def delivery(self, extent: Extent, dst_pages: Mapping[str, PageTable]) -> Delivery:
         """Begins a request.
@@ -282,49 +353,31 @@ class Delivery:
         Raises:
             InvalidRequest: PAGES, CHUNK.
         """
-        return tuple(self.steps(begin, end, src_pages))
+        sending = self.sending(begin, end, src_pages)
+        return tuple(
+            tuple(map(sending.job, sending.writes(step, step + 1)))
+            for step in range(len(self.plan.steps))
+        )
 
-    def steps(
-        self, begin: int, end: int, src_pages: Mapping[str, PageTable]
-    ) -> Iterator[tuple[PagesJob, ...]]:
-        """Makes the jobs of :meth:`chunk` step by step: those of later steps take no memory yet.
+    def sending(self, begin: int, end: int, src_pages: Mapping[str, PageTable]) -> Sending:
+        """Begins :meth:`chunk`, whose jobs are made one by one: later ones take no memory yet.
 
         Raises:
-            InvalidRequest: PAGES, CHUNK: before the first step.
+            InvalidRequest: PAGES, CHUNK.
         """
         if not 0 <= begin <= end <= self.extent.tokens:
             refuse(
                 f"a chunk is of tokens from 0 to {self.extent.tokens}, not {begin} to {end}",
                 "CHUNK",
             )
-        plan = self.plan
-        sent = tuple(self._complete(i, begin, end) for i in range(len(plan.groups)))
+        groups = self.plan.groups
+        sent = tuple(self._complete(i, begin, end) for i in range(len(groups)))
         sources = tuple(
             _taken(src_pages, group.src_entries(units), group.src, "prefiller")
-            for group, units in zip(plan.groups, sent, strict=True)
+            for group, units in zip(groups, sent, strict=True)
         )
         targets = tuple(self._targets(i, units) for i, units in enumerate(sent))
-        expanded: dict[tuple[int, bool], Indices] = {}
-
-        def indices(template: int, side: tuple[Indices, ...], is_source: bool) -> Indices:
-            found = expanded.get((template, is_source))
-            if found is None:
-                one = plan.templates[template]
-                found = one.indices(side[one.group], sent[one.group])
-                expanded[template, is_source] = found
-            return found
-
-        for patterns in plan.patterns:
-            yield tuple(
-                job
-                for pattern in patterns
-                if sent[pattern.group]
-                for job in _cut(
-                    pattern,
-                    indices(pattern.src_template, sources, True),
-                    indices(pattern.dst_template, targets, False),
-                )
-            )
+        return Sending(self.plan, sent, (sources, targets))
 
     def _complete(self, group: int, begin: int, end: int) -> range:
         """Tells the units of a group that a chunk completes."""
@@ -340,6 +393,80 @@ class Delivery:
         return self._pages[group][first : first + len(entries)]
 
 
+class PagesWrite(NamedTuple):
+    """A paged write that is still to be made.
+
+    Attributes:
+        joined: Which.
+        pieces: Of it, those that this job has.
+    """
+
+    joined: Joined
+    pieces: range
+
+
+class Sending:
+    """A chunk of a request on its way."""
+
+    __slots__ = ("_expanded", "_pages", "_pieces", "_plan", "_units")
+
+    def __init__(
+        self,
+        plan: Plan,
+        units: tuple[range, ...],
+        pages: tuple[tuple[Indices, ...], tuple[Indices, ...]],
+    ) -> None:
+        """Takes the units of each group, and their pages at the source and at the destination."""
+        self._plan = plan
+        self._units = units
+        self._pages = pages
+        self._pieces = plan.pieces(units)
+        self._expanded: dict[tuple[int, int], Indices] = {}
+
+    def together(self, first: int, last: int) -> int:
+        """Tells up to which step, last at most, those from first on make jobs together."""
+        pieces = self._pieces[first]
+        for step in range(first + 1, last):
+            pieces += self._pieces[step]
+            if pieces > TOGETHER_PIECES_MAX:
+                return step
+        return last
+
+    def writes(self, first: int, last: int) -> Iterator[PagesWrite]:
+        """Tells the jobs of the steps from first up to last: as few as they can be."""
+        for joined in self._plan.joined(first, last):
+            adds = self._plan.templates[joined.pattern.src_template].adds
+            count = len(self._units[joined.pattern.group]) * (1 if adds is None else len(adds))
+            count *= 1 if joined.src_starts is None else len(joined.src_starts)
+            for begin in range(0, count, JOB_PIECES_MAX):
+                yield PagesWrite(joined, range(begin, min(begin + JOB_PIECES_MAX, count)))
+
+    def job(self, write: PagesWrite) -> PagesJob:
+        """Makes one of them."""
+        (pattern, src_starts, dst_starts), pieces = write
+        src = self._indices(0, pattern, pattern.src_template)
+        dst = self._indices(1, pattern, pattern.dst_template)
+        if src_starts is not None and dst_starts is not None:
+            src, dst = _repeated(src, src_starts), _repeated(dst, dst_starts)
+        if len(pieces) < len(src):
+            part = slice(pieces.start, pieces.stop)
+            src, dst = src[part], dst[part]
+        return PagesJob(pattern, src, dst)
+
+    def _indices(self, side: int, pattern: Pattern, template: int) -> Indices:
+        found = self._expanded.get((side, template))
+        if found is None:
+            found = self._plan.templates[template].indices(
+                self._pages[side][pattern.group], self._units[pattern.group]
+            )
+            self._expanded[side, template] = found
+        return found
+
+
+def _repeated(indices: Indices, starts: Indices) -> Indices:
+    return (starts[:, None] + indices).ravel()
+
+
 def _taken(tables: Mapping[str, PageTable], entries: range, group: Group, whose: str) -> Indices:
     table = tables.get(group.name)
     if table is None:
@@ -347,13 +474,3 @@ def _taken(tables: Mapping[str, PageTable], entries: range, group: Group, whose:
             refuse(f"the {whose}'s block table of group {group.name} is missing", "PAGES")
         table = PageTable(())
     return take(table, entries, group.num_pages, group.name, whose)
-
-
-def _cut(pattern: Pattern, src: Indices, dst: Indices) -> Iterator[PagesJob]:
-    """Makes one job, or several where one would be too large."""
-    if len(src) <= JOB_PIECES_MAX:
-        yield PagesJob(pattern, src, dst)
-        return
-    for first in range(0, len(src), JOB_PIECES_MAX):
-        last = first + JOB_PIECES_MAX
-        yield PagesJob(pattern, src[first:last], dst[first:last])

@@ -12,7 +12,7 @@ import numpy as np
 from transferd.kv.compare import check_slices, check_steps, everything
 from transferd.kv.fingerprint import check_alike
 from transferd.kv.layout import refuse
-from transferd.kv.plan import GroupPlan, Pattern, Plan, Template
+from transferd.kv.plan import INDEX_MAX, GroupPlan, Pattern, Plan, Template
 from transferd.kv.runs import Loop, Outer, Run, make_run, merge
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ RUN_PIECES_MAX = 65_536
 JOINED_PIECES_MAX = 1024
 PLAN_PIECES_MAX = 1 << 22
 UNROLLED_MAX = 64  # writes in place of one, where indices would need more than 32 bits
-INDEX_MAX = (1 << 32) - 1
 
 
 def make_plan(

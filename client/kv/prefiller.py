@@ -440,7 +440,7 @@ class Prefiller(Closing):
                     pair.offer.steps,
                     request.deadline_ms / 1000 + JOB_S,
                 ),
-                make=lambda: delivery.steps(begin, end, pages),
+                begin=lambda: delivery.sending(begin, end, pages),
                 tail=tail,
                 armor=self._armor(prefill),
             )

@@ -4,12 +4,13 @@
 A *unit* is one Push of the core: tokens of one transfer. Its paged writes are made when its turn
 comes, one object for each (layer, pattern), never one for a page. Those of layers that are still to
 be computed are armed on the engine's watcher, as many layers ahead as the session has room for: the
-earliest layers of all units first.
+earliest layers of all units first. Layers of one stage that are computed already share their jobs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
 from collections import deque
@@ -22,13 +23,13 @@ from transferd.client.watcher import Armed
 from transferd.kv.pump import DEAD, is_dead, why
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from transferd.client.job import Job
     from transferd.client.memory import Region, RegionSlice
     from transferd.client.operations import Operation
     from transferd.client.watcher import Watcher
-    from transferd.kv.plan import PagesJob
+    from transferd.kv.plan import PagesWrite, Sending
     from transferd.kv.protocol.actions import TransferKey
     from transferd.kv.pump import Pump
 
@@ -99,16 +100,16 @@ class Tail(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """One job, ready to be submitted.
+    """One job.
 
     Attributes:
-        operation: The job.
+        make: Makes it; as late as it can be, as it takes memory.
         dst: Descriptor that has to be open.
         pages: Of its table.
         value: That the watcher has to reach; 0: it need not wait.
     """
 
-    operation: Operation
+    make: Callable[[], Operation]
     dst: bytes
     pages: int
     value: int
@@ -122,7 +123,7 @@ class Unit:
         key: The transfer.
         number: Of the push.
         ways: Where it comes from and goes to.
-        make: Makes its paged writes, by step.
+        begin: Begins to make its paged writes.
         tail: Goes with it.
         armor: What its layers wait for; None: they are computed.
         jobs: Submitted and not known to have ended; whether each is armed.
@@ -134,7 +135,7 @@ class Unit:
     key: TransferKey
     number: int
     ways: Ways
-    make: Callable[[], Iterable[tuple[PagesJob, ...]]]
+    begin: Callable[[], Sending]
     tail: Tail | None
     armor: Armor | None
     pieces: Iterator[Piece] | None = None
@@ -145,27 +146,58 @@ class Unit:
     dead: bool = False
 
     def made(self) -> Iterator[Piece]:
-        """Makes its jobs, by layer."""
-        ways, armor = self.ways, self.armor
-        for step, jobs in enumerate(self.make()):
-            imm = ways.imm + stage_of(step, len(ways.steps), ways.stages)
-            value = armor.value(ways.steps[step]) if armor is not None else 0
-            for job in jobs:
+        """Makes its jobs, by layer; those of steps of a stage that are computed go together."""
+        sending, steps, at = self.begin(), len(self.ways.steps), 0
+        while at < steps:
+            value, last = self._computed(at)
+            last = sending.together(at, last)
+            imm = self.ways.imm + self._stage(at)
+            for write in sending.writes(at, last):
                 yield Piece(
-                    job.operation(ways.regions, ways.grants, imm, deadline_s=ways.deadline_s),
-                    ways.grants[job.pattern.dst_region],
-                    len(job.src_pages),
+                    functools.partial(self._operation, sending, write, imm),
+                    self.ways.grants[write.joined.pattern.dst_region],
+                    len(write.pieces),
                     value,
                 )
+            at = last
         if self.tail is not None:
-            write = Write(
-                src=self.tail.src,
-                dst=self.tail.dst,
-                dst_offset=self.tail.offset,
-                imm=ways.imm + ways.stages,
-                deadline_s=ways.deadline_s,
-            )
-            yield Piece(write, self.tail.dst, 0, 0)
+            yield Piece(functools.partial(self._tail, self.tail), self.tail.dst, 0, 0)
+
+    def _stage(self, step: int) -> int:
+        return stage_of(step, len(self.ways.steps), self.ways.stages)
+
+    def _value(self, step: int) -> int:
+        """Tells what the watcher has reached once a step is computed; 0: it is."""
+        return self.armor.value(self.ways.steps[step]) if self.armor is not None else 0
+
+    def _computed(self, first: int) -> tuple[int, int]:
+        """Tells what a step waits for, and up to which one all of its stage are computed."""
+        value, last = self._value(first), first + 1
+        reached = self.armor.watcher.value if self.armor is not None else 0
+        stage = self._stage(first)
+        if value <= reached:
+            while (
+                last < len(self.ways.steps)
+                and self._stage(last) == stage
+                and self._value(last) <= reached
+            ):
+                last += 1
+        return value, last
+
+    def _operation(self, sending: Sending, write: PagesWrite, imm: int) -> Operation:
+        ways = self.ways
+        return sending.job(write).operation(
+            ways.regions, ways.grants, imm, deadline_s=ways.deadline_s
+        )
+
+    def _tail(self, tail: Tail) -> Operation:
+        return Write(
+            src=tail.src,
+            dst=tail.dst,
+            dst_offset=tail.offset,
+            imm=self.ways.imm + self.ways.stages,
+            deadline_s=self.ways.deadline_s,
+        )
 
     def fail(self, text: str, *, dead: bool) -> None:
         """Notes how it fails, first of all."""
@@ -332,10 +364,11 @@ class Pushes:
         return batch[len(jobs) :]
 
     def _operation(self, unit: Unit, piece: Piece) -> Operation:
+        operation = piece.make()
         if not self._waits(unit, piece):
-            return piece.operation
+            return operation
         assert unit.armor is not None
-        return Armed(watcher=unit.armor.watcher, value=piece.value, job=piece.operation)
+        return Armed(watcher=unit.armor.watcher, value=piece.value, job=operation)
 
     def _fly(
         self, batch: list[tuple[Unit, Piece]], operations: list[Operation], jobs: list[Job]

@@ -190,7 +190,7 @@ class _Served:
 
     def watch(self) -> dict[str, Any]:
         """Begins to time what prepares and what posts."""
-        for owner, method in ((Plan, "delivery"), (Pushes, "_peek")):
+        for owner, method in ((Plan, "delivery"), (Pushes, "_peek"), (Pushes, "_operation")):
             self._stopwatch.watch(owner, method, "prep")
         self._stopwatch.watch(transferd.Client, "submit", "post")
         return self.spans()

@@ -56,6 +56,7 @@ class Case:
     decoder: Engine
     extent: Extent
     steps: int
+    together: int
     cuts: tuple[int, ...]
     seed: int
 
@@ -136,6 +137,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(engines(families, layers, {n: other for n, (_, other) in sizes.items()}, tokens)),
         Extent(tokens, first),
         draw(st.integers(1, layers)),
+        draw(st.integers(1, layers)),
         tuple(sorted(draw(st.lists(st.integers(0, tokens), max_size=4)))),
         draw(st.integers(0, 1 << 32)),
     )
@@ -164,6 +166,8 @@ def test_what_is_cut_arrives_as_well(case: Case) -> None:
     """Jobs, writes and indices are so small that most are cut."""
     with (
         mock.patch("transferd.kv.plan.JOB_PIECES_MAX", 3),
+        mock.patch("transferd.kv.plan.TOGETHER_PIECES_MAX", 4),
+        mock.patch("transferd.kv.plan.INDEX_MAX", 100),
         mock.patch("transferd.kv.planner.JOINED_PIECES_MAX", 2),
         mock.patch("transferd.kv.planner.INDEX_MAX", 100),
     ):
@@ -217,12 +221,20 @@ def deliver(
     entries = needed(target.layout, case.extent)
     sent = {name: part_table(own[name], of) for name, of in entries.items() if of}
     delivery = plan.delivery(case.extent, sent)
-    counted = [0] * len(steps)
+    stages = [*range(0, len(steps), case.together), len(steps)]
+    counted = [0] * (len(stages) - 1)
     for begin, end in itertools.pairwise([0, *case.cuts, case.extent.tokens]):
         content.put(cache, tables, range(begin, end))
-        for step, jobs in enumerate(delivery.chunk(begin, end, tables)):
-            counted[step] += sum(write_pages(job, cache, target) for job in jobs)
-    assert tuple(counted) == plan.counts(case.extent)
+        sending = delivery.sending(begin, end, tables)
+        for stage, (at, last) in enumerate(itertools.pairwise(stages)):
+            while at < last:
+                first, at = at, sending.together(at, last)
+                for write in sending.writes(first, at):
+                    pieces = write_pages(sending.job(write), cache, target)
+                    assert pieces == len(write.pieces)
+                    counted[stage] += pieces
+    counts = plan.counts(case.extent)
+    assert counted == [sum(counts[at:last]) for at, last in itertools.pairwise(stages)]
 
 
 def compare(

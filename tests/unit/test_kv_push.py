@@ -6,16 +6,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from transferd.client import JobStatus, errors
 from transferd.client.watcher import Armed
-from transferd.kv.plan import PagesJob, Pattern
+from transferd.kv.pages import Extent, PageTable
+from transferd.kv.plan import GroupPlan, Pattern, Plan, Template
 from transferd.kv.protocol.actions import TransferKey
 from transferd.kv.push import Armor, Pushes, Unit, Ways, stage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import pytest
 
 REFUSED = errors.InvalidRequest("no such page", reason="DESTINATION_BOUNDS")
 STEPS = ((0,), (1,), (2,), (3,))
@@ -102,6 +103,17 @@ class FakeWatcher:
     value = 0
 
 
+def make_plan() -> Plan:
+    """Each step is a layer of 8 pages of 64 bytes."""
+    group: Any = SimpleNamespace(name="0", page_tokens=1, num_pages=8, window_tokens=0)
+    patterns = tuple(
+        (Pattern(0, "cache", "cache", 64, 512 * step, 512 * step, 64, 64, 0, 0),)
+        for step in range(len(STEPS))
+    )
+    whole = Template(0, 1, 1, 1, None)
+    return Plan((GroupPlan("0", 1, group, group, True),), STEPS, patterns, (whole,))
+
+
 class World:
     def __init__(self, limit: int = 64) -> None:
         self.pump = FakePump(limit)
@@ -109,14 +121,18 @@ class World:
         self.pushes = Pushes(self.pump, self.ended.append)  # type: ignore[arg-type]
         self.watcher: Any = FakeWatcher()
 
-    def unit(self, transfer: int, imm: int, *, armed: int = 0, grant: bytes = b"grant") -> Unit:
-        pattern = Pattern(0, "cache", "cache", 64, 0, 0, 64, 64, 0, 0)
-        pages = np.arange(3, dtype=np.uint32)
-        jobs = tuple((PagesJob(pattern, pages, pages),) for _ in STEPS)
-        ways = Ways({"cache": None}, {"cache": grant}, imm, 4, STEPS, 1.0)  # type: ignore[dict-item]
+    def unit(
+        self, transfer: int, imm: int, *, armed: int = 0, grant: bytes = b"grant", stages: int = 4
+    ) -> Unit:
+        delivery = make_plan().delivery(Extent(3), {"0": PageTable([5, 6, 7])})
+        ways = Ways({"cache": None}, {"cache": grant}, imm, stages, STEPS, 1.0)  # type: ignore[dict-item]
         ranks = {layer: layer for layer in range(4)}
         armor = Armor(armed, self.watcher, 0, ranks) if armed else None
-        unit = Unit(TransferKey(1, transfer), 0, ways, lambda: jobs, None, armor)
+
+        def begin() -> Any:
+            return delivery.sending(0, 3, {"0": PageTable([0, 1, 2])})
+
+        unit = Unit(TransferKey(1, transfer), 0, ways, begin, None, armor)
         self.pushes.add(unit)
         return unit
 
@@ -148,6 +164,36 @@ def test_a_layer_that_is_computed_meanwhile_need_not_wait() -> None:
     world.unit(1, 10, armed=1)
     world.turn()
     assert [job.armed for job in world.pump.jobs] == [False, False, True, True]
+
+
+def test_steps_of_a_stage_that_are_computed_go_together() -> None:
+    world = World()
+    world.unit(1, 10, stages=2)
+    assert world.turn() == [10, 11]
+    first, second = (job.operation for job in world.pump.jobs)
+    assert first.src_pages.tolist() == [0, 1, 2, 8, 9, 10]
+    assert first.dst_pages.tolist() == [5, 6, 7, 13, 14, 15]
+    assert (first.src_offset, second.src_offset) == (0, 1024)
+
+
+def test_steps_that_are_not_computed_are_armed_one_by_one() -> None:
+    world = World()
+    world.watcher.value = 2
+    world.unit(1, 10, armed=1, stages=1)
+    world.turn()
+    jobs = world.pump.jobs
+    assert [job.armed for job in jobs] == [False, True, True]
+    assert [job.operation.value for job in jobs[1:]] == [3, 4]
+    assert jobs[0].operation.src_pages.tolist() == [0, 1, 2, 8, 9, 10]
+    assert jobs[1].operation.job.src_pages.tolist() == [0, 1, 2]
+
+
+def test_steps_go_together_up_to_a_number_of_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transferd.kv.plan.TOGETHER_PIECES_MAX", 9)
+    world = World()
+    world.unit(1, 10, stages=1)
+    world.turn()
+    assert [len(job.operation.src_pages) for job in world.pump.jobs] == [9, 3]
 
 
 def test_as_many_layers_ahead_as_there_is_room_for() -> None:
