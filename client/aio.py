@@ -22,7 +22,7 @@ from transferd.client.connect import Options, open_session
 from transferd.client.counter import BaseCounter, to_target
 from transferd.client.cuda.arrays import device_array
 from transferd.client.events import LoopDriver, ThreadDriver
-from transferd.client.grant import BaseGrant
+from transferd.client.grant import BaseGrant, fence_all
 from transferd.client.job import BaseJob, Imm, Write, to_imm
 from transferd.client.memory import BaseRegion, RegionSlice, allocate, register_device
 from transferd.client.operations import to_requests
@@ -30,7 +30,7 @@ from transferd.client.session import to_descriptor
 from transferd.native.names import JobStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from typing import Self
 
     from transferd.client.cuda.mapping import DevicePointer
@@ -422,6 +422,10 @@ class Client(AsyncCalls[Job], AsyncClosing):
         """Counts 1 on an immediate of a grant. As :meth:`transferd.Client.imm`."""
         spec = Imm(dst=dst, imm=imm, priority=priority, deadline_s=deadline_s)
         return (await self._submit([spec.request()], timeout_s))[0]
+
+    async def fence(self, fences: Mapping[Grant, Iterable[int | range]]) -> None:
+        """Fences immediates of several grants at once. As :meth:`transferd.Client.fence`."""
+        await self._runtime.run(fence_all, self._runtime.session, fences)
 
     async def submit(
         self, jobs: Iterable[Operation], *, timeout_s: float | None = None

@@ -14,6 +14,7 @@ from transferd.client.connect import Options, open_session
 from transferd.client.counter import Counter
 from transferd.client.cuda.arrays import device_array
 from transferd.client.events import ThreadDriver
+from transferd.client.grant import fence_all
 from transferd.client.job import (
     Job,
     Write,
@@ -27,9 +28,10 @@ from transferd.client.operations import to_requests
 from transferd.client.session import IMM_COUNT, OP_IMM, OP_WRITE, no_region, to_descriptor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transferd.client.cuda.mapping import DevicePointer
+    from transferd.client.grant import Grant
     from transferd.client.operations import Operation
     from transferd.client.session import Session
 
@@ -185,6 +187,19 @@ class Client(Calls, Closing):
             Unavailable: NO_CUDA, GPU_NOT_VISIBLE.
         """
         return self._session.gpu().map(to_descriptor(dst), device)
+
+    def fence(self, fences: Mapping[Grant, Iterable[int | range]]) -> None:
+        """Fences immediates of several grants at once, in the time of one.
+
+        Args:
+            fences: For each grant of this Client its immediates, as for :meth:`Grant.fence`.
+
+        Raises:
+            InvalidRequest: None, or one that is not the grant's: nothing is fenced.
+            FencesFailed: A Conflict; ``failed`` tells what :meth:`Grant.fence` would have raised
+                for each grant of which more is to be said. All others are quiet.
+        """
+        fence_all(self._session, fences)
 
     # ---- jobs ----
 

@@ -9,7 +9,7 @@ either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -116,6 +116,23 @@ class JobFailed(TransferdError):
         self.detail = detail
 
 
+class FencesFailed(Conflict):
+    """A fence on several grants: of some of them more is to be said; the others are quiet.
+
+    Attributes:
+        failed: By grant, for each of those: what its own ``fence`` would have raised.
+    """
+
+    def __init__(self, failed: dict[Any, TransferdError]) -> None:
+        worst = next(
+            (error for error in failed.values() if error.reason == "STILL_COPIED"),
+            next(iter(failed.values())),
+        )
+        count = f"{len(failed)} grants, the first: " if len(failed) > 1 else ""
+        super().__init__(f"{count}{worst}", reason=worst.reason)
+        self.failed = failed
+
+
 class JobPeerLost(JobFailed, PeerLost):
     """A job ended because its peer is gone."""
 
@@ -220,6 +237,11 @@ _FD_REASONS: dict[str, type[TransferdError]] = {
 def from_fd_error(reason: str, message: str) -> TransferdError:
     """Makes the error that the fd socket told by its reason word."""
     return _FD_REASONS.get(reason, InvalidRequest)(message, reason=reason)
+
+
+def from_result(reason: str, message: str) -> TransferdError:
+    """Makes the error that the daemon told of one of several grants."""
+    return (NotFound if reason == "GRANT_NOT_FOUND" else Conflict)(message, reason=reason)
 
 
 def from_rpc(error: grpc.RpcError, address: str) -> TransferdError:

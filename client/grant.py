@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transferd.client import errors
 from transferd.client.session import IMM_COUNT
+from transferd.v1 import region_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from transferd.client.session import Session
 
 RIGHTS = frozenset({"write", "read", "map"})
 EXPIRES_MAX_S = 10 * 366 * 86_400.0
+FENCE_RANGES_MAX = 4096  # of one call
 
 
 def to_rights(rights: Iterable[str]) -> frozenset[str]:
@@ -132,6 +134,48 @@ class BaseGrant:
 
     def _fence(self, imms: Iterable[int | range]) -> None:
         self._session.grant_fence(self.id, to_fence(imms, self.imms))
+
+
+def fence_all(session: Session, fences: Mapping[Any, Iterable[int | range]]) -> None:
+    """Fences immediates of several grants of one session."""
+    if not fences:
+        raise errors.InvalidRequest("a fence is on one grant at least, as {grant: [7]}; got none")
+    for grant in fences:
+        if not isinstance(grant, BaseGrant) or grant._session is not session:
+            raise errors.InvalidRequest(f"a fence is on grants of this Client, not on {grant!r}")
+    parts = {grant: to_fence(imms, grant.imms) for grant, imms in fences.items()}
+    failed: dict[BaseGrant, errors.TransferdError] = {}
+    batch: list[BaseGrant] = []
+    ranges = 0
+    for grant, imms in parts.items():
+        if batch and ranges + len(imms) > FENCE_RANGES_MAX:
+            failed.update(_fence_some(session, {one: parts[one] for one in batch}))
+            batch, ranges = [], 0
+        batch.append(grant)
+        ranges += len(imms)
+    failed.update(_fence_some(session, {one: parts[one] for one in batch}))
+    if failed:
+        raise errors.FencesFailed(failed)
+
+
+def _fence_some(
+    session: Session, fences: Mapping[BaseGrant, Sequence[range]]
+) -> Iterator[tuple[BaseGrant, errors.TransferdError]]:
+    """Makes one call; gives the grants of which more is to be said."""
+    rows = [
+        region_pb2.FenceGrantRequest(grant_id=grant.id, imms=map(_to_message, imms))
+        for grant, imms in fences.items()
+    ]
+    regions = session.control.regions
+    request = region_pb2.FenceGrantsRequest(fences=rows)
+    answer = session.control.call(regions.FenceGrants, request)
+    for grant, result in zip(fences, answer.results, strict=True):
+        if result.reason:
+            yield grant, errors.from_result(result.reason, result.message)
+
+
+def _to_message(imms: range) -> region_pb2.ImmRange:
+    return region_pb2.ImmRange(first=imms.start, count=len(imms))
 
 
 class Grant(BaseGrant):

@@ -8,7 +8,7 @@ import errno
 import itertools
 from typing import TYPE_CHECKING
 
-from transferd.daemon.errors import Conflict, Internal, TimedOut
+from transferd.daemon.errors import Internal, TimedOut
 from transferd.daemon.plane import Detail, PlaneError
 
 if TYPE_CHECKING:
@@ -39,33 +39,27 @@ class OpenFences:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bool]] = {}  # whether no stream copies on
 
-    async def fenced(self, peer: Peer, fences: Sequence[GrantFence]) -> None:
+    async def fenced(self, peer: Peer, fences: Sequence[GrantFence]) -> set[int]:
         """The owner fences immediates; returns when nothing submitted before on them is in flight.
+
+        Returns:
+            Grants to which the stream of a client may be writing all the same.
 
         Raises:
             TimedOut: Something still was, when the bound passed.
-            Conflict: STILL_COPIED: nothing is, but the stream of a client may be writing all the
-                same.
         """
-        waits = []
+        waits: dict[asyncio.Future[bool], int] = {}
         for fence in fences:
             grant = peer.remote.get(fence.grant_id)
             # A grant lists its opens until they are quiet, also those that die.
             for opened in list(grant.opens) if grant is not None else ():
-                waits.append(self._start(opened, fence.imms))
+                waits[self._start(opened, fence.imms)] = fence.grant_id
         if waits:
             _, late = await asyncio.wait(waits, timeout=self._quiet_s)
             if late:
                 raise TimedOut(f"{len(late)} opens did not become quiet in {self._quiet_s} s")
         await self._settled(peer)
-        copied = sum(not quiet.result() for quiet in waits)
-        if copied:
-            raise Conflict(
-                f"the streams of {copied} sessions were not through in time with copies that were "
-                "cancelled, and may write yet: revoke() the grant, which waits until they have "
-                "unmapped the memory, or ask again on other imms",
-                reason="STILL_COPIED",
-            )
+        return {grant_id for quiet, grant_id in waits.items() if not quiet.result()}
 
     def _start(self, opened: Open, imms: Sequence[range]) -> asyncio.Future[bool]:
         number = next(self._numbers)

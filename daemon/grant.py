@@ -201,6 +201,16 @@ def check_grant(
     return length
 
 
+def still_copied(grant_id: int) -> Conflict:
+    """Makes the error for a fence that cannot say that all is quiet."""
+    return Conflict(
+        f"grant {grant_id}: a client's stream was not through in time with copies that were "
+        "cancelled, and may write yet: revoke() the grant, which waits until the memory is "
+        "unmapped, or ask again on other imms",
+        reason="STILL_COPIED",
+    )
+
+
 def grant_over(grant_id: int) -> Conflict:
     """Makes the error for a fence on a grant that has ended."""
     return Conflict(
@@ -208,12 +218,15 @@ def grant_over(grant_id: int) -> Conflict:
     )
 
 
-def check_fence(grant: Grant, ranges: Sequence[tuple[int, int]]) -> tuple[range, ...]:
+def check_fence(
+    grant: Grant, ranges: Sequence[tuple[int, int]], field: str = "imms"
+) -> tuple[range, ...]:
     """Checks the immediates of a fence.
 
     Args:
         grant: Which.
         ranges: First and count of each.
+        field: Path of the ranges in the request.
 
     Returns:
         The same immediates in ranges that ascend and do not touch.
@@ -222,15 +235,15 @@ def check_fence(grant: Grant, ranges: Sequence[tuple[int, int]]) -> tuple[range,
         InvalidRequest: Names the range.
     """
     if not 1 <= len(ranges) <= IMM_RANGES_MAX:
-        raise InvalidRequest("imms", f"{len(ranges)} ranges; send 1 to {IMM_RANGES_MAX}")
+        raise InvalidRequest(field, f"{len(ranges)} ranges; send 1 to {IMM_RANGES_MAX}")
     end = grant.imm_first + grant.imm_count
     for i, (first, count) in enumerate(ranges):
         if not count:
-            raise InvalidRequest(f"imms[{i}].count", "0; a range has at least one immediate")
+            raise InvalidRequest(f"{field}[{i}].count", "0; a range has at least one immediate")
         if first < grant.imm_first or first + count > end:
             has = f"{grant.imm_first} to {end - 1}" if grant.imm_count else "none"
             raise InvalidRequest(
-                f"imms[{i}]",
+                f"{field}[{i}]",
                 f"{first} to {first + count - 1} are not all of grant {grant.grant_id}, which "
                 f"has {has}",
                 reason="IMM_RANGE",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transferd.daemon.errors import Internal, TimedOut
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transferd.daemon.peer import Peer
     from transferd.daemon.plane import Landed
     from transferd.daemon.wire import GrantFence, GrantKeys, Half, Hello, HelloReply, Loss, Refusal
+
+T = TypeVar("T")
 
 
 class LoopbackLink:
@@ -52,9 +54,9 @@ class LoopbackLink:
         """Stops the sessions here that use them."""
         await _bounded(self._opener.revoked(self.peer, grant_ids), timeout_s)
 
-    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> set[int]:
         """Stops what sessions here have submitted on these imms."""
-        await _bounded(self._opener.fences.fenced(self.peer, fences), timeout_s)
+        return await _bounded(self._opener.fences.fenced(self.peer, fences), timeout_s)
 
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Faults counters of sessions here."""
@@ -64,9 +66,9 @@ class LoopbackLink:
         """Nothing to end."""
 
 
-async def _bounded(work: Coroutine[Any, Any, None], timeout_s: float) -> None:
+async def _bounded(work: Coroutine[Any, Any, T], timeout_s: float) -> T:
     try:
         async with asyncio.timeout(timeout_s):
-            await work
+            return await work
     except TimeoutError:
         raise TimedOut(f"jobs of this host did not stop in {timeout_s} s") from None

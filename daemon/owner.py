@@ -8,8 +8,8 @@ because every opener said that it is quiet, or its connections to us were destro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from transferd.daemon.grant import (
     GrantTable,
     check_grant,
     grant_over,
+    still_copied,
 )
 from transferd.daemon.maps import Maps
 from transferd.daemon.peer import Incoming, is_staged, leads_nowhere_else, pair_staged
@@ -38,7 +39,7 @@ from transferd.daemon.tasks import TaskOwner
 from transferd.daemon.wire import BATCH_MAX, GrantFence, GrantKeys, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from transferd.daemon.descriptor import Sealer
     from transferd.daemon.peer import Peer
@@ -215,37 +216,63 @@ class Owner:
         await self._until_quiet(peer, revoke)
 
     async def fence_grant(self, grant: Grant, imms: tuple[range, ...]) -> None:
-        """Fences immediates of a grant that lives on; to be run as an owned task.
+        """Fences immediates of one grant, as :meth:`fence_grants`.
+
+        Raises:
+            Conflict: GRANT_REVOKED, STILL_COPIED.
+        """
+        for error in (await self.fence_grants({grant: imms})).values():
+            raise error
+
+    async def fence_grants(
+        self, fences: Mapping[Grant, tuple[range, ...]]
+    ) -> dict[Grant, TransferdError]:
+        """Fences immediates of grants that live on, all at once; to be run as an owned task.
 
         Returns when no byte can land of what was submitted on them before the call.
 
         Args:
-            grant: Which.
-            imms: Ascending, none overlaps another.
+            fences: For each grant its immediates: ascending, none overlaps another.
 
-        Raises:
-            Conflict: GRANT_REVOKED: the grant has ended meanwhile, so nothing can land by it;
-                STILL_COPIED: a client's own stream may be writing yet.
+        Returns:
+            Grants of which something else is to be said: GRANT_REVOKED: it has ended meanwhile, so
+            nothing can land by it; STILL_COPIED: a client's own stream may be writing yet.
         """
-        fences = [GrantFence(grant.grant_id, imms)]
-        async with grant.fencing:
-            if grant.ended is None:
-                # Whoever opens it from here on submits later than this.
-                ends = await asyncio.gather(
-                    *(
-                        self._until_quiet(
-                            peer, functools.partial(peer.link.fence_grants, fences, self._revoke_s)
-                        )
-                        for peer in list(grant.openers)
-                    ),
-                    return_exceptions=True,
-                )
-                for end in ends:
-                    if end is not None:
-                        raise end
-                return
-        await asyncio.shield(grant.ended)
-        raise grant_over(grant.grant_id)
+        async with contextlib.AsyncExitStack() as turns:
+            for grant in sorted(fences, key=lambda grant: grant.grant_id):  # none waits in a circle
+                await turns.enter_async_context(grant.fencing)
+            # Whoever opens a grant from here on submits later than this.
+            by_peer: dict[Peer, list[GrantFence]] = {}
+            over = {grant: grant.ended for grant in fences if grant.ended is not None}
+            for grant in fences.keys() - over.keys():
+                for peer in grant.openers:
+                    one = GrantFence(grant.grant_id, fences[grant])
+                    by_peer.setdefault(peer, []).append(one)
+            ends = await asyncio.gather(
+                *(self._fence_at(peer, held) for peer, held in by_peer.items()),
+                return_exceptions=True,
+            )
+        failed: dict[Grant, TransferdError] = {}
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+            for grant in fences:
+                if grant.grant_id in end:
+                    failed[grant] = still_copied(grant.grant_id)
+        for grant, ended in over.items():
+            await asyncio.shield(ended)
+            failed[grant] = grant_over(grant.grant_id)
+        return failed
+
+    async def _fence_at(self, peer: Peer, fences: list[GrantFence]) -> set[int]:
+        """Makes one opener quiet on some immediates; gives the grants that are still copied to."""
+        copied: set[int] = set()
+
+        async def fence() -> None:
+            copied.update(await peer.link.fence_grants(fences, self._revoke_s))
+
+        await self._until_quiet(peer, fence)
+        return copied
 
     async def _until_quiet(self, peer: Peer, ask: Callable[[], Awaitable[None]]) -> None:
         """Asks an opener to become quiet; cuts it off if it does not."""
@@ -253,8 +280,6 @@ class Owner:
             peer.check()
             await ask()
         except TransferdError as error:
-            if error.reason == "STILL_COPIED":  # by a client's own stream: no fault of the relation
-                raise
             log.warning(
                 "opener did not become quiet; ending the relation with it",
                 peer=peer.address,

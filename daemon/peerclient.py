@@ -188,7 +188,7 @@ class GrpcLink:
         request = pb.RevokeGrantsRequest(**self._me(), grant_ids=grant_ids)
         await self._call("RevokeGrants", request, timeout_s)
 
-    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> set[int]:
         """Owner to opener; returns when nothing submitted before on these imms is in flight."""
         rows = [
             pb.GrantFence(
@@ -198,6 +198,7 @@ class GrpcLink:
             for fence in fences
         ]
         await self._call("FenceGrants", pb.FenceGrantsRequest(**self._me(), fences=rows), timeout_s)
+        return set()  # streams copy within a host
 
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Writer to receiver."""

@@ -146,8 +146,11 @@ class Link(Protocol):
     async def revoke_grants(self, grant_ids: Sequence[int], timeout_s: float) -> None:
         """Owner to opener; returns when nothing is in flight on them."""
 
-    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
-        """Owner to opener; returns when nothing submitted before on these imms is in flight."""
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> set[int]:
+        """Owner to opener; returns when nothing submitted before on these imms is in flight.
+
+        Of the grants that it gives, a client's stream on this host may be writing all the same.
+        """
 
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         """Writer to receiver. `number` counts the reports: the owner takes each once."""

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -113,35 +111,28 @@ class Grants:
                 why.
         """
         imms = range(action.imm, action.imm + len(action.bases))
-        made = [
-            (pair, grant)
+        pairs = {
+            grant: pair
             for (pair, _), grants in self._made.items()
             if pair in action.pairs
             for grant in grants.result()  # it has grants: they are made
-        ]
-        left = _Left(len(made))
+        }
 
-        def fence(pair: int, grant: Grant) -> None:
-            failed = ""
+        def fence() -> None:
             try:
-                grant.fence([imms])
-            except (errors.NotFound, errors.Conflict) as error:  # it has ended: nothing can land
-                failed = str(error) if error.reason == "STILL_COPIED" else ""
+                if pairs:
+                    self._pump.client.fence(dict.fromkeys(pairs, imms))
+            except errors.FencesFailed as error:
+                for grant, one in error.failed.items():
+                    if one.reason == "STILL_COPIED":  # others have ended: nothing can land
+                        done((), pairs[grant], str(one))
+                        return
             except errors.WaitTimeout as error:
-                failed = str(error)
-            if left.over(pair, failed):
-                finish()
+                done((), min(action.pairs), str(error))
+                return
+            done(self.level(counts, action.imm, action.bases, faults), 0, "")
 
-        def finish() -> None:
-            if left.failed:
-                done((), *left.failed)
-            else:
-                done(self.level(counts, action.imm, action.bases, faults), 0, "")
-
-        if not made:
-            self._pump.ask(finish)
-        for pair, grant in made:
-            self._pump.ask(functools.partial(fence, pair, grant))
+        self._pump.ask(fence)
 
     def level(
         self, counts: Counts, imm: int, bases: Sequence[int], faults: Sequence[int]
@@ -189,24 +180,3 @@ class Grants:
         """Gives the own memory back; pairs have none any more."""
         for region in (self._spot, *self._own):
             region.close()
-
-
-class _Left:
-    """Fences that are under way.
-
-    Attributes:
-        failed: The pair, and why, of one that has failed.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._lock = threading.Lock()
-        self._count = count
-        self.failed: tuple[int, str] | None = None
-
-    def over(self, pair: int, failed: str) -> bool:
-        """Notes the end of one; tells whether it was the last."""
-        with self._lock:
-            if failed:
-                self.failed = (pair, failed)
-            self._count -= 1
-            return not self._count

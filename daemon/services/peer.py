@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transferd.daemon.config import split_host_port
 from transferd.daemon.descriptor import PeerKey
 from transferd.daemon.errors import InvalidRequest, StalePeer
-from transferd.daemon.grant import IMM_RANGES_MAX
+from transferd.daemon.grant import IMM_RANGES_MAX, still_copied
 from transferd.daemon.peer import TOKEN_BYTES
 from transferd.daemon.wire import (
     BATCH_MAX,
@@ -143,7 +143,9 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
             fences.append(GrantFence(row.grant_id, imms))
         peer = self._peers.table.get(key)
         if peer is not None:
-            await peer.tasks.run(self._opener.fences.fenced(peer, fences), "fenced")
+            copied = await peer.tasks.run(self._opener.fences.fenced(peer, fences), "fenced")
+            for grant_id in copied:
+                raise still_copied(grant_id)
         # What an ended relation still had in flight is quiet once it is buried.
         await self._peers.buried(key)
         return pb.FenceGrantsResponse()

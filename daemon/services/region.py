@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transferd.daemon.errors import InvalidRequest
+from transferd.daemon.errors import InvalidRequest, TransferdError
 from transferd.daemon.grant import (
+    IMM_RANGES_MAX,
     RIGHT_MAP,
     RIGHT_READ,
     RIGHT_SEND,
@@ -19,12 +20,16 @@ from transferd.v1 import region_pb2 as pb
 from transferd.v1 import region_pb2_grpc, types_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import grpc.aio
 
+    from transferd.daemon.grant import Grant
     from transferd.daemon.opens import Opener
     from transferd.daemon.owner import Owner
     from transferd.daemon.peer import Open
     from transferd.daemon.services.auth import Authenticator
+    from transferd.daemon.session import Session
     from transferd.daemon.sessions import Sessions
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -122,12 +127,36 @@ class RegionService(region_pb2_grpc.RegionServiceServicer):
     ) -> pb.FenceGrantResponse:
         """Fences immediates of a grant that lives on."""
         session = self._auth.session(context)
-        if request.grant_id in session.ended_grants:
-            raise grant_over(request.grant_id)
-        grant = session.grant(request.grant_id)
+        grant = _living(session, request.grant_id)
         imms = check_fence(grant, [(part.first, part.count) for part in request.imms])
         await session.ops.run(self._owner.fence_grant(grant, imms), "fence grant")
         return pb.FenceGrantResponse()
+
+    async def FenceGrants(
+        self, request: pb.FenceGrantsRequest, context: Context
+    ) -> pb.FenceGrantsResponse:
+        """Fences immediates of several grants that live on."""
+        session = self._auth.session(context)
+        _check_fences(request.fences)
+        fences: dict[Grant, tuple[range, ...]] = {}
+        failed: dict[int, TransferdError] = {}
+        for i, one in enumerate(request.fences):
+            try:
+                grant = _living(session, one.grant_id)
+            except TransferdError as error:
+                failed[one.grant_id] = error
+                continue
+            imms = [(part.first, part.count) for part in one.imms]
+            fences[grant] = check_fence(grant, imms, f"fences[{i}].imms")
+        found = await session.ops.run(self._owner.fence_grants(fences), "fence grants")
+        failed.update((grant.grant_id, error) for grant, error in found.items())
+        ends = [failed.get(one.grant_id) for one in request.fences]
+        return pb.FenceGrantsResponse(
+            results=[
+                pb.FenceResult(reason=end.reason, message=end.message) if end else pb.FenceResult()
+                for end in ends
+            ]
+        )
 
     async def OpenDescriptors(
         self, request: pb.OpenDescriptorsRequest, context: Context
@@ -162,6 +191,31 @@ def _rights(rights: Any) -> int:
     if not bits:
         raise InvalidRequest("rights", "missing; give RIGHT_WRITE, RIGHT_READ or both")
     return bits
+
+
+def _living(session: Session, grant_id: int) -> Grant:
+    """Finds a grant to be fenced; Conflict (GRANT_REVOKED): it has ended."""
+    if grant_id in session.ended_grants:
+        raise grant_over(grant_id)
+    return session.grant(grant_id)
+
+
+def _check_fences(fences: Sequence[pb.FenceGrantRequest]) -> None:
+    """Checks how many there are, in all as many as of one grant, and that none is there twice."""
+    if not 1 <= len(fences) <= IMM_RANGES_MAX:
+        raise InvalidRequest("fences", f"{len(fences)} of them; send 1 to {IMM_RANGES_MAX}")
+    ranges = sum(len(one.imms) for one in fences)
+    if ranges > IMM_RANGES_MAX:
+        raise InvalidRequest(
+            "fences", f"{ranges} ranges of imms in all; send at most {IMM_RANGES_MAX}"
+        )
+    seen: set[int] = set()
+    for i, one in enumerate(fences):
+        if one.grant_id in seen:
+            raise InvalidRequest(
+                f"fences[{i}].grant_id", f"{one.grant_id} is there twice; put its imms together"
+            )
+        seen.add(one.grant_id)
 
 
 def _opened(opened: Open) -> pb.OpenedGrant:

@@ -285,6 +285,7 @@ TABLE: list[tuple[str, Callable[[Setting], Any], grpc.StatusCode, str, str]] = [
         "GRANT_NOT_FOUND",
         "",
     ),
+    ("regions.FenceGrants", const(region_pb2.FenceGrantsRequest()), INVALID, BAD, "fences"),
     (
         "regions.OpenDescriptors",
         const(region_pb2.OpenDescriptorsRequest()),

@@ -90,6 +90,77 @@ def test_several_requests_at_once(shared_pair: Pair) -> None:
             assert (view.value, view.lost) == (landed, 4 - landed)
 
 
+@pytest.mark.parametrize("where", ["two daemons", "one daemon"])
+def test_several_grants_at_once(shared_pair: Pair, where: str) -> None:
+    """On none of them does a byte land after the answer; what is on other immediates goes on."""
+    near, far = shared_pair
+    if where == "one daemon":
+        far = near
+    with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
+        source = sender.alloc(16 * MIB)
+        regions = [receiver.alloc(16 * MIB) for _ in range(4)]
+        grants = [region.grant(imms=range(1, 3)) for region in regions]
+        sender.warm(*(grant.descriptor for grant in grants))
+        jobs = {
+            imm: [sender.write(source, grant.descriptor, imm=imm) for grant in grants * 4]
+            for imm in (1, 2)
+        }
+        receiver.fence({grant: [1] for grant in grants})
+        ended = [job.result for job in jobs[1]]
+        cut_off = {end.detail for end in ended if end and end.status is not JobStatus.OK}
+        assert None not in ended
+        assert cut_off == {"FENCED"}  # not all had landed by then
+        assert [job.wait(WAIT_S) for job in jobs[2]] == [JobStatus.OK] * 16
+        grants[1].revoke()
+        with pytest.raises(transferd.FencesFailed) as caught:
+            receiver.fence({grant: [1] for grant in grants})
+        assert {g: e.reason for g, e in caught.value.failed.items()} == {grants[1]: "GRANT_REVOKED"}
+
+
+def test_bad_input_of_several(shared_pair: Pair) -> None:
+    _, far = shared_pair
+    one, many = region_pb2.FenceGrantRequest, region_pb2.FenceGrantsRequest
+    imms = region_pb2.ImmRange
+    with (
+        shm_file(1 << 16) as (name, _),
+        grpc_session(far) as session,
+        grpc_session(far) as other,
+    ):
+        region = session.register(name)
+        grant, over = (session.grant(region, range(4, 8)).grant_id for _ in range(2))
+        foreign = other.grant(other.register(name), range(4, 8)).grant_id
+        session.call("regions.RevokeGrant", region_pb2.RevokeGrantRequest(grant_id=over))
+        good = [imms(first=4, count=1)]
+        fine = one(grant_id=grant, imms=good)
+        for wrong, field in (
+            ([], "fences"),
+            ([one(grant_id=number, imms=good) for number in range(4097)], "fences"),
+            ([fine, one(grant_id=foreign, imms=good * 4096)], "fences"),
+            ([fine, fine], "fences[1].grant_id"),
+            ([one(grant_id=foreign, imms=good), one(grant_id=grant)], "fences[1].imms"),
+            ([one(grant_id=grant, imms=[*good, imms(first=5)])], "fences[0].imms[1].count"),
+            ([one(grant_id=grant, imms=[imms(first=7, count=2)])], "fences[0].imms[0]"),
+        ):
+            refusal = session.refused("regions.FenceGrants", many(fences=wrong))
+            assert (refusal.code, refusal.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+        numbers = (over, foreign, grant, 0, (1 << 64) - 1)
+        answer = session.call(
+            "regions.FenceGrants",
+            many(fences=[one(grant_id=number, imms=good) for number in numbers]),
+        )
+        assert [result.reason for result in answer.results] == [
+            "GRANT_REVOKED",
+            "GRANT_NOT_FOUND",
+            "",
+            "GRANT_NOT_FOUND",
+            "GRANT_NOT_FOUND",
+        ]
+        assert [bool(result.message) for result in answer.results] == [
+            bool(result.reason) for result in answer.results
+        ]
+        session.call("regions.FenceGrants", many(fences=[one(grant_id=grant, imms=good * 4096)]))
+
+
 def test_the_same_immediate_works_again(shared_pair: Pair) -> None:
     near, far = shared_pair
     with transferd.Client(near.socket) as sender, transferd.Client(far.socket) as receiver:
@@ -120,7 +191,7 @@ def test_aio(shared_pair: Pair) -> None:
             grant = await (await receiver.alloc(32 * MIB)).grant(imms=range(4))
             await sender.warm(grant.descriptor)
             jobs = [await sender.write(source, grant.descriptor, imm=i % 2) for i in range(8)]
-            await grant.fence(range(1, 2))
+            await receiver.fence({grant: range(1, 2)})
             assert JobStatus.PENDING not in {job.status for job in jobs[1::2]}
             assert jobs[7].status is JobStatus.CANCELLED
             assert await asyncio.gather(*jobs[0::2]) == [JobStatus.OK] * 4

@@ -192,6 +192,7 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
         self.entries_taken: dict[int, Any] = {}
         self.calls: list[str] = []
         self.fenced: list[list[tuple[int, int]]] = []
+        self.fence_ends: dict[int, str] = {}  # reasons, by grant
         self._next = 100
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -375,6 +376,14 @@ class FakeDaemon(region_pb2_grpc.RegionServiceServicer, transfer_pb2_grpc.Transf
         self._session(context, "FenceGrant")
         self.fenced.append([(part.first, part.count) for part in request.imms])
         return region_pb2.FenceGrantResponse()
+
+    def FenceGrants(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._session(context, "FenceGrants")
+        self.fenced += [[(part.first, part.count) for part in one.imms] for one in request.fences]
+        ends = [self.fence_ends.get(one.grant_id, "") for one in request.fences]
+        return region_pb2.FenceGrantsResponse(
+            results=[region_pb2.FenceResult(reason=end, message=end and "why") for end in ends]
+        )
 
     def OpenDescriptors(self, request: Any, context: grpc.ServicerContext) -> Any:
         session = self._session(context, "OpenDescriptors")

@@ -163,7 +163,7 @@ class MemoryLink:
 
         await self._call("revoke_grants", work)
 
-    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> None:
+    async def fence_grants(self, fences: Sequence[GrantFence], timeout_s: float) -> set[int]:
         async def work(host: Host) -> None:
             peer = host.peers.table.get(self._own)
             if peer is not None:
@@ -171,6 +171,7 @@ class MemoryLink:
             await host.peers.buried(self._own)
 
         await self._call("fence_grants", work)
+        return set()
 
     async def report_loss(self, number: int, losses: Sequence[Loss]) -> None:
         async def work(host: Host) -> None:

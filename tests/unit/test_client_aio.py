@@ -66,7 +66,12 @@ def test_write_counts(fake: FakeDaemon, run: Callable[..., None]) -> None:
             assert (await client.counter(50)).value == 0
             assert not fake.sessions[0].header.event_waiters
             await grant.fence([3, 4])
-            assert fake.fenced == [[(3, 2)]]
+            await client.fence({grant: [5]})
+            assert fake.fenced == [[(3, 2)], [(5, 1)]]
+            fake.fence_ends[grant.id] = "STILL_COPIED"
+            with pytest.raises(transferd.FencesFailed) as caught:
+                await client.fence({grant: [5]})
+            assert caught.value.failed[grant].reason == "STILL_COPIED"
             await grant.revoke()
             await region.close()
 

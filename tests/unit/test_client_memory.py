@@ -167,6 +167,64 @@ def test_bad_fences(client: transferd.Client, fake: FakeDaemon, imms: Any, says:
     assert not fake.fenced
 
 
+def test_fence_of_several_grants(client: transferd.Client, fake: FakeDaemon) -> None:
+    region = client.alloc(100)
+    first, second = region.grant(imms=range(10, 40)), region.grant(imms=range(5))
+    client.fence({first: [12, 11, range(20, 22)], second: range(5)})
+    assert fake.fenced == [[(11, 2), (20, 2)], [(0, 5)]]
+    assert fake.calls.count("FenceGrants") == 1
+
+
+def test_fence_of_several_grants_tells_which_have_failed(
+    client: transferd.Client, fake: FakeDaemon
+) -> None:
+    region = client.alloc(100)
+    grants = [region.grant(imms=range(4)) for _ in range(4)]
+    fake.fence_ends = {
+        grants[1].id: "GRANT_REVOKED",
+        grants[2].id: "GRANT_NOT_FOUND",
+        grants[3].id: "STILL_COPIED",
+    }
+    with pytest.raises(transferd.Conflict, match="3 grants, the first: why") as caught:
+        client.fence({grant: [1] for grant in grants})
+    assert isinstance(caught.value, transferd.FencesFailed)
+    assert caught.value.reason == "STILL_COPIED"  # the only one by which anything may land
+    assert {grant: (type(e), e.reason) for grant, e in caught.value.failed.items()} == {
+        grants[1]: (transferd.Conflict, "GRANT_REVOKED"),
+        grants[2]: (transferd.NotFound, "GRANT_NOT_FOUND"),
+        grants[3]: (transferd.Conflict, "STILL_COPIED"),
+    }
+
+
+def test_fence_of_more_than_one_call_takes(
+    client: transferd.Client, fake: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transferd.client.grant.FENCE_RANGES_MAX", 7)
+    region = client.alloc(100)
+    grants = [region.grant(imms=range(6)) for _ in range(4)]
+    client.fence({grant: [0, 2, 4] for grant in grants})
+    assert fake.fenced == [[(0, 1), (2, 1), (4, 1)]] * 4
+    assert fake.calls.count("FenceGrants") == 2
+
+
+def test_bad_fences_of_several_grants(client: transferd.Client, fake: FakeDaemon) -> None:
+    region = client.alloc(100)
+    grant, other = region.grant(imms=range(4)), region.grant(imms=range(4, 8))
+    with transferd.Client(fake.address) as stranger:
+        foreign = stranger.alloc(100).grant(imms=range(4))
+        bad: list[tuple[Any, str]] = [
+            ({}, "one grant at least"),
+            ({grant: [1], other: [1]}, r"range\(4, 8\)"),
+            ({grant: [1], other: []}, "at least one"),
+            ({grant: [1], foreign: [1]}, "grants of this Client"),
+            ({grant.id: [1]}, "grants of this Client"),
+        ]
+        for fences, says in bad:
+            with pytest.raises(transferd.InvalidRequest, match=says):
+                client.fence(fences)
+    assert not fake.fenced
+
+
 def test_adopt_in_place(client: transferd.Client, fake: FakeDaemon) -> None:
     array = np.arange(BIG // 8, dtype=np.int64)
     address = array.ctypes.data

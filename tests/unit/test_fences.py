@@ -110,6 +110,66 @@ async def test_a_stream_that_copies_on_is_told_and_nobody_is_cut_off(near: Host)
     assert opened.live
 
 
+async def test_several_grants_take_one_call_of_each_opener(
+    network: Network, near: Host, far: Host
+) -> None:
+    receiver = await far.session()
+    made = [await far.grant(receiver, imms=16) for _ in range(3)]
+    other = Host(network, 7003)
+    opened = []
+    for host, descriptors in ((near, [d for _, d in made]), (other, [made[2][1]])):
+        session = await host.session()
+        opened.append((host, session, await host.open(session, *descriptors)))
+    imms = {grant: (range(n, n + 1),) for n, (grant, _) in enumerate(made)}
+    assert await far.owner.fence_grants(imms) == {}
+    assert network.calls["fence_grants"] == 2
+    assert [
+        [list(fences(host, session, one).values()) for one in opens]
+        for host, session, opens in opened
+    ] == [[[(range(n, n + 1),)] for n in range(3)], [[(range(2, 3),)]]]
+
+
+async def test_each_of_several_grants_is_told_apart(near: Host) -> None:
+    receiver, sender = await near.session(), await near.session()
+    made = [await near.grant(receiver, imms=8) for _ in range(3)]
+    (quiet, over, copied) = (grant for grant, _ in made)
+    opened = await near.open(sender, *(descriptor for _, descriptor in made))
+    busy = opened[2]
+    near.plane.busy_opens.add(busy.handle)
+    await near.owner.end_grants([over])
+    fencing = asyncio.ensure_future(
+        near.owner.fence_grants({grant: SEVEN for grant in (quiet, over, copied)})
+    )
+    native = fences(near, sender, busy)
+    await eventually(lambda: len(native) == 1)
+    (number,) = native
+    near.plane.fence_quiet(sender.handle, busy.handle, number, Detail.STILL_COPIED)
+    failed = await fencing
+    assert {grant: error.reason for grant, error in failed.items()} == {
+        over: "GRANT_REVOKED",
+        copied: "STILL_COPIED",
+    }
+
+
+async def test_fences_of_the_same_grants_in_any_order_do_not_wait_in_a_circle(
+    near: Host, far: Host
+) -> None:
+    receiver, sender = await far.session(), await near.session()
+    made = [await far.grant(receiver, imms=8) for _ in range(2)]
+    opened = await near.open(sender, *(descriptor for _, descriptor in made))
+    near.plane.busy_opens.update(one.handle for one in opened)
+    (first, _), (second, _) = made
+    orders = [{first: SEVEN, second: SEVEN}, {second: SEVEN, first: SEVEN}] * FENCES_MAX
+    waits = [asyncio.ensure_future(far.owner.fence_grants(order)) for order in orders]
+    native = [fences(near, sender, one) for one in opened]
+    await eventually(lambda: [len(each) for each in native] == [FENCES_MAX] * 2)
+    near.plane.busy_opens.clear()  # the later ones find nothing in flight
+    for one, numbers in zip(opened, native, strict=True):
+        for number in list(numbers):
+            near.plane.fence_quiet(sender.handle, one.handle, number)
+    assert await asyncio.gather(*waits) == [{}] * len(orders)
+
+
 async def test_more_than_the_bound_wait_for_their_turn(near: Host, far: Host) -> None:
     grant, descriptor = await far.grant(await far.session(), imms=16)
     sender = await near.session()
