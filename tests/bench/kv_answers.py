@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -27,20 +28,29 @@ ANSWER_MS = 5.0
 
 
 def rows(run: Run) -> list[Row]:
+    """Measures a cache of one region, and one with a region for each layer."""
+    apart = dataclasses.replace(SHAPE, apart=True)
+    return [
+        *of_shape(run, SHAPE, ""),
+        *of_shape(run, apart, f", a region for each of {SHAPE.layers} layers"),
+    ]
+
+
+def of_shape(run: Run, shape: CacheShape, what: str) -> list[Row]:
     """Aborts requests of which some layers are there and the others are not computed yet."""
     took: dict[str, list[float]] = {"the decoder": [], "the prefiller": []}
     rounds = run.scaled(ROUNDS)
     undisturbed = 0
     with contextlib.ExitStack() as stack:
         near, far = stack.enter_context(daemons(provider="tcp"))
-        there = stack.enter_context(PrefillerProcess(near.socket, SHAPE))
-        here = stack.enter_context(decoder(far.socket, SHAPE, stages=8, slots=REQUESTS))
+        there = stack.enter_context(PrefillerProcess(near.socket, shape))
+        here = stack.enter_context(decoder(far.socket, shape, stages=8, slots=REQUESTS))
         here.rank.connect(there.address, timeout_s=WAIT_S)
         for number in range(rounds):
             run.gate.wait()
             undisturbed += one_round(here, there, number, took)
     others = rounds * (REQUESTS - ABORTED)
-    name = f"abort of one of {REQUESTS}"
+    name = f"abort of one of {REQUESTS}{what}"
     made = [
         Row(
             f"{name} by {who}: answered, idle",

@@ -37,6 +37,7 @@ class CacheShape:
         block_layers: Layers that lie together in one page; the rest of the last block is empty.
         item_tokens: Of an item.
         tail_bytes: Of a request.
+        apart: Each block of layers is in a region of its own.
     """
 
     layers: int
@@ -46,6 +47,7 @@ class CacheShape:
     block_layers: int = 1
     item_tokens: int = 1
     tail_bytes: int = 0
+    apart: bool = False
 
     @property
     def page_bytes(self) -> int:
@@ -61,10 +63,19 @@ class CacheShape:
     def _block_bytes(self) -> int:
         return self.pages * self.block_layers * self.page_bytes
 
-    def offset(self, layer: int) -> int:
+    @property
+    def regions(self) -> dict[str, int]:
+        """Their lengths."""
+        if not self.apart:
+            return {REGION: self.region_bytes}
+        return {f"{REGION}{n}": self._block_bytes for n in range(len(self.steps))}
+
+    def place(self, layer: int) -> Place:
         """Tells where page 0 of a layer is."""
         block, within = divmod(layer, self.block_layers)
-        return block * self._block_bytes + within * self.page_bytes
+        if self.apart:
+            return Place(f"{REGION}{block}", within * self.page_bytes)
+        return Place(REGION, block * self._block_bytes + within * self.page_bytes)
 
     def request_pages(self, tokens: int) -> int:
         """Tells the pages of a request, of each layer."""
@@ -90,7 +101,7 @@ class CacheShape:
             heads_total=1,
             first_head=0,
             heads=1,
-            places=tuple(Place(REGION, self.offset(layer)) for layer in range(self.layers)),
+            places=tuple(self.place(layer) for layer in range(self.layers)),
             page_stride=self.block_layers * self.page_bytes,
             token_stride=self.item_bytes,
             head_stride=self.item_bytes,
@@ -106,7 +117,7 @@ class CacheShape:
         return Layout(
             model="bench",
             layers_total=self.layers,
-            regions={REGION: self.region_bytes},
+            regions=self.regions,
             groups=(group,),
             tail_bytes=self.tail_bytes,
         )
@@ -130,14 +141,20 @@ class BenchCache:
             seed: Of the order of the free pages.
         """
         self.shape = shape
-        region = client.alloc(shape.region_bytes)
-        region.numpy()[:] = 0
-        self.cache = Cache(shape.layout, {REGION: region})
-        whole = region.numpy("uint64")
+        regions = {name: client.alloc(length) for name, length in shape.regions.items()}
+        for region in regions.values():
+            region.numpy()[:] = 0
+        self.cache = Cache(shape.layout, regions)
         block = shape.block_layers
-        words = whole.reshape(-1, shape.pages, block, shape.page_bytes // WORD)
+        blocks: list[Words] = [
+            words
+            for region in regions.values()
+            for words in region.numpy("uint64").reshape(
+                -1, shape.pages, block, shape.page_bytes // WORD
+            )
+        ]
         self._layers: list[Words] = [
-            words[layer // block, :, layer % block] for layer in range(shape.layers)
+            blocks[layer // block][:, layer % block] for layer in range(shape.layers)
         ]
         order = np.random.default_rng(seed).permutation(shape.pages)
         self.free: list[int] = order.tolist()

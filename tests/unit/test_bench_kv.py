@@ -58,7 +58,7 @@ def test_a_single_wrong_byte_is_seen(cache: BenchCache) -> None:
     pages = cache.take(12)
     region: Any = cache.cache.regions["cache"]
     for layer in range(SMALL.layers):
-        at = SMALL.offset(layer) + int(pages[1]) * 2 * SMALL.page_bytes + 17
+        at = SMALL.place(layer).offset + int(pages[1]) * 2 * SMALL.page_bytes + 17
         cache.fill(pages, 3)
         region.numpy()[at] ^= 1
         assert not cache.holds(pages, 3), layer
