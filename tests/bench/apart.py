@@ -20,11 +20,14 @@ from bench.quiet import Gate
 from bench.report import Report, Row
 from bench.topic import Run
 
+from support import gpu
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
 
 DUMP_S = 5.0  # before the bound all stacks are told
+START_S = 45.0  # until it is known whether there is a GPU
 PATIENCE_S = 15.0  # of a topic with a machine that is not quiet: its bound goes on meanwhile
 
 
@@ -91,6 +94,23 @@ def rows_of(tell: Callable[[Report], None], module: str, quick: bool, full: bool
         report.rows.append(row)
         tell(report)
     tell(report)
+
+
+def why_no_gpu(tell: Callable[[str], None]) -> None:
+    """Tells why no GPU can be used here; nothing: one can."""
+    tell(gpu.why_not())
+
+
+def measure_on_gpu(run: Run, topics: Mapping[str, str], bound_s: float) -> None:
+    """As :func:`measure_apart`, where there is a GPU."""
+    wanted = {name: module for name, module in topics.items() if run.options.wants(name)}
+    if not wanted:
+        return
+    told, failed = bounded(why_no_gpu, (), START_S)  # no context is made in this process
+    if why := told or failed:
+        run.skip(", ".join(wanted), why)
+        return
+    measure_apart(run, wanted, bound_s)
 
 
 def measure_apart(run: Run, topics: Mapping[str, str], bound_s: float) -> None:

@@ -11,104 +11,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import select
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transferd
 from bench.kv_caches import GROUP, BenchCache, CacheShape
 from bench.kv_spans import Stopwatch
 from bench.processes import anonymous_bytes
+from bench.served import WAIT_S, ServedProcess, serve
 from transferd.kv import Prefiller
 from transferd.kv.plan import Plan
 from transferd.kv.push import Pushes
 from transferd.kv.router import Engine, Registration
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from transferd.kv import Step
 
-WAIT_S = 60.0
-TESTS = Path(__file__).resolve().parents[1]
 
-
-class PrefillerProcess:
-    """The process as the benchmark sees it; a context manager that kills it.
+class PrefillerProcess(ServedProcess):
+    """The process as the benchmark sees it.
 
     Attributes:
         address: Of the prefiller.
-        pid: Of the process.
     """
 
     def __init__(self, socket: str, shape: CacheShape) -> None:
         """Starts it, and waits until it is there."""
-        path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-        self._buffer = b""
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "bench.kv_prefiller", socket),
-                json.dumps(dataclasses.asdict(shape)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
-        )
-        about = self.answer()
-        self.address = bytes.fromhex(about["address"])
-        self.pid = self._process.pid
-
-    def tell(self, do: str, **arguments: Any) -> None:
-        """Sends it a command."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """Reads the answer to the oldest command.
-
-        Raises:
-            RuntimeError: It has ended, or is silent; its error is on stderr.
-        """
-        assert self._process.stdout is not None
-        fd, end = self._process.stdout.fileno(), time.monotonic() + WAIT_S
-        while b"\n" not in self._buffer:
-            if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise RuntimeError(f"a prefiller of the benchmark was silent for {WAIT_S:g} s")
-            data = os.read(fd, 65_536)
-            if not data:
-                raise RuntimeError("a prefiller of the benchmark ended")
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Sends it a command and reads the answer."""
-        self.tell(do, **arguments)
-        return self.answer()
-
-    def kill(self) -> None:
-        """Kills it with SIGKILL and reaps it."""
-        self._process.kill()
-        self._process.wait()
-
-    def __enter__(self) -> PrefillerProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        super().__init__("bench.kv_prefiller", socket, json.dumps(dataclasses.asdict(shape)))
+        self.address = bytes.fromhex(self.about["address"])
 
 
 class _Served:
@@ -219,11 +150,7 @@ class _Served:
 def main() -> None:
     """Serves commands until stdin ends."""
     with transferd.Client(sys.argv[1]) as client:
-        served = _Served(client, CacheShape(**json.loads(sys.argv[2])))
-        print(json.dumps(served.about()), flush=True)
-        for line in sys.stdin:
-            command = json.loads(line)
-            print(json.dumps(getattr(served, command.pop("do"))(**command)), flush=True)
+        serve(_Served(client, CacheShape(**json.loads(sys.argv[2]))))
 
 
 if __name__ == "__main__":

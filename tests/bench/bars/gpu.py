@@ -5,15 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.apart import bounded, measure_apart
+from bench.apart import measure_on_gpu
 from bench.report import Report
 from bench.topic import Run
 
-from support import gpu
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bench.options import Options
 
 # name of the step: module of bench whose rows(run) measures it
@@ -27,12 +23,6 @@ TOPICS = {
     "staged": "gpu_staged",
 }
 BOUND_S = 75.0  # of each: a device that hangs is the end of one of them
-START_S = 45.0
-
-
-def why_not(tell: Callable[[str], None]) -> None:
-    """Tells why no GPU can be used here; nothing: one can."""
-    tell(gpu.why_not())
 
 
 def measure(options: Options) -> Report:
@@ -45,9 +35,5 @@ def measure(options: Options) -> Report:
         A row for each bar that this machine can tell about.
     """
     report = Report("gpu")
-    told, failed = bounded(why_not, (), START_S)  # no context is made in this process
-    if why := told or failed:
-        report.skipped.append((", ".join(TOPICS), why))
-        return report
-    measure_apart(Run(options, report), TOPICS, BOUND_S)
+    measure_on_gpu(Run(options, report), TOPICS, BOUND_S)
     return report

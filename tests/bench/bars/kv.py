@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.apart import measure_on_gpu
 from bench.report import Report
 from bench.stats import spread
 from bench.topic import Run, measure_all
@@ -21,6 +22,8 @@ TOPICS = {
     "new prefillers": "kv_joins",
     "many requests": "kv_memory",
 }
+GPU_TOPICS = {"steps on a GPU": "kv_gpu"}
+GPU_BOUND_S = 130.0  # a device that hangs is the end of it alone
 
 
 def measure(options: Options) -> Report:
@@ -33,7 +36,9 @@ def measure(options: Options) -> Report:
         A row for each bar that this machine can tell about.
     """
     report = Report("kv")
-    measure_all(Run(options, report), TOPICS)
+    run = Run(options, report)
+    measure_all(run, TOPICS)
+    measure_on_gpu(run, GPU_TOPICS, GPU_BOUND_S)
     if loads := options.gate.loads:
         report.beside.append(("other work on this machine, cores", spread(loads)))
     return report
