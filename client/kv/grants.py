@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from typing import TYPE_CHECKING
 
 from transferd.client import errors
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from transferd.kv.protocol.actions import Action, Fence
     from transferd.kv.pump import Pump
 
+# How writes to ourselves may end while our daemon lives: its relation with itself is made anew when
+# the daemon has stood still for longer than its bounds.
+LOST = (errors.JobFailed, errors.PeerLost, errors.WaitTimeout)
 TAILS = ":tails"  # no name that a region of a layout has
 RETRY_S = 0.2
 LEVEL_S = 5.0
+LEVEL_TRIES = 256  # with the most counts each: more than any transfer has
 LEVEL_MAX = 65_536  # counts that one write to ourselves gives at most
 
 
@@ -130,7 +134,18 @@ class Grants:
             except errors.WaitTimeout as error:
                 done((), min(action.pairs), str(error))
                 return
-            done(self.level(counts, action.imm, action.bases, faults), 0, "")
+            finish()
+
+        def finish(*, again: bool = False) -> None:
+            try:
+                if again:  # what was written to ourselves must not land, or be told lost, later
+                    self._self.fence([imms])
+                values = self.level(counts, action.imm, action.bases, faults)
+            except LOST:
+                retry = functools.partial(finish, again=True)
+                self._pump.later(RETRY_S, lambda: self._pump.ask(retry))
+            else:
+                done(values, 0, "")
 
         self._pump.ask(fence)
 
@@ -147,6 +162,10 @@ class Grants:
 
         Returns:
             The values.
+
+        Raises:
+            JobFailed, PeerLost, WaitTimeout: A write to ourselves is lost: to be fenced, and tried
+                again.
         """
         width = len(bases)
         before = counts.read(imm, width)
@@ -157,8 +176,9 @@ class Grants:
             at for at, (value, seen) in enumerate(before) if value != bases[at] or seen > faults[at]
         ]
         number = 1
-        end = time.monotonic() + LEVEL_S
-        while uneven:
+        for _ in range(LEVEL_TRIES):
+            if not uneven:
+                return [value for value, _ in counts.read(imm, width)]
             zeros = bytes(4 * number)
             view = memoryview(zeros).cast("I")
             jobs = [
@@ -172,9 +192,7 @@ class Grants:
             now = counts.read(imm, width)
             uneven = [at for at in uneven if now[at][0] == before[at][0]]
             number = min(2 * number, LEVEL_MAX)
-            if time.monotonic() > end:
-                raise errors.Internal("counters are not level after a fence")
-        return [value for value, _ in counts.read(imm, width)]
+        raise errors.Internal("counters are not level after a fence")
 
     def close(self) -> None:
         """Gives the own memory back; pairs have none any more."""

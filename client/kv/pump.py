@@ -35,8 +35,9 @@ SLOTS = 64  # letters that wait in a mailbox; senders of more wait
 HELPERS = 4
 LETTERS_MAX = 256  # that one turn takes, so that others have theirs
 CLOSE_S = 10.0
-# Ends by which a destination is gone for good, rather than out of reach for now.
-DEAD = frozenset({"STALE", "REVOKED", "BAD_GRANT", "EXPIRED", "RIGHTS"})
+# Ends by which a destination is gone for good, rather than out of reach for now. Not STALE: its
+# relation is over, and whether the next one still knows it is told when it is opened anew.
+DEAD = frozenset({"REVOKED", "BAD_GRANT", "EXPIRED", "RIGHTS"})
 
 T = TypeVar("T")
 

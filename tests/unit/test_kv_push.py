@@ -6,6 +6,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from transferd.client import JobStatus, errors
 from transferd.client.watcher import Armed
 from transferd.kv.pages import Extent, PageTable
@@ -16,7 +18,6 @@ from transferd.kv.push import Armor, Pushes, Unit, Ways, stage_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import pytest
 
 REFUSED = errors.InvalidRequest("no such page", reason="DESTINATION_BOUNDS")
 STEPS = ((0,), (1,), (2,), (3,))
@@ -287,18 +288,19 @@ def test_one_that_was_not_begun_ends_at_once_when_it_is_stopped() -> None:
     assert world.turn() == []
 
 
-def test_a_job_that_fails_ends_the_rest_of_its_unit() -> None:
+@pytest.mark.parametrize(("detail", "dead"), [("STALE", False), ("REVOKED", True)])
+def test_a_job_that_fails_ends_the_rest_of_its_unit(detail: str, dead: bool) -> None:
     world = World()
     unit = world.unit(1, 10)
     world.turn()
-    world.pump.jobs[0].end(JobStatus.PEER_LOST, "STALE")
+    world.pump.jobs[0].end(JobStatus.PEER_LOST, detail)
     world.turn()
     assert all(job.cancelled for job in world.pump.jobs[1:])
     for job in world.pump.jobs[1:]:
         job.end(JobStatus.CANCELLED)
     world.turn()
     assert world.ended == [unit]
-    assert (unit.failed, unit.dead) == ("PEER_LOST (STALE)", True)
+    assert (unit.failed, unit.dead) == (f"PEER_LOST ({detail})", dead)
 
 
 def test_a_refused_job_does_not_harm_others() -> None:
