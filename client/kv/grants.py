@@ -7,6 +7,8 @@ import functools
 from typing import TYPE_CHECKING
 
 from transferd.client import errors
+from transferd.client.counter import acknowledge_soon
+from transferd.client.operations import WritePages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -171,7 +173,7 @@ class Grants:
         before = counts.read(imm, width)
         for at, (_, seen) in enumerate(before):
             if seen > faults[at]:
-                self._pump.client.counter(imm + at).acknowledge()
+                acknowledge_soon(self._pump.session, imm + at)
         uneven = [
             at for at, (value, seen) in enumerate(before) if value != bases[at] or seen > faults[at]
         ]
@@ -181,12 +183,17 @@ class Grants:
                 return [value for value, _ in counts.read(imm, width)]
             zeros = bytes(4 * number)
             view = memoryview(zeros).cast("I")
-            jobs = [
-                self._pump.client.write_pages(
-                    self._spot[0:1], view, self._self.descriptor, view, 1, imm=imm + at
+            jobs = self._pump.client.submit(
+                WritePages(
+                    src=self._spot[0:1],
+                    src_pages=view,
+                    dst=self._self.descriptor,
+                    dst_pages=view,
+                    page_bytes=1,
+                    imm=imm + at,
                 )
                 for at in uneven
-            ]
+            )
             for job in jobs:
                 job.wait(LEVEL_S)
             now = counts.read(imm, width)

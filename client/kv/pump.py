@@ -156,6 +156,11 @@ class Pump:
         self._posted.append(call)
         self._wake.set()
 
+    @property
+    def posted(self) -> bool:
+        """Whether there are events for the next turn, which follows at once."""
+        return bool(self._posted)
+
     def kick(self) -> None:
         """Has the pump look soon."""
         self._wake.set()

@@ -38,6 +38,7 @@ TABLE_SHARE = 4  # of the arena, what one batch takes at most; the rest is for o
 PAGE_BYTES = 8  # of the arena, a page
 NOW = -1  # of a unit that waits for no layer
 ARMED_AGAIN_S = 0.002
+REFILL_SHARE = 32  # of what may be armed at once; for less room nothing is armed
 
 
 def stage_of(step: int, steps: int, stages: int) -> int:
@@ -229,6 +230,7 @@ class Pushes:
         self._parked = 0
         limit = pump.client.batch_limit
         self._armed_max = limit // 2 if armed_max is None else min(armed_max, limit // 2)
+        self._refill = max(1, self._armed_max // REFILL_SHARE)
         self._most = limit * 3 // 4
         self._armed = 0
         self._count = 0
@@ -258,8 +260,10 @@ class Pushes:
     # ---- submitting ----
 
     def turn(self) -> None:
-        """Looks which jobs have ended, and submits more."""
+        """Looks which jobs have ended, and submits more, unless events wait for the next turn."""
         self._reap()
+        if self._pump.posted:  # whoever waits for a unit's end does not wait for jobs of others
+            return
         while self._heap and self._count < self._most:
             batch = self._batch()
             if not batch or not self._submit(batch):
@@ -270,6 +274,9 @@ class Pushes:
         batch: list[tuple[Unit, Piece]] = []
         pages = armed = 0
         room = min(BATCH, self._most - self._count)
+        free = self._armed_max - self._armed
+        if free < self._refill:
+            free = 0
         while self._heap and len(batch) < room:
             _, _, _, unit = self._heap[0]
             piece = self._peek(unit)
@@ -279,7 +286,7 @@ class Pushes:
             if batch and pages + piece.pages > self._table_pages:
                 break
             waits = self._waits(unit, piece)
-            if waits and self._armed + armed >= self._armed_max:
+            if waits and armed >= free:
                 break
             heapq.heappop(self._heap)
             if piece.dst not in self._pump.session.handles:

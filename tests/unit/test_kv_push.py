@@ -216,6 +216,30 @@ def test_as_many_layers_ahead_as_there_is_room_for() -> None:
     assert len(world.pushes) == 0
 
 
+def test_some_room_is_there_before_more_is_armed() -> None:
+    world = World(limit=128)  # 64 may be armed; less room than 2 is none
+    for number in range(17):
+        world.unit(number, 10 * number, armed=1)
+    assert len(world.turn()) == 64
+    world.pump.jobs[0].end()
+    assert world.turn() == []
+    world.pump.jobs[1].end()
+    assert len(world.turn()) == 2
+
+
+def test_an_end_is_told_before_others_are_submitted() -> None:
+    world = World()
+    unit = world.unit(1, 10)
+    world.turn()
+    for job in world.pump.jobs:
+        job.end()
+    world.pushes._ended = lambda unit: world.pump.post(lambda _: world.ended.append(unit))
+    world.unit(2, 20)
+    assert world.turn() == []
+    assert world.ended == [unit]
+    assert world.turn() == [20, 21, 22, 23]
+
+
 def test_what_finds_no_room_is_tried_again() -> None:
     world = World()
     world.pump.room = 2
