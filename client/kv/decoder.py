@@ -16,6 +16,7 @@ import numpy as np
 from transferd.client import errors
 from transferd.client.closing import Closing
 from transferd.client.counter import acknowledge_soon
+from transferd.kv.claims import claim, give_back
 from transferd.kv.counts import Counts
 from transferd.kv.fingerprint import fingerprint
 from transferd.kv.grants import Grants
@@ -96,6 +97,7 @@ class Decoder(Closing):
 
         Raises:
             InvalidRequest: A value is wrong.
+            Conflict: NO_SHARED_MEMORY. IMMS: another decoder of this Client has some of them.
             QuotaExceeded: COUNTERS: limits.counters of the daemon (and quotas.per_session_counters)
                 has to be slots * (stages + 1) and more.
         """
@@ -113,14 +115,15 @@ class Decoder(Closing):
         self._stages = max(1, min(stages, len(self._steps)))
         self.boot = os.urandom(16)
         imms = range(first_imm, first_imm + slots * (self._stages + 1))
-        self._pump = pump = Pump(
-            client, name, self._settings, Kind(self._turn, self._do, self._failed)
-        )
-        try:
+        with contextlib.ExitStack() as undo:
+            claim(client, imms)
+            undo.callback(give_back, client, imms)
+            self._pump = pump = Pump(
+                client, name, self._settings, Kind(self._turn, self._do, self._failed)
+            )
+            undo.callback(pump.shut)
             self._open(client, imms, slots)
-        except BaseException:
-            pump.shut()
-            raise
+            undo.pop_all()
         pump.begin()
 
     def _open(self, client: Client, imms: range, slots: int) -> None:
@@ -297,6 +300,7 @@ class Decoder(Closing):
                 self.news.wait(end - time.monotonic())
         self._pump.shut()
         self._grants.close()
+        give_back(self._pump.client, self._counts.imms)
 
     # ---- prefillers ----
 

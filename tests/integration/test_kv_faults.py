@@ -298,7 +298,7 @@ def test_another_model_is_refused_by_its_difference(
         for engine in (prefiller, decoder):
             stack.callback(engine.close)
             stack.enter_context(engine.rank)
-        with pytest.raises(transferd.InvalidRequest, match="model: llama 7 at prefiller") as told:
+        with pytest.raises(transferd.InvalidRequest, match="llama, seed 7 at prefiller") as told:
             decoder.rank.connect(prefiller.rank.address)
         assert told.value.reason == "FINGERPRINT"
 

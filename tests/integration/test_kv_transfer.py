@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import transferd
+from transferd import kv
 
 from support.kv_engines import TAIL, DecodeEngine, PrefillEngine, alone
 
@@ -57,3 +58,20 @@ def test_tokens_are_those_of_one_engine(
         decoder.give_back(pages)
     assert [t.number for t in decoder.rank.poll()] == [1, 2, 3, 4]
     assert len(prefiller.free) == len(decoder.free) == prefiller.config.pages
+
+
+def test_decoders_of_one_client_have_immediates_of_their_own(
+    shared_pair: tuple[DaemonProcess, DaemonProcess],
+) -> None:
+    _, far = shared_pair
+    with transferd.Client(far.socket) as client, contextlib.ExitStack() as stack:
+        first = DecodeEngine(client, stages=4, slots=16)
+        stack.callback(first.close)
+        with first.rank:
+            with pytest.raises(transferd.Conflict, match="first_imm=80") as caught:
+                kv.Decoder(client, first.cache, stages=4, slots=1, first_imm=79)
+            assert caught.value.reason == "IMMS"
+            with kv.Decoder(client, first.cache, stages=4, slots=1, first_imm=80):
+                pass
+        with kv.Decoder(client, first.cache, stages=4, slots=1, first_imm=79):
+            pass  # closed ones have none

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transferd.client.demo.kvengine import TAIL_BYTES, layout_of
 from transferd.client.demo.llama import Config, Llama
 from transferd.kv.cache import Cache
 from transferd.kv.decoder import Decoder
-from transferd.kv.layout import Component, Group, Layout, Place
 from transferd.kv.prefiller import Prefiller
 
 if TYPE_CHECKING:
@@ -20,47 +20,10 @@ if TYPE_CHECKING:
     import transferd
     from transferd.kv.transfer import Transfer
 
-TAIL = 4  # bytes: the first token
+TAIL = TAIL_BYTES
 CONFIG = Config(
     layers=4, heads=4, kv_heads=2, head_dim=16, vocabulary=128, pages=128, page_tokens=8
 )
-
-
-def layout_of(config: Config, tail_bytes: int = TAIL) -> Layout:
-    """Describes a cache of ``config.cache_shape`` in a region "cache"."""
-    token = config.kv_heads * config.head_dim * 4
-    page = config.page_tokens * token
-    half = config.pages * page
-
-    def component(name: str, number: int) -> Component:
-        return Component(
-            name=name,
-            dtype="float32",
-            head_bytes=config.head_dim * 4,
-            heads_total=config.kv_heads,
-            first_head=0,
-            heads=config.kv_heads,
-            places=tuple(Place("cache", (2 * n + number) * half) for n in range(config.layers)),
-            page_stride=page,
-            token_stride=token,
-            head_stride=config.head_dim * 4,
-        )
-
-    return Layout(
-        model=f"llama {config.seed}",
-        layers_total=config.layers,
-        regions={"cache": 2 * config.layers * half},
-        groups=(
-            Group(
-                name="all",
-                page_tokens=config.page_tokens,
-                num_pages=config.pages,
-                layers=tuple(range(config.layers)),
-                components=(component("k", 0), component("v", 1)),
-            ),
-        ),
-        tail_bytes=tail_bytes,
-    )
 
 
 class Engine:

@@ -6,12 +6,11 @@ from __future__ import annotations
 import pytest
 
 import transferd
+from transferd.client.demo.kvengine import layout_of
 from transferd.client.demo.llama import Config
 from transferd.kv import Extent, join
 from transferd.kv.address import Offer, Rank, pack, pack_offer, unpack, unpack_offer
 from transferd.kv.sources import find_engine
-
-from support.kv_engines import layout_of
 
 LAYOUT = layout_of(Config())
 
