@@ -295,8 +295,8 @@ class Plan:
                     src_offset=min(one.src_offset for one in members),
                     dst_offset=min(one.dst_offset for one in members),
                 ),
-                np.array(sources, dtype=np.uint32) - np.uint32(min(sources)),
-                np.array(targets, dtype=np.uint32) - np.uint32(min(targets)),
+                np.array([at - min(sources) for at in sources], dtype=np.uint32),
+                np.array([at - min(targets) for at in targets], dtype=np.uint32),
             )
 
     def _reaches(self, template: int, group: Group, starts: list[int]) -> bool:

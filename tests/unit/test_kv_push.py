@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REFUSED = errors.InvalidRequest("no such page", reason="DESTINATION_BOUNDS")
 STEPS = ((0,), (1,), (2,), (3,))
+FAR = 1 << 40
 
 
 class FakeJob:
@@ -105,10 +106,10 @@ class FakeWatcher:
 
 
 def make_plan() -> Plan:
-    """Each step is a layer of 8 pages of 64 bytes."""
+    """Each step is a layer of 8 pages of 64 bytes, far behind the beginning of the region."""
     group: Any = SimpleNamespace(name="0", page_tokens=1, num_pages=8, window_tokens=0)
     patterns = tuple(
-        (Pattern(0, "cache", "cache", 64, 512 * step, 512 * step, 64, 64, 0, 0),)
+        (Pattern(0, "cache", "cache", 64, FAR + 512 * step, 512 * step, 64, 64, 0, 0),)
         for step in range(len(STEPS))
     )
     whole = Template(0, 1, 1, 1, None)
@@ -174,7 +175,8 @@ def test_steps_of_a_stage_that_are_computed_go_together() -> None:
     first, second = (job.operation for job in world.pump.jobs)
     assert first.src_pages.tolist() == [0, 1, 2, 8, 9, 10]
     assert first.dst_pages.tolist() == [5, 6, 7, 13, 14, 15]
-    assert (first.src_offset, second.src_offset) == (0, 1024)
+    assert (first.src_offset, second.src_offset) == (FAR, FAR + 1024)
+    assert (first.dst_offset, second.dst_offset) == (0, 1024)
 
 
 def test_steps_that_are_not_computed_are_armed_one_by_one() -> None:
