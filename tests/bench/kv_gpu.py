@@ -24,7 +24,7 @@ from transferd.client.cuda import driver as drivers
 from transferd.kv.push import Pushes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from bench.kv_gpu_decoder import DecoderProcess
     from bench.topic import Run
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from support.kv_graph import Prefills, PushedPrefills
 
 REQUESTS, TOKENS = 4, 2048
-ROUNDS, STAGED_ROUNDS, BUMPED_ROUNDS = 30, 6, 10
+ROUNDS, STAGED_ROUNDS = 30, 4
+BUMPED_EVERY = 3
 GENERATED = 16
 SLOWED_PERCENT, LATE_LAYERS = 3.0, 1.0
 STAGED: dict[str, Any] = {"provider": "tcp", "gpu": {"staging": "on"}}
@@ -46,6 +47,7 @@ class Found:
     Attributes:
         plain: Seconds of steps that push nothing.
         pushed: Of those that do.
+        bumped: Percent by which a step takes longer that counts its layers and pushes nothing.
         late: From the end of the last layer until all pages were there, in seconds.
         first: From the end of the last layer back to when the first one was there.
         checked: Requests whose pages, and tokens behind them, were compared.
@@ -54,6 +56,7 @@ class Found:
 
     plain: list[float] = field(default_factory=list)
     pushed: list[float] = field(default_factory=list)
+    bumped: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     checked: int = 0
@@ -77,13 +80,20 @@ class Way:
         self.found = Found()
 
     def round(self, *, check: bool) -> None:
-        """Measures a step without and one with pages that go."""
-        self._rounds += 1
-        for call in (self._plain, self._push)[:: 1 if self._rounds % 2 else -1]:
-            call(check)
+        """Measures a step without and one with pages that go, every second time in reverse.
 
-    def _plain(self, check: bool) -> None:
-        del check
+        Args:
+            check: Whether pages, and tokens behind them, are compared.
+        """
+        self._rounds += 1
+        calls: list[Callable[[], None]] = [self._plain, lambda: self._push(check)]
+        for call in calls if self._rounds % 2 else reversed(calls):
+            call()
+        if self._rounds % BUMPED_EVERY == 2:
+            bumped = self.pushed.bumped()[0]
+            self.found.bumped.append((bumped / self.found.plain[-1] - 1) * 100)
+
+    def _plain(self) -> None:
         side = self.pushed.side
         side.renew()
         self.found.plain.append(side.place.timed(side.plain, side.plain)[0])
@@ -197,7 +207,10 @@ def bars(run: Run, where: str, made: Way, side: Prefills) -> Iterator[Row]:
     """Measures a way by its bars."""
     found, layer = told(run, where, made, run.scaled(ROUNDS))
     slowed = percent(found.pushed, found.plain)
-    note = f"{spread(milliseconds(found.pushed))} ms, {spread(milliseconds(found.plain))} without"
+    note = (
+        f"{spread(slowed)}; {spread(milliseconds(found.pushed), 1)} ms, "
+        f"{spread(milliseconds(found.plain), 1)} without"
+    )
     bar = f"{where}: a step whose pages go takes longer by"
     yield Row(bar, median(slowed), "%", "<=", SLOWED_PERCENT, note)
     note = f"{spread(milliseconds(found.late))} ms; a layer takes {layer * 1e3:.2f}"
@@ -205,11 +218,6 @@ def bars(run: Run, where: str, made: Way, side: Prefills) -> Iterator[Row]:
     yield Row(bar, median(found.late) / layer, "", "<=", LATE_LAYERS, note)
     bar = f"{where}: requests with equal pages and the same {GENERATED} tokens behind them"
     yield Row(bar, found.equal, "", ">=", found.checked)
-    bumped = [made.pushed.bumped()[0] for _ in range(run.scaled(BUMPED_ROUNDS))]
-    run.beside(
-        f"{where}: a step that counts its layers, and pushes nothing, takes longer by",
-        f"{(median(bumped) / median(found.plain) - 1) * 100:.2f} %",
-    )
 
 
 def staged(run: Run, side: Prefills, there: DecoderProcess) -> None:
@@ -242,6 +250,10 @@ def told(run: Run, where: str, made: Way, rounds: int) -> tuple[Found, float]:
     run.beside(
         f"{where}: first layer there before the end of the last one, ms",
         f"{spread(milliseconds(found.first), 1)} of {median(found.pushed) * 1e3:.1f}",
+    )
+    run.beside(
+        f"{where}: a step that counts its layers, and pushes nothing, takes longer by",
+        f"{spread(found.bumped)} %",
     )
     return found, median(found.plain) / made.pushed.side.shape.layers
 

@@ -183,6 +183,8 @@ class Llama:
     def decode(self, tokens: Any, position: int, cache: Any, tables: Any) -> Any:
         """Computes one token of each request; all have the same position.
 
+        In float32, but for the cache: tokens do not depend on how libraries round.
+
         Args:
             tokens: Of shape (requests,).
             position: Theirs.
@@ -193,18 +195,18 @@ class Llama:
             As :meth:`prefill`.
         """
         page, slot = divmod(position, self.shape.page_tokens)
-        x = functional.embedding(tokens, self._embedding)[:, None]
+        x = functional.embedding(tokens, self._embedding)[:, None].float()
         for layer, kept in zip(self._layers, cache, strict=True):
             q, *made = self._qkv(layer, x, position)
             for number, new in enumerate(made):
-                kept[tables[:, page], number, slot] = new[:, 0]
-            k, v = (kept[tables, n].flatten(1, 2)[:, : position + 1] for n in range(2))
+                kept[tables[:, page], number, slot] = new[:, 0].to(kept.dtype)
+            k, v = (kept[tables, n].flatten(1, 2)[:, : position + 1].float() for n in range(2))
             x = self._rest(layer, x, _attention(q, k, v, causal=False))
         return x[:, 0]
 
     def logits(self, hidden: Any) -> Any:
         """Tells how much each token of the vocabulary is the next one."""
-        return functional.linear(self._norm(hidden), self._head)
+        return _linear(self._norm(hidden), self._head)
 
     def generate(self, first: Any, position: int, cache: Any, tables: Any, count: int) -> Any:
         """Generates greedily behind the token at a position; of shape (requests, count)."""
@@ -219,20 +221,24 @@ class Llama:
 
     def _qkv(self, layer: _Layer, x: Any, first: int) -> tuple[Any, Any, Any]:
         shape = self.shape
-        made = functional.linear(self._norm(x), layer.qkv).unflatten(-1, (-1, shape.head_dim))
+        made = _linear(self._norm(x), layer.qkv).unflatten(-1, (-1, shape.head_dim))
         q, k, v = made.split((shape.heads, shape.kv_heads, shape.kv_heads), 2)
         return self._turned(q, first), self._turned(k, first), v
 
     def _turned(self, x: Any, first: int) -> Any:
         """Applies the rotary embedding."""
-        cos, sin = (table[first : first + x.shape[1]] for table in self._rope)
+        cos, sin = (table[first : first + x.shape[1]].to(x.dtype) for table in self._rope)
         a, b = x.chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
     def _rest(self, layer: _Layer, x: Any, attended: Any) -> Any:
-        x = x + functional.linear(attended, layer.out)
-        gate, up = functional.linear(self._norm(x), layer.gate_up).chunk(2, -1)
-        return x + functional.linear(functional.silu(gate) * up, layer.down)
+        x = x + _linear(attended, layer.out)
+        gate, up = _linear(self._norm(x), layer.gate_up).chunk(2, -1)
+        return x + _linear(functional.silu(gate) * up, layer.down)
+
+
+def _linear(x: Any, weight: Any) -> Any:
+    return functional.linear(x, weight.to(x.dtype))
 
 
 def _attention(q: Any, k: Any, v: Any, *, causal: bool) -> Any:
