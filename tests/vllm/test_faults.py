@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TransferdConnector while engines and daemons die, and between engines that do not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.engines import PREFILL, Engine, EngineError, prompt, remote_prefill, transferd_engine
+from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import MakeDaemon
+
+    from support.engines import MakeEngines
+
+TOKENS = 6
+
+
+def all_given_back(engine: Engine) -> None:
+    """Waits until an engine keeps blocks for nobody."""
+    eventually(
+        lambda: engine.metrics().get("vllm:kv_cache_usage_perc") == 0.0,
+        f"{engine.name} has all of its blocks back",
+    )
+
+
+def test_a_prefiller_is_killed(
+    make_daemon: MakeDaemon, make_engines: MakeEngines, short_tmp: Path
+) -> None:
+    """In the middle of many requests: the decoder computes each; then a new prefiller serves it."""
+    near, far, file = make_daemon(), make_daemon(), short_tmp / "address"
+    prefill, decode = make_engines(
+        prefill=transferd_engine(near, "kv_producer", address_file=str(file)),
+        decode=transferd_engine(far, "kv_consumer"),
+    )
+    address = file.read_text()
+    asked = [prompt(600 + seed, seed) for seed in range(12)]
+    alone = [decode.generate(one, TOKENS).tokens for one in asked]
+    waiting = [
+        decode.begin(one, TOKENS, remote_prefill(address, f"{i}")) for i, one in enumerate(asked)
+    ]
+    for i, one in enumerate(asked):
+        prefill.begin(one, 1, {**PREFILL, "transfer_id": f"{i}"})
+    assert decode.end(waiting[0]).tokens == alone[0]
+    prefill.kill()
+    for number, tokens in zip(waiting[1:], alone[1:], strict=True):
+        assert decode.end(number).tokens == tokens
+    all_given_back(decode)
+    assert decode.metrics()["vllm:transferd_received_total"] == len(asked)
+    lost = len(asked) - decode.metrics()["vllm:transferd_seconds_count"]
+    assert lost > 0, "it was killed too late"
+
+    file.unlink()
+    (prefill,) = make_engines(again=transferd_engine(near, "kv_producer", address_file=str(file)))
+    handed = prefill.generate(asked[0], 1, PREFILL)
+    assert decode.generate(asked[0], TOKENS, handed.kv).tokens == alone[0]
+    assert decode.metrics()["vllm:transferd_seconds_count"] == len(asked) - lost + 1
+
+
+def test_daemons_are_killed(make_daemon: MakeDaemon, make_engines: MakeEngines) -> None:
+    """Engines go on without: what would have been transferred is computed where it is needed."""
+    near, far = make_daemon(), make_daemon()
+    prefill, decode = make_engines(prefill=transferd_engine(near), decode=transferd_engine(far))
+    asked = prompt(300)
+    alone = prefill.generate(asked, TOKENS).tokens
+    handed = prefill.generate(asked, 1, PREFILL)
+    near.kill()
+    assert decode.generate(asked, TOKENS, handed.kv).tokens == alone
+    all_given_back(prefill)
+    handed = prefill.generate(asked, 1, PREFILL)
+    assert handed.tokens == alone[:1]
+    all_given_back(prefill)
+    far.kill()
+    assert decode.generate(asked, TOKENS, handed.kv or remote_prefill("AAAA", "0")).tokens == alone
+    all_given_back(decode)
+    assert decode.metrics().get("vllm:transferd_received_tokens_total", 0.0) == 0.0
+
+
+def test_engines_that_do_not_fit(make_daemon: MakeDaemon, make_engines: MakeEngines) -> None:
+    """Other weights, say: nothing is transferred, and the prefiller's lease ends."""
+    daemon = make_daemon()
+    prefill, decode = make_engines(
+        prefill=transferd_engine(daemon, lease_s=2.0),
+        decode=transferd_engine(daemon, model="another"),
+    )
+    asked = prompt(300)
+    alone = prefill.generate(asked, TOKENS).tokens
+    handed = prefill.generate(asked, 1, PREFILL)
+    assert decode.generate(asked, TOKENS, handed.kv).tokens == alone
+    assert "model" in decode.log()
+    all_given_back(prefill)
+    all_given_back(decode)
+    metrics: dict[str, Any] = decode.metrics()
+    assert metrics["vllm:transferd_received_total"] == 1
+    assert metrics.get("vllm:transferd_received_tokens_total", 0) == 0
+
+
+def test_options_that_are_none(tiny: Path, short_tmp: Path, make_daemon: MakeDaemon) -> None:
+    """An engine that cannot be what it is told to be does not start, and says why."""
+    engine = Engine(short_tmp, "wrong", **transferd_engine(make_daemon(), adress_file="x"))
+    with pytest.raises(EngineError, match=r"'adress_file'; there are .*address_file"), engine:
+        pass
