@@ -55,6 +55,9 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # The worker in the engine's process, as with one GPU: processes that talk by shared memory spin
+    # in sched_yield, which keeps everybody else of a small machine waiting for seconds.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 

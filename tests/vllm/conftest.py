@@ -76,6 +76,7 @@ def pair(tiny: Path, shared_pair: tuple[DaemonProcess, DaemonProcess]) -> Iterat
         ]
         made[1].arguments["enable_prefix_caching"] = True
         for engine in made:
+            engine.arguments["max_model_len"] = 8000
             stack.callback(engine.kill)
             engine.spawn()
         prefill, decode = (engine.ready() for engine in made)

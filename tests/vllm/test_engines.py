@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from support.engines import MakeEngines
 
 
-def test_greedy_tokens_are_the_same_twice(make_engines: MakeEngines) -> None:
-    """The reference of all that follows; and prompts that differ in one token get other answers."""
+def test_an_engine_by_itself(make_engines: MakeEngines) -> None:
+    """The reference of all that follows: greedy answers, told apart by any token; how it dies."""
     (engine,) = make_engines(one={})
     asked = [prompt(tokens, seed) for seed, tokens in enumerate((5, 100, 300))]
     first = [engine.generate(one, 12).tokens for one in asked]
@@ -30,13 +30,14 @@ def test_greedy_tokens_are_the_same_twice(make_engines: MakeEngines) -> None:
     other[10] += 1
     assert engine.generate(other, 12).tokens != first[2]  # the whole prompt matters
 
-
-def test_all_processes_of_an_engine_are_killed(make_engines: MakeEngines) -> None:
-    (engine,) = make_engines(one={})
     assert engine._process is not None
     group = engine._process.pid
+    number = engine.begin(prompt(200), 500)
+    os.killpg(group, signal.SIGKILL)
+    with pytest.raises(EngineError, match=f"answer request {number}"):
+        engine.end(number)
     engine.kill()
-    with pytest.raises(ProcessLookupError):
+    with pytest.raises(ProcessLookupError):  # all of its processes are gone
         os.killpg(group, 0)
 
 
@@ -44,15 +45,6 @@ def test_an_engine_that_cannot_start_says_why(tiny: Path, short_tmp: Path) -> No
     engine = Engine(short_tmp, "wrong", arguments={"model": str(short_tmp / "no-such-model")})
     with pytest.raises(EngineError, match="no-such-model"), engine:
         pass
-
-
-def test_an_engine_that_dies_is_told_at_once(make_engines: MakeEngines) -> None:
-    (engine,) = make_engines(one={})
-    assert engine._process is not None
-    number = engine.begin(prompt(200), 500)
-    os.killpg(engine._process.pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match=f"answer request {number}"):
-        engine.end(number)
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="NIXL's packages are for x86_64")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,10 +30,10 @@ def all_given_back(engine: Engine) -> None:
     )
 
 
-def test_a_prefiller_is_killed(
+def test_a_prefiller_and_the_daemons_are_killed(
     make_daemon: MakeDaemon, make_engines: MakeEngines, short_tmp: Path
 ) -> None:
-    """In the middle of many requests: the decoder computes each; then a new prefiller serves it."""
+    """What does not come is computed; a new prefiller serves again; engines outlive daemons."""
     near, far, file = make_daemon(), make_daemon(), short_tmp / "address"
     prefill, decode = make_engines(
         prefill=transferd_engine(near, "kv_producer", address_file=str(file)),
@@ -60,47 +62,43 @@ def test_a_prefiller_is_killed(
     assert decode.generate(asked[0], TOKENS, handed.kv).tokens == alone[0]
     assert decode.metrics()["vllm:transferd_seconds_count"] == len(asked) - lost + 1
 
-
-def test_daemons_are_killed(make_daemon: MakeDaemon, make_engines: MakeEngines) -> None:
-    """Engines go on without: what would have been transferred is computed where it is needed."""
-    near, far = make_daemon(), make_daemon()
-    prefill, decode = make_engines(prefill=transferd_engine(near), decode=transferd_engine(far))
-    asked = prompt(300)
-    alone = prefill.generate(asked, TOKENS).tokens
-    handed = prefill.generate(asked, 1, PREFILL)
+    handed = prefill.generate(asked[1], 1, PREFILL)
     near.kill()
-    assert decode.generate(asked, TOKENS, handed.kv).tokens == alone
+    assert decode.generate(asked[1], TOKENS, handed.kv).tokens == alone[1]
     all_given_back(prefill)
-    handed = prefill.generate(asked, 1, PREFILL)
-    assert handed.tokens == alone[:1]
+    handed = prefill.generate(asked[1], 1, PREFILL)
+    assert handed.tokens == alone[1][:1]
     all_given_back(prefill)
     far.kill()
-    assert decode.generate(asked, TOKENS, handed.kv or remote_prefill("AAAA", "0")).tokens == alone
+    kv = handed.kv or remote_prefill(address, "nobody")
+    assert decode.generate(asked[1], TOKENS, kv).tokens == alone[1]
     all_given_back(decode)
-    assert decode.metrics().get("vllm:transferd_received_tokens_total", 0.0) == 0.0
+    assert decode.metrics()["vllm:transferd_seconds_count"] == len(asked) - lost + 1
 
 
-def test_engines_that_do_not_fit(make_daemon: MakeDaemon, make_engines: MakeEngines) -> None:
-    """Other weights, say: nothing is transferred, and the prefiller's lease ends."""
+def test_engines_that_do_not_fit(
+    make_daemon: MakeDaemon, make_engines: MakeEngines, short_tmp: Path
+) -> None:
+    """Other weights, say: nothing is transferred. Options that are none: it does not even start."""
     daemon = make_daemon()
-    prefill, decode = make_engines(
-        prefill=transferd_engine(daemon, lease_s=2.0),
-        decode=transferd_engine(daemon, model="another"),
-    )
+    with contextlib.ExitStack() as stack:
+        wrong = Engine(short_tmp, "wrong", **transferd_engine(daemon, adress_file="x"))
+        stack.callback(wrong.kill)
+        wrong.spawn()
+        prefill, decode = make_engines(
+            prefill=transferd_engine(daemon, lease_s=5.0),
+            decode=transferd_engine(daemon, model="another"),
+        )
+        with pytest.raises(EngineError):
+            wrong.ready()
+        assert re.search(r"'adress_file'; there are .*address_file", wrong.log())
     asked = prompt(300)
     alone = prefill.generate(asked, TOKENS).tokens
     handed = prefill.generate(asked, 1, PREFILL)
     assert decode.generate(asked, TOKENS, handed.kv).tokens == alone
-    assert "model" in decode.log()
-    all_given_back(prefill)
+    assert re.search(r"differ: model: .*another", decode.log())
+    all_given_back(prefill)  # by its lease
     all_given_back(decode)
     metrics: dict[str, Any] = decode.metrics()
     assert metrics["vllm:transferd_received_total"] == 1
     assert metrics.get("vllm:transferd_received_tokens_total", 0) == 0
-
-
-def test_options_that_are_none(tiny: Path, short_tmp: Path, make_daemon: MakeDaemon) -> None:
-    """An engine that cannot be what it is told to be does not start, and says why."""
-    engine = Engine(short_tmp, "wrong", **transferd_engine(make_daemon(), adress_file="x"))
-    with pytest.raises(EngineError, match=r"'adress_file'; there are .*address_file"), engine:
-        pass

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from support.engines import Engine, Pair
 
 TOKENS = 8
+LONG = 7000  # tokens: 28 steps of the engine
 LENGTHS = (1, BLOCK_TOKENS - 1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 100, 255, 256, 257, 700)
 
 
@@ -125,13 +126,18 @@ def test_aborted_at_the_decoder(pair: Pair) -> None:
 
 def test_aborted_at_the_prefiller(pair: Pair) -> None:
     """In the middle of its chunks: the decoder computes the request itself."""
-    asked = prompt(1000, 90)
+    asked = prompt(LONG, 90)
     alone = pair.alone(asked, TOKENS)
+    before = count(pair, "vllm:transferd_received_tokens_total")
     waiting = pair.decode.begin(asked, TOKENS, remote(pair, "given up"))
     number = pair.prefill.begin(asked, 1, {**PREFILL, "transfer_id": "given up"})
+    eventually(
+        lambda: pair.prefill.metrics().get("vllm:num_requests_running"), "it is being computed"
+    )
     pair.prefill.abort(number)
-    pair.prefill.end(number)
+    assert pair.prefill.end(number).reason == "abort"
     assert pair.decode.end(waiting).tokens == alone
+    assert count(pair, "vllm:transferd_received_tokens_total") == before
     all_given_back(pair)
 
 
