@@ -3,7 +3,8 @@
 
 A hand-over is from the end of the prefiller's last layer to the beginning of the decoder's first
 one. NIXL's connector has the decoder asked once the prefiller has answered; ours has both asked at
-once, as it is meant to be used, and is measured in NIXL's order as well.
+once, as it is meant to be used, and is measured in NIXL's order as well. Beside, in that order,
+vLLM's NixlPushConnector.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ CHUNK = 1024  # tokens of a pass
 ARGUMENTS = {"max_model_len": 8000, "max_num_batched_tokens": CHUNK}
 PROBE = engines.ROOT / "tests" / "vllm" / "probe"
 NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+PUSH = {**NIXL, "kv_connector": "NixlPushConnector"}
 
 
 class Engines(NamedTuple):
@@ -45,25 +47,28 @@ class Engines(NamedTuple):
     prefill: Engine
     decode: Engine
     notes: tuple[Path, Path]
-    address: str
+    address: str  # of transferd's prefiller
 
-    def handed(self, asked: list[int], transfer_id: str) -> float | None:
-        """Has a prompt computed and handed over; returns its milliseconds; None: it has failed.
+    def at_once(self, asked: list[int], number: str) -> float | None:
+        """Has both asked at once; returns the hand-over's milliseconds; None: it has failed."""
+        self._clear()
+        waiting = self.decode.begin(asked, 2, remote_prefill(self.address, number))
+        self.prefill.generate(asked, 1, {**PREFILL, "transfer_id": number})
+        self.decode.end(waiting)
+        return self._took(asked)
 
-        Args:
-            asked: The prompt.
-            transfer_id: Empty: the decoder is asked once the prefiller has answered.
-        """
+    def after(self, asked: list[int]) -> float | None:
+        """Has the decoder asked once the prefiller has answered."""
+        self._clear()
+        answer = self.prefill.generate(asked, 1, {**PREFILL, "do_remote_prefill": False})
+        self.decode.generate(asked, 2, answer.kv)
+        return self._took(asked)
+
+    def _clear(self) -> None:
         for file in self.notes:
             file.write_bytes(b"")
-        if transfer_id:
-            kv = remote_prefill(self.address, transfer_id)
-            number = self.decode.begin(asked, 2, kv)
-            self.prefill.generate(asked, 1, {**PREFILL, "transfer_id": transfer_id})
-            self.decode.end(number)
-        else:
-            answer = self.prefill.generate(asked, 1, {**PREFILL, "do_remote_prefill": False})
-            self.decode.generate(asked, 2, answer.kv)
+
+    def _took(self, asked: list[int]) -> float | None:
         passes = math.ceil(len(asked) / CHUNK)
         first = noted(self.notes[1], "first")
         if not first:  # vLLM fails a request whose cache does not come, unless it is told otherwise
@@ -88,8 +93,9 @@ def rows(run: Run) -> list[Row]:
         engines.make_models()
         ours = stack.enter_context(over_transferd(folder))
         found = [tokens_row(run, ours)]
-        theirs = stack.enter_context(over_nixl(folder))
-        return found + handed_rows(run, ours, theirs)
+        pull = stack.enter_context(over_nixl(folder, "nixl", NIXL))
+        push = stack.enter_context(over_nixl(folder, "push", PUSH))
+        return found + handed_rows(run, ours, pull, push)
 
 
 @contextlib.contextmanager
@@ -126,16 +132,16 @@ def over_transferd(folder: Path) -> Iterator[Engines]:
 
 
 @contextlib.contextmanager
-def over_nixl(folder: Path) -> Iterator[Engines]:
-    """Runs a pair with vLLM's own connector."""
+def over_nixl(folder: Path, name: str, connector: dict[str, Any]) -> Iterator[Engines]:
+    """Runs a pair with one of vLLM's own connectors."""
     each = [
         {
-            "connector": dict(NIXL),
+            "connector": dict(connector),
             "environment": {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())},
         }
         for _ in range(2)
     ]
-    with pair(folder, "nixl", each) as made:
+    with pair(folder, name, each) as made:
         yield made
 
 
@@ -161,26 +167,37 @@ def tokens_row(run: Run, ours: Engines) -> Row:
     return Row(f"answers of {count} prompts equal to one engine's", equal, "", ">=", count, text)
 
 
-def handed_rows(run: Run, ours: Engines, theirs: Engines) -> list[Row]:
+def handed_rows(run: Run, ours: Engines, pull: Engines, push: Engines) -> list[Row]:
     """Measures hand-overs in turn."""
     found = []
     for tokens, bar in ((LARGE, LARGE_BAR), (SMALL, SMALL_BAR)):
-        taken: tuple[list[float | None], ...] = ([], [], [])
+        taken: dict[str, list[float | None]] = {}
         run.gate.wait()
         for turn in range(run.scaled(ROUNDS) + 1):
-            asked = prompt(tokens, 5000 + turn)
-            taken[0].append(ours.handed(asked, f"{tokens} {turn}"))
-            taken[1].append(ours.handed(asked, ""))
-            taken[2].append(theirs.handed(asked, ""))
-        # The first of each makes connections.
-        at_once, after, nixl = ([ms for ms in one[1:] if ms is not None] for one in taken)
-        lost = len(taken[2]) - 1 - len(nixl)
-        ratio = statistics.median(at_once) / statistics.median(nixl)
-        text = f"ms: {spread(at_once, 1)}, NIXL's {spread(nixl, 1)}; one after the other "
-        text += spread(after, 1)
-        if lost:
-            text += f"; {lost} of NIXL's failed"
-        found.append(
-            Row(f"hand-over of {tokens} tokens, of NIXL's connector's", ratio, "x", "<=", bar, text)
-        )
+            asked, number = prompt(tokens, 5000 + turn), f"{tokens}-{turn}"
+            one = {
+                "ours": ours.at_once(asked, number),
+                "ours, one after the other": ours.after(asked),
+                "NixlConnector": pull.after(asked),
+                "NixlPushConnector": push.after(asked),
+            }
+            if turn:  # the first makes connections
+                for name, ms in one.items():
+                    taken.setdefault(name, []).append(ms)
+        mine, theirs = (came(taken[name]) for name in ("ours", "NixlConnector"))
+        ratio = statistics.median(mine) / statistics.median(theirs)
+        text = f"{spread(mine, 1)} ms, its {spread(theirs, 1)}"
+        bar_name = f"hand-over of {tokens} tokens, of NixlConnector's"
+        found.append(Row(bar_name, ratio, "x", "<=", bar, text))
+        for name, all_ms in taken.items():
+            ms = came(all_ms)
+            text = spread(ms, 1) if ms else "none"
+            if len(ms) < len(all_ms):
+                text += f", {len(all_ms) - len(ms)} failed"
+            run.beside(f"hand-over of {tokens} tokens, ms: {name}", text)
     return found
+
+
+def came(taken: list[float | None]) -> list[float]:
+    """Leaves out what has failed."""
+    return [ms for ms in taken if ms is not None]

@@ -21,6 +21,7 @@ TOPICS = {
     "aborts of one of many": "kv_answers",
     "new prefillers": "kv_joins",
     "many requests": "kv_memory",
+    "vllm engines": "kv_vllm",
 }
 GPU_TOPICS = {"steps on a GPU": "kv_gpu"}
 GPU_BOUND_S = 140.0  # a device that hangs is the end of it alone
