@@ -3,8 +3,7 @@
 
 A hand-over is from the end of the prefiller's last layer to the beginning of the decoder's first
 one. NIXL's connector has the decoder asked once the prefiller has answered; ours has both asked at
-once, as it is meant to be used, and is measured in NIXL's order as well. Beside, in that order,
-vLLM's NixlPushConnector.
+once, as it is meant to be used, and is measured in NIXL's order as well.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ CHUNK = 1024  # tokens of a pass
 ARGUMENTS = {"max_model_len": 8000, "max_num_batched_tokens": CHUNK}
 PROBE = engines.ROOT / "tests" / "vllm" / "probe"
 NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
-PUSH = {**NIXL, "kv_connector": "NixlPushConnector"}
 
 
 class Engines(NamedTuple):
@@ -93,9 +91,8 @@ def rows(run: Run) -> list[Row]:
         engines.make_models()
         ours = stack.enter_context(over_transferd(folder))
         found = [tokens_row(run, ours)]
-        pull = stack.enter_context(over_nixl(folder, "nixl", NIXL))
-        push = stack.enter_context(over_nixl(folder, "push", PUSH))
-        return found + handed_rows(run, ours, pull, push)
+        theirs = stack.enter_context(over_nixl(folder))
+        return found + handed_rows(run, ours, theirs)
 
 
 @contextlib.contextmanager
@@ -132,16 +129,16 @@ def over_transferd(folder: Path) -> Iterator[Engines]:
 
 
 @contextlib.contextmanager
-def over_nixl(folder: Path, name: str, connector: dict[str, Any]) -> Iterator[Engines]:
-    """Runs a pair with one of vLLM's own connectors."""
+def over_nixl(folder: Path) -> Iterator[Engines]:
+    """Runs a pair with vLLM's own connector."""
     each = [
         {
-            "connector": dict(connector),
+            "connector": dict(NIXL),
             "environment": {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())},
         }
         for _ in range(2)
     ]
-    with pair(folder, name, each) as made:
+    with pair(folder, "nixl", each) as made:
         yield made
 
 
@@ -167,7 +164,7 @@ def tokens_row(run: Run, ours: Engines) -> Row:
     return Row(f"answers of {count} prompts equal to one engine's", equal, "", ">=", count, text)
 
 
-def handed_rows(run: Run, ours: Engines, pull: Engines, push: Engines) -> list[Row]:
+def handed_rows(run: Run, ours: Engines, theirs: Engines) -> list[Row]:
     """Measures hand-overs in turn."""
     found = []
     for tokens, bar in ((LARGE, LARGE_BAR), (SMALL, SMALL_BAR)):
@@ -178,22 +175,21 @@ def handed_rows(run: Run, ours: Engines, pull: Engines, push: Engines) -> list[R
             one = {
                 "ours": ours.at_once(asked, number),
                 "ours, one after the other": ours.after(asked),
-                "NixlConnector": pull.after(asked),
-                "NixlPushConnector": push.after(asked),
+                "NixlConnector": theirs.after(asked),
             }
             if turn:  # the first makes connections
                 for name, ms in one.items():
                     taken.setdefault(name, []).append(ms)
-        mine, theirs = (came(taken[name]) for name in ("ours", "NixlConnector"))
-        ratio = statistics.median(mine) / statistics.median(theirs)
-        text = f"{spread(mine, 1)} ms, its {spread(theirs, 1)}"
+        mine, its = (came(taken[name]) for name in ("ours", "NixlConnector"))
+        ratio = statistics.median(mine) / statistics.median(its)
+        text = f"{spread(mine, 1)} ms, its {spread(its, 1)}"
         bar_name = f"hand-over of {tokens} tokens, of NixlConnector's"
         found.append(Row(bar_name, ratio, "x", "<=", bar, text))
         for name, all_ms in taken.items():
-            ms = came(all_ms)
-            text = spread(ms, 1) if ms else "none"
-            if len(ms) < len(all_ms):
-                text += f", {len(all_ms) - len(ms)} failed"
+            good = came(all_ms)
+            text = spread(good, 1) if good else "none"
+            if len(good) < len(all_ms):
+                text += f", {len(all_ms) - len(good)} failed"
             run.beside(f"hand-over of {tokens} tokens, ms: {name}", text)
     return found
 

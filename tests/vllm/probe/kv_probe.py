@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector as Nixl
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPushConnector as NixlPush
 
 from transferd.kv.vllm.connector import TransferdConnector as Transferd
 
@@ -49,10 +48,6 @@ class Probe:
 
 class NixlConnector(Probe, Nixl):  # type: ignore[misc]
     """vLLM's own."""
-
-
-class NixlPushConnector(Probe, NixlPush):  # type: ignore[misc]
-    """Its other one."""
 
 
 class TransferdConnector(Probe, Transferd):
