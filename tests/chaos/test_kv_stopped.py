@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(240)]
 
 MANY = 64
 ROUNDS_MAX = 10
-ATTEMPTS_MAX = 3
+ATTEMPTS_MAX = 5
 LATE_S = 1.3  # more than timeouts.revoke, less than the other bounds
 GIVEN_UP = "did not become quiet; ending the relation"
 
@@ -67,6 +67,7 @@ def generates(prefiller: PrefillEngine, decoder: DecodeEngine) -> bool:
     prompt = prompt_of(2, 60)
     for number in range(ATTEMPTS_MAX):
         request = b"next %d" % number
+        decoder.rank.connect(prefiller.rank.address, timeout_s=30)
         transfer, pages = decoder.ask(request, prefiller.rank.address, prompt, COUNT)
         prefiller.prefill(request, prompt)
         with contextlib.suppress(KvFailed):
