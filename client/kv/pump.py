@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thread of a rank: what comes in goes to the core, and its actions are carried out.
 
-The core runs under one lock, in whichever thread has an event for it. The pump's own thread takes
-what nobody calls for: letters, ends of jobs, counts, times. It sleeps until the Client's events say
-that something ended or was counted. Calls of the daemon that take a round trip (grants, fences,
-opening of descriptors) are made by a few helpers, so that none of them makes others wait.
+The core runs under one lock, in whichever thread has an event for it. What nobody calls for
+(letters, ends of jobs, counts) is taken in turns, by the Client's thread that has seen that
+something ended or was counted; the pump's own thread takes those that are due, and those for which
+the lock was not free. Calls of the daemon that take a round trip (grants, fences, opening of
+descriptors) are made by a few helpers, so that none of them makes others wait.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ class Pump:
         self._serial = itertools.count()
         self._sent: dict[bytes, deque[tuple[Job, SendKey]]] = {}
         self._opening: dict[bytes, list[Callable[[Exception | None], None]]] = {}
+        self._serves = threading.local()  # .now: this thread takes a turn after what it does
+        self._sleeps_until: float | None = 0.0  # the own thread; None: until it is woken
         self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix=f"kv-{name}")
         self._over = False
         self._failure: errors.TransferdError | None = None
@@ -127,8 +130,30 @@ class Pump:
 
     def _look(self) -> bool:
         """Called whenever something of the session has ended or was counted."""
-        self._wake.set()
+        self._serve()
         return self._over
+
+    def _serve(self) -> None:
+        """Takes a turn in this thread, where the news is: to wake another would take its time."""
+        if not self.lock.acquire(blocking=False):
+            self._wake.set()
+            return
+        self._serves.now = True
+        try:
+            if self.over:
+                return
+            self._turn()
+            if self._posted:
+                self._turn()
+            due = self._due()
+            late = self._sleeps_until is None or (due is not None and due < self._sleeps_until)
+            if self._posted or (due is not None and late):
+                self._wake.set()
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._serves.now = False
+            self.lock.release()
 
     # ---- events ----
 
@@ -154,7 +179,8 @@ class Pump:
     def post(self, call: Callable[[float], list[Action]]) -> None:
         """Has the pump give the core an event."""
         self._posted.append(call)
-        self._wake.set()
+        if not getattr(self._serves, "now", False):
+            self._wake.set()
 
     @property
     def posted(self) -> bool:
@@ -187,11 +213,14 @@ class Pump:
         """Has a helper make calls that take their time; in the order in which they are asked."""
 
         def helped() -> T:
+            self._serves.now = True
             try:
                 return call()
             except Exception as error:
                 self._fail(error)
                 raise
+            finally:
+                self._serve()
 
         try:
             return self._helpers.submit(helped)
@@ -223,7 +252,7 @@ class Pump:
                     if self._over or self._failure is not None:
                         return
                     self._turn()
-                    due = self._due()
+                    due = self._sleeps_until = self._due()
             except Exception as error:
                 self._fail(error)
                 return
