@@ -12,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transferd.client import errors
@@ -30,6 +32,19 @@ IS_MMAPPED = 0x2
 FLAG_BITS = 0x7
 
 INSTEAD = "use alloc(), and copy into its view"
+
+
+class Adopted(NamedTuple):
+    """Pages that were made shared once: they can be again, when their session is over."""
+
+    start: int
+    length: int
+    path: str
+    session: weakref.ref[Session]
+
+
+_adopted: dict[int, Adopted] = {}  # by start
+_lock = threading.Lock()
 
 
 class Mapping(NamedTuple):
@@ -116,10 +131,7 @@ def own_pages(address: int, length: int) -> tuple[int, int]:
     if not mapping.permissions.startswith("rw"):
         raise errors.InvalidRequest(f"the memory is not writable; {INSTEAD}")
     if mapping.permissions[3] == "s":
-        raise errors.InvalidRequest(
-            "the memory is shared already (a region's own view, or another library's); "
-            f"use that region, or {INSTEAD}"
-        )
+        return _left_over(mapping, address, length)
     if mapping.path and not mapping.path.startswith("[anon"):
         where = "the heap" if mapping.path == "[heap]" else mapping.path
         raise errors.InvalidRequest(f"the memory is part of {where}; {INSTEAD}")
@@ -132,6 +144,40 @@ def own_pages(address: int, length: int) -> tuple[int, int]:
             f"pages of their own; this one has {length} bytes); {INSTEAD}"
         )
     return chunk
+
+
+def _left_over(mapping: Mapping, address: int, length: int) -> tuple[int, int]:
+    """Finds pages that a session adopted which is over."""
+    with _lock:
+        for one in _adopted.values():
+            if not one.start <= address <= address + length <= one.start + one.length:
+                continue
+            if mapping.path == one.path and _is_over(one.session()):
+                return one.start, one.length
+    raise errors.InvalidRequest(
+        "the memory is shared already (a region's own view, or another library's); "
+        f"use that region, or {INSTEAD}"
+    )
+
+
+def _is_over(session: Session | None) -> bool:
+    if session is None:
+        return True
+    try:
+        session.check_open()
+    except errors.Unavailable:
+        return True
+    return False
+
+
+def _remember(session: Session, start: int, length: int) -> None:
+    mapping = mapping_of(start, length)
+    with _lock:
+        for one in list(_adopted.values()):  # what was there before is gone
+            if one.start < start + length and start < one.start + one.length:
+                del _adopted[one.start]
+        if mapping is not None:
+            _adopted[start] = Adopted(start, length, mapping.path, weakref.ref(session))
 
 
 def _chunk(mapping: Mapping, address: int, length: int) -> tuple[int, int] | None:
@@ -155,6 +201,8 @@ def adopt(
 ) -> tuple[int, memoryview, int]:
     """Shares the pages of existing memory and registers them. Nobody may write to it meanwhile.
 
+    Memory that was adopted for a session which is over is adopted again, with what is in it.
+
     Returns:
         Handle, bytes, and how far behind the registered start they begin.
     """
@@ -170,6 +218,7 @@ def adopt(
                 f"the memory cannot be copied into shared pages: {os.strerror(-rc)}",
                 reason=errno.errorcode.get(-rc, "INTERNAL"),
             )
+        _remember(session, start, pages_length)
         handle = session.memory_register(made, pages_length, name)
     finally:
         os.close(made.fd)

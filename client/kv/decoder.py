@@ -279,6 +279,11 @@ class Decoder(Closing):
         return self._core.free_blocks
 
     @property
+    def over(self) -> bool:
+        """Whether it is closed, or its daemon gone: it takes no transfers any more."""
+        return self._pump.over
+
+    @property
     def statistics(self) -> act.Statistics:
         """What was ignored of what came."""
         return self._core.statistics

@@ -298,6 +298,11 @@ class Prefiller(Closing):
         return len(self._transfers)
 
     @property
+    def over(self) -> bool:
+        """Whether it is closed, or its daemon gone: it takes no requests any more."""
+        return self._pump.over
+
+    @property
     def statistics(self) -> act.Statistics:
         """What was ignored of what came."""
         return self._core.statistics

@@ -21,6 +21,8 @@ from transferd.native.names import JobStatus
 from support.daemon import provider_of_tests
 
 if TYPE_CHECKING:
+    from conftest import MakeDaemon
+
     from transferd import Client, Grant, Region
 
     from support.daemon import DaemonProcess
@@ -245,6 +247,33 @@ def test_adopted_memory(shared_pair: Pair) -> None:
         assert target.ctypes.data == address
         assert target[0] == 0
         assert (target[1:] == source[1:]).all()
+
+
+def test_adopted_memory_outlives_its_daemon(make_daemon: MakeDaemon) -> None:
+    """A new session adopts it again, with all that is in it; one that lives keeps it."""
+    daemon = make_daemon()
+    memory = np.random.default_rng(2).random(8 << 20)
+    expected, address = memory.copy(), memory.ctypes.data
+    with transferd.Client(daemon.socket) as first:
+        first.register(memory)
+        with transferd.Client(daemon.socket) as other:
+            with pytest.raises(transferd.InvalidRequest, match="shared already"):
+                other.register(memory[:1000])
+            with pytest.raises(transferd.InvalidRequest, match="shared already"):
+                first.register(memory)
+        daemon.kill()
+        daemon.start()
+        with transferd.Client(daemon.socket) as second:
+            region = second.register(memory)
+            assert memory.ctypes.data == address
+            grant = region.grant(imms=[1])
+            second.write(region[8:24], grant.descriptor, imm=1).wait(WAIT_S)
+            second.counter(1).wait(1, WAIT_S)
+    expected[0:2] = expected[1:3]
+    assert (memory == expected).all()
+    with transferd.Client(daemon.socket) as third:  # the second one was closed
+        third.register(memory)
+    assert (memory == expected).all()
 
 
 def test_regions_come_and_go(shared_pair: Pair) -> None:

@@ -290,6 +290,32 @@ def test_a_cancel_ends_when_no_byte_can_land(ranks: Ranks, worker: WorkerSide) -
     assert worker.results().received == {"r"}
 
 
+# ---- a new session ----
+
+
+def test_what_the_old_session_had_has_ended(ranks: Ranks, worker: WorkerSide) -> None:
+    """Its ends are told; a prompt of which some is computed is not begun again in its middle."""
+    worker.begin(computing([1], 32))
+    worker.end()
+    worker.ask(Work(receive={"d": receive()}))
+    ranks.over.append((b"t", "the daemon is gone"))
+    ranks.land(ranks.transfers[0], "lost")
+    fresh = Ranks()
+    other = fresh.worker()
+    worker.renew(other.prefiller, other.decoder)
+    worker.begin(computing([2], 64))
+    worker.end()
+    assert not fresh.told
+    worker.begin(Work(finished=["r"]))
+    found = worker.results()
+    assert (found.sent, found.received, found.failed) == ({"r"}, {"d"}, {"d"})
+    worker.begin(Work(compute={"s": Progress(b"s", ([5],), PROMPT, PROMPT)}))
+    assert fresh.told[0] == ("prefill", b"s", {"0": [5]})
+    worker.ask(Work(receive={"e": receive()}))
+    assert len(fresh.transfers) == 1
+    assert len(ranks.transfers) == 1
+
+
 # ---- counts ----
 
 

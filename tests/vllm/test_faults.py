@@ -33,7 +33,7 @@ def all_given_back(engine: Engine) -> None:
 def test_a_prefiller_and_the_daemons_are_killed(
     make_daemon: MakeDaemon, make_engines: MakeEngines, short_tmp: Path
 ) -> None:
-    """What does not come is computed; a new prefiller serves again; engines outlive daemons."""
+    """What does not come is computed; a new prefiller, or new daemons, and it comes again."""
     near, far, file = make_daemon(), make_daemon(), short_tmp / "address"
     prefill, decode = make_engines(
         prefill=transferd_engine(near, "kv_producer", address_file=str(file)),
@@ -73,7 +73,30 @@ def test_a_prefiller_and_the_daemons_are_killed(
     kv = handed.kv or remote_prefill(address, "nobody")
     assert decode.generate(asked[1], TOKENS, kv).tokens == alone[1]
     all_given_back(decode)
-    assert decode.metrics()["vllm:transferd_seconds_count"] == len(asked) - lost + 1
+    came = len(asked) - lost + 1
+    assert decode.metrics()["vllm:transferd_seconds_count"] == came
+
+    stale = file.read_text()
+    for daemon in (near, far):
+        daemon.start()
+    for engine in (prefill, decode):  # each comes back with a step
+        eventually(
+            lambda engine=engine: (  # type: ignore[misc]
+                engine.generate(prompt(1), 1) and "with the daemon again" in engine.log()
+            ),
+            f"{engine.name} is back",
+        )
+    assert file.read_text() != stale
+    number = decode.begin(asked[2], TOKENS, remote_prefill(file.read_text(), "again"))
+    prefill.generate(asked[2], 1, {**PREFILL, "transfer_id": "again"})
+    assert decode.end(number).tokens == alone[2]
+    handed = prefill.generate(asked[3], 1, PREFILL)
+    assert handed.kv is not None
+    assert handed.kv["remote_address"] == file.read_text()
+    assert decode.generate(asked[3], TOKENS, handed.kv).tokens == alone[3]
+    assert decode.metrics()["vllm:transferd_seconds_count"] == came + 2
+    for engine in (prefill, decode):
+        all_given_back(engine)
 
 
 def test_engines_that_do_not_fit(

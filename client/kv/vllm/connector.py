@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -48,6 +49,17 @@ class TransferdHandshake(KVConnectorHandshakeMetadata):  # type: ignore[misc]
     address: bytes
 
 
+@dataclass
+class TransferdAddresses(KVConnectorWorkerMetadata):  # type: ignore[misc]
+    """New addresses of workers whose daemon was away, by their number; for the scheduler."""
+
+    ranks: dict[int, bytes]
+
+    def aggregate(self, other: TransferdAddresses) -> TransferdAddresses:
+        """Adds those of other workers."""
+        return TransferdAddresses({**self.ranks, **other.ranks})
+
+
 class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """KV caches by transferd, pushed layer by layer while they are computed.
 
@@ -62,6 +74,7 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._options = Options.read(settings.kv_connector_extra_config)
         self._scheduler: SchedulerSide | None = None
         self._rank: RankSide | None = None
+        self._addresses: list[bytes] = []  # of all ranks
         self._invalid: set[int] = set()
         self._on_device = False
         if role == KVConnectorRole.SCHEDULER:
@@ -104,10 +117,13 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self, metadata: Mapping[tuple[int, int], TransferdHandshake]
     ) -> None:
         """Makes the engine's address of those of its ranks."""
-        address = kv.join([metadata[rank].address for rank in sorted(metadata)])
-        self._decide().address = address
+        self._addresses = [metadata[rank].address for rank in sorted(metadata)]
+        self._announce()
+
+    def _announce(self) -> None:
+        self._decide().address = kv.join(self._addresses)
         if self._options.address_file:
-            _write(Path(self._options.address_file), base64.b64encode(address))
+            _write(Path(self._options.address_file), base64.b64encode(self._decide().address))
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
@@ -141,7 +157,12 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return self._decide().finished(request)
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """Hears what the workers are through with."""
+        """Hears what the workers are through with, and who has a new address."""
+        found = connector_output.kv_connector_worker_meta
+        if isinstance(found, TransferdAddresses) and self._addresses:
+            for number, address in found.ranks.items():
+                self._addresses[number] = address
+            self._announce()
         self._decide().ended(
             connector_output.finished_sending or (), connector_output.finished_recving or ()
         )
@@ -190,6 +211,7 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Begins a step: loads are asked for, and pushes armed, before the model runs."""
         super().bind_connector_metadata(connector_metadata)
         if self._rank is not None:
+            self._rank.renew()
             self._rank.work.preempt(connector_metadata.work)
             self._rank.work.ask(connector_metadata.work)
             self._rank.work.begin(connector_metadata.work)
@@ -230,6 +252,12 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Tells which blocks did not come."""
         found, self._invalid = self._invalid, set()
         return found
+
+    def build_connector_worker_meta(self) -> TransferdAddresses | None:
+        """Tells the scheduler a new address."""
+        if self._rank is None or not (address := self._rank.changed_address()):
+            return None
+        return TransferdAddresses({self._rank.number: address})
 
     def get_kv_connector_stats(self) -> TransferdStats | None:
         """Takes the counts since the last time."""

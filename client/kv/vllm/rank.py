@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+import logging
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import transferd
 from transferd import kv
+from transferd.client.errors import TransferdError
 from transferd.kv.vllm.stats import Stats
 from transferd.kv.vllm.worker import WorkerSide
 
@@ -17,12 +20,39 @@ if TYPE_CHECKING:
     from transferd.kv.vllm.config import Options
     from transferd.kv.vllm.layouts import Caches
 
+logger = logging.getLogger(__name__)
+
 NAME_BYTES = 64
+RETRY_S = 1.0  # at least, between two looks for a daemon that has gone
 SPARE = 256  # counters, besides those of transfers
 
 
+class Attached(NamedTuple):
+    """A session with the daemon, and what lives in it.
+
+    Attributes:
+        stack: Closes all of it.
+        prefiller: None: the engine is none.
+        decoder: None: the engine is none.
+    """
+
+    stack: contextlib.ExitStack
+    prefiller: kv.Prefiller | None
+    decoder: kv.Decoder | None
+
+    @property
+    def over(self) -> bool:
+        """Whether the daemon is gone, and all with it."""
+        return any(rank.over for rank in (self.prefiller, self.decoder) if rank is not None)
+
+    @property
+    def address(self) -> bytes:
+        """For decoders; empty if it is no prefiller."""
+        return self.prefiller.address if self.prefiller is not None else b""
+
+
 class RankSide:
-    """Registers a rank's caches and makes its prefiller and decoder.
+    """Registers a rank's caches and makes its prefiller and decoder; anew when the daemon has died.
 
     Host memory is adopted in place, a GPU's registered once.
 
@@ -38,7 +68,7 @@ class RankSide:
     Attributes:
         work: What the steps of the engine are told to.
         stats: Counts.
-        address: For decoders; empty if it is no prefiller.
+        number: Of this rank among the engine's.
     """
 
     def __init__(
@@ -52,11 +82,61 @@ class RankSide:
         layouts: Sequence[kv.Layout] | None = None,
         number: int = 0,
     ) -> None:
-        name = name.encode()[:NAME_BYTES].decode(errors="ignore")
+        self.number = number
+        self._options = options
+        self._caches = caches
+        self._name = name.encode()[:NAME_BYTES].decode(errors="ignore")
+        self._sends, self._receives = sends, receives
+        self._layouts = layouts
+        self._refused = ""  # why the daemon was not there, when we looked last
+        self._next_at = 0.0
+        self._changed = False
+        self._attached = self._attach()
+        self.stats = Stats(token_bytes(caches))
+        self.work = WorkerSide(caches, self._attached.prefiller, self._attached.decoder, self.stats)
+
+    @property
+    def address(self) -> bytes:
+        """For decoders; empty if it is no prefiller."""
+        return self._attached.address
+
+    def renew(self) -> None:
+        """Goes on with a new session, if the daemon was gone and is there again; between two steps.
+
+        Only then: nobody may write to host memory while it is adopted.
+        """
+        if not self._attached.over or time.monotonic() < self._next_at:
+            return
+        self._next_at = time.monotonic() + RETRY_S
+        try:
+            fresh = self._attach()
+        except (TransferdError, OSError) as error:
+            if str(error) != self._refused:
+                self._refused = str(error)
+                logger.warning("transferd: without the daemon: %s", error)
+            return
+        logger.warning("transferd: with the daemon again")
+        self._refused = ""
+        self.work.renew(fresh.prefiller, fresh.decoder)
+        self._attached.stack.close()
+        self._attached = fresh
+        self._changed = True
+
+    def changed_address(self) -> bytes:
+        """Tells the address once after each time that it has changed; else nothing."""
+        changed, self._changed = self._changed, False
+        return self.address if changed else b""
+
+    def close(self) -> None:
+        """Ends what is under way, and the session."""
+        self._attached.stack.close()
+
+    def _attach(self) -> Attached:
+        options, caches = self._options, self._caches
         with contextlib.ExitStack() as stack:
-            counters = options.slots * (options.stages + 1) + SPARE if receives else 0
+            counters = options.slots * (options.stages + 1) + SPARE if self._receives else 0
             client = stack.enter_context(
-                transferd.Client(options.socket or None, name=name, counters=counters)
+                transferd.Client(options.socket or None, name=self._name, counters=counters)
             )
             regions = {
                 region: client.register(_whole(tensor), name=region)
@@ -65,31 +145,24 @@ class RankSide:
             cache = kv.Cache(caches.layout, regions)
             settings = kv.Settings(lease_s=options.lease_s, timeout_s=options.timeout_s)
             prefiller = decoder = None
-            if sends:
+            if self._sends:
                 prefiller = stack.enter_context(
-                    kv.Prefiller(client, cache, name=name, settings=settings)
+                    kv.Prefiller(client, cache, name=self._name, settings=settings)
                 )
-            if receives:
+            if self._receives:
                 decoder = stack.enter_context(
                     kv.Decoder(
                         client,
                         cache,
-                        name=name,
+                        name=self._name,
                         stages=options.stages,
                         slots=options.slots,
-                        layouts=layouts,
-                        rank=number,
+                        layouts=self._layouts,
+                        rank=self.number,
                         settings=settings,
                     )
                 )
-            self._stack = stack.pop_all()
-        self.stats = Stats(token_bytes(caches))
-        self.work = WorkerSide(caches, prefiller, decoder, self.stats)
-        self.address: bytes = prefiller.address if prefiller is not None else b""
-
-    def close(self) -> None:
-        """Ends what is under way, and the session."""
-        self._stack.close()
+            return Attached(stack.pop_all(), prefiller, decoder)
 
 
 def token_bytes(caches: Caches) -> int:

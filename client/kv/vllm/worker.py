@@ -88,6 +88,13 @@ class WorkerSide:
         self._step: Any = None
         self._stepping: tuple[str, ...] = ()
         self._done = 0
+        self._kept = Results()
+
+    def renew(self, prefiller: Any, decoder: Any) -> None:
+        """Goes on with ranks of a new session, between two steps: all of the old one has ended."""
+        self._kept = self.results()
+        self.prefiller = prefiller
+        self.decoder = decoder
 
     # ---- a step ----
 
@@ -191,8 +198,8 @@ class WorkerSide:
 
     def _preempt(self, name: str) -> None:
         """Ends the pushes of a request, and waits until none of them reads any more."""
-        self._lost.discard(name)
         if name not in self._leaving:
+            self._lost.discard(name)
             return
         with self._failing("the abort", name):
             self.prefiller.abort(self._leaving[name])
@@ -206,12 +213,15 @@ class WorkerSide:
                 )
             for number, why in self.prefiller.released(left):
                 self._released(number, why)
+        self._lost.discard(name)  # it is computed anew, from its first token on
 
     def _released(self, number: bytes, why: str) -> None:
         name = self._requests.pop(number, None)
         if name is not None:
             self._leaving.pop(name, None)
             self._tables.pop(name, None)
+            if name not in self._reported:  # what is computed of it later is of no use to anybody
+                self._lost.add(name)
             self.stats.sent(why)
 
     # ---- decoder ----
@@ -241,7 +251,7 @@ class WorkerSide:
 
     def results(self) -> Results:
         """Tells what has ended; never waits."""
-        found = Results()
+        found, self._kept = self._kept, Results()
         if self.decoder is not None:
             for name in [n for n, one in self._arriving.items() if one.transfer is None]:
                 self._arrived(name, found)
