@@ -64,11 +64,6 @@ class SlidingWindowSpec(FullAttentionSpec):
 
 
 @dataclass
-class ChunkedLocalAttentionSpec(FullAttentionSpec):
-    attention_chunk_size: int = 256
-
-
-@dataclass
 class MLAAttentionSpec(FullAttentionSpec):
     pass
 

@@ -108,21 +108,21 @@ def test_a_latent_is_alike_on_all_ranks() -> None:
 
 def test_hybrid_models_have_several_groups() -> None:
     caches = shapes.cpu_caches(shapes.names(4))
-    full, window, local, none = shapes.names(4)
+    full, window, other, none = shapes.names(4)
     found = layout_of(
         caches,
         config(
             shapes.CacheGroup([full], shapes.FullAttentionSpec()),
             shapes.CacheGroup([none], shapes.FullAttentionSpec(), enable_kv_transfer=False),
             shapes.CacheGroup([window], shapes.SlidingWindowSpec()),
-            shapes.CacheGroup([local], shapes.ChunkedLocalAttentionSpec()),
+            shapes.CacheGroup([other], shapes.SlidingWindowSpec(sliding_window=256)),
         ),
         RANK,
     )
-    assert [group.window_tokens for group in found.layout.groups] == [0, 127, 256]
+    assert [group.window_tokens for group in found.layout.groups] == [0, 127, 255]
     assert [group.layers for group in found.layout.groups] == [(0,), (1,), (2,)]
     assert found.pages(([1], [2], [3], [4])) == {"0": [1], "2": [3], "3": [4]}
-    assert found.layers == (full, window, local)
+    assert found.layers == (full, window, other)
 
 
 @pytest.mark.parametrize(

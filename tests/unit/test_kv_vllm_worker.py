@@ -7,17 +7,20 @@ from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from transferd.client.errors import QuotaExceeded, Unavailable
+from transferd.client.errors import Conflict, QuotaExceeded, Unavailable
 from transferd.kv.vllm import stats
 from transferd.kv.vllm.layouts import Rank, layout_of
 from transferd.kv.vllm.work import Progress, Receive, Work
 from transferd.kv.vllm.worker import WorkerSide
 
 from support import vllm_shapes as shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LAYERS = shapes.names(3)
 PROMPT = 100
@@ -42,15 +45,17 @@ class Step:
 
     tokens: dict[bytes, int]
     told: list[Any]
+    check: Callable[[], None]
 
     def __enter__(self) -> Step:
         self.told.append(("begin", self.tokens))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.told.append("end")
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.told.append("end" if kind is None else "failed")
 
     def layer_done(self) -> None:
+        self.check()
         self.told.append("layer")
 
 
@@ -79,7 +84,7 @@ class Ranks:
     def step(self, tokens: dict[bytes, int], device: bool) -> Step:
         self._fail()
         assert not device
-        return Step(tokens, self.told)
+        return Step(tokens, self.told, self._fail)
 
     def finish(self, number: bytes) -> None:
         self.told.append(("finish", number))
@@ -232,7 +237,42 @@ def test_a_prefill_that_cannot_begin(ranks: Ranks, worker: WorkerSide) -> None:
     worker.end()
     worker.begin(Work(finished=["r"]))
     assert worker.results().sent == {"r"}
-    assert ranks.told == [("abort", b"t")]
+    assert not ranks.told
+
+
+def test_two_requests_with_one_transfer_id(ranks: Ranks, worker: WorkerSide) -> None:
+    """The second one is for no decoder; the first does not notice."""
+    worker.begin(computing([1], PROMPT))
+    worker.end()
+    worker.begin(Work(finished=["r"]))
+    ranks.error = Conflict("it is there already")
+    worker.begin(Work(compute={"s": Progress(b"t", ([2],), PROMPT, PROMPT)}))
+    ranks.error = None
+    worker.end()
+    worker.begin(Work(finished=["s"]))
+    assert worker.results().sent == {"s"}
+    assert ("abort", b"t") not in ranks.told
+    ranks.over.append((b"t", "read"))
+    assert worker.results().sent == {"r"}
+
+
+def test_what_is_lost_is_read_until_it_is_released(ranks: Ranks, worker: WorkerSide) -> None:
+    """A layer that cannot be told of ends its step: blocks are held until no push is under way."""
+    worker.begin(computing([1], 64))
+    worker.layer_done(LAYERS[0])
+    ranks.error = Unavailable("for a moment")
+    worker.layer_done(LAYERS[1])
+    ranks.error = None
+    assert ranks.told[-2:] == ["failed", ("abort", b"t")]
+    aborted, ranks.over = list(ranks.over), deque()
+    worker.end()  # of no step
+    worker.begin(computing([2], PROMPT))  # for nobody
+    worker.end()
+    worker.begin(Work(finished=["r"]))
+    assert not worker.results().sent
+    ranks.over.extend(aborted)
+    assert worker.results().sent == {"r"}
+    assert "end" not in ranks.told
 
 
 # ---- decoder ----

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transferd.kv.layout import Layout
 
 KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+DEADLINE_MAX_S = 3600.0
 # Of a model's configuration, what may differ between two engines with the same weights.
 LOCAL_KEYS = ("_name_or_path", "name_or_path", "transformers_version")
 
@@ -71,6 +72,11 @@ class Options:
                 raise InvalidRequest(
                     f"kv_connector_extra_config: {key} is above 0, not {getattr(options, key)!r}"
                 )
+        if options.deadline_s > DEADLINE_MAX_S:
+            raise InvalidRequest(
+                f"kv_connector_extra_config: deadline_s is at most {DEADLINE_MAX_S:g}, not "
+                f"{options.deadline_s!r}"
+            )
         return options
 
 
@@ -110,7 +116,10 @@ def all_layouts(config: Any, layout: Layout) -> tuple[list[Layout] | None, int]:
     data: list[bytes] = [b""] * group.world_size
     own = layout_to_proto(layout).SerializeToString()
     distributed.all_gather_object(data, own, group=group.cpu_group)
-    return [layout_of_bytes(one) for one in data], group.rank_in_group
+    # The world has all engines of data parallelism in it; ours are next to each other.
+    size = config.parallel_config.world_size
+    first = group.rank_in_group // size * size
+    return [layout_of_bytes(one) for one in data[first : first + size]], group.rank_in_group - first
 
 
 def layout_of_bytes(data: bytes) -> Layout:

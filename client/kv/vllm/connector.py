@@ -239,13 +239,15 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._rank is None:
             return KVConnectorTransferResults()
         results = self._rank.work.results()
-        single = len(self._kv_cache_config.kv_cache_groups) == 1
         # By blocks where that is unambiguous: then what is here of a request's own prefix is kept.
-        self._invalid = results.blocks if single else set()
+        # Where a window has gone on, entries of all requests name the same block.
+        groups = self._rank.work.caches.layout.groups
+        by_block = len(self._kv_cache_config.kv_cache_groups) == 1 and not groups[0].window_tokens
+        self._invalid = results.blocks if by_block else set()
         return KVConnectorTransferResults(
             finished_sending=results.sent,
             finished_recving=results.received,
-            failed_recving=set() if single else results.failed,
+            failed_recving=set() if by_block else results.failed,
         )
 
     def get_block_ids_with_load_errors(self) -> set[int]:

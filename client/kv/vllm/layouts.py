@@ -23,7 +23,6 @@ KINDS = (
     "MLAAttentionSpec",
     "SlidingWindowSpec",
     "SlidingWindowMLASpec",
-    "ChunkedLocalAttentionSpec",
 )
 LATENT = ("MLAAttentionSpec", "SlidingWindowMLASpec")  # alike on all ranks, without heads
 
@@ -230,6 +229,4 @@ def _window(spec: Any) -> int:
     kind = type(spec).__name__
     if kind.startswith("SlidingWindow"):
         return max(1, int(spec.sliding_window) - 1)
-    if kind.startswith("ChunkedLocal"):
-        return int(spec.attention_chunk_size)
     return 0

@@ -114,7 +114,7 @@ class WorkerSide:
         computed = {
             progress.transfer_id: progress.tokens
             for name, progress in work.compute.items()
-            if name in self._leaving
+            if name in self._leaving and name not in self._lost
         }
         if computed:
             self._stepping, self._done = tuple(work.compute), 0
@@ -129,12 +129,17 @@ class WorkerSide:
         if self._step is None or number is None:
             return
         with self._failing("a layer", *self._stepping):
-            while self._done <= number:
-                self._done += 1
-                if stream is None:
-                    self._step.layer_done()
-                else:
-                    self._step.watcher.cuda_bump(stream)
+            try:
+                while self._done <= number:
+                    self._done += 1
+                    if stream is None:
+                        self._step.layer_done()
+                    else:
+                        self._step.watcher.cuda_bump(stream)
+            except TransferdError as error:  # the watcher lags behind: the next step has a new one
+                step, self._step = self._step, None
+                step.__exit__(type(error), error, error.__traceback__)
+                raise
 
     def end(self, stream: Any = None) -> None:
         """The forward is through: so are all layers, those that no hook has told of as well."""
@@ -158,31 +163,34 @@ class WorkerSide:
                 self._lose(name)
 
     def _lose(self, name: str) -> None:
-        number = self._leaving.pop(name, None)
-        self._tables.pop(name, None)
-        if number is not None:
-            self._requests.pop(number, None)
+        """Gives a prefill up. Its blocks are read until the prefiller has released it."""
+        if name in self._leaving:
             self._lost.add(name)
             with contextlib.suppress(TransferdError):
-                self.prefiller.abort(number)
+                self.prefiller.abort(self._leaving[name])
 
     def _compute(self, name: str, progress: Progress) -> None:
         number = progress.transfer_id
-        with self._failing("the prefill", name):
-            if name in self._lost:
-                return
-            pages = self.caches.pages(progress.blocks) if any(progress.blocks) else {}
-            if name in self._leaving:
-                table = self._tables[name]
-                for group, more in pages.items():
-                    table[group].extend(more)
-                if pages:
+        if name in self._lost:
+            return
+        pages = self.caches.pages(progress.blocks) if any(progress.blocks) else {}
+        if name in self._leaving:
+            table = self._tables[name]
+            for group, more in pages.items():
+                table[group].extend(more)
+            if pages:
+                with self._failing("the prefill", name):
                     self.prefiller.extend(number, table)
-                return
-            self._leaving[name] = number
-            self._requests[number] = name
-            self._tables[name] = pages
+            return
+        try:
             self.prefiller.begin(number, pages, progress.prompt)
+        except TransferdError as error:  # another one has this id, say
+            logger.error("transferd: the prefill of %s is for no decoder: %s", name, error)
+            self._lost.add(name)
+            return
+        self._leaving[name] = number
+        self._requests[number] = name
+        self._tables[name] = pages
 
     def _finish(self, name: str) -> None:
         self._reported.add(name)
