@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support.engines import CALM_S, PREFILL, prompt, remote_prefill, transferd_engine
 from support.waiting import eventually
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import MakeDaemon
 
     from support.engines import Engine, MakeEngines
 
+CALM = Path(__file__).parent / "calm"
 TOKENS = 6
 LENGTHS = (20, 300)
 
@@ -27,7 +27,11 @@ def test_one_rank_and_two(
 
     def arguments(daemon: Any, file: Path, ranks: int) -> dict[str, Any]:
         made = transferd_engine(daemon, address_file=str(file), timeout_s=CALM_S)
-        return {**made, "arguments": {"tensor_parallel_size": ranks}}
+        return {
+            **made,
+            "arguments": {"tensor_parallel_size": ranks},
+            "environment": {"PYTHONPATH": str(CALM)},
+        }
 
     one, two = make_engines(one=arguments(near, files[0], 1), two=arguments(far, files[1], 2))
     for turn, (prefill, decode, file) in enumerate(((one, two, files[0]), (two, one, files[1]))):
