@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transferd.kv.cache import Cache
     from transferd.kv.layout import Layout
     from transferd.kv.protocol.actions import Action
+    from transferd.kv.sources import Source
 
 SLOTS_DEFAULT = 256
 STAGES_DEFAULT = 8
@@ -180,7 +181,8 @@ class Decoder(Closing):
         """
         with self._pump.lock:
             engine = self._engine(address)
-            pairs = self._connect(engine)
+            pairs = self._connect(engine.sources)
+            self._connect(engine.idle)
         self._pump.kick()
         if timeout_s is None:
             return
@@ -240,7 +242,8 @@ class Decoder(Closing):
                     "cache a longer one",
                     reason="TAILS",
                 )
-            pairs = self._connect(engine)
+            pairs = self._connect(engine.sources)
+            idle = self._connect(engine.idle)
             slot = self._tail_slots[0] if self._tail_slots else 0
             wanted = Wanted(
                 request_id=request_id,
@@ -255,8 +258,31 @@ class Decoder(Closing):
             made = self._core.start(time.monotonic(), numbers, wanted)
             transfer = self._begin(made, request_id, slot, engine)
             self._pump.feed(made)
+            self._decline(request_id, engine.idle, idle)
         self._pump.kick()
         return transfer
+
+    def decline(self, request_id: bytes, address: bytes) -> None:
+        """Tells a prefiller that this rank will not ask for a request; it may release its pages.
+
+        Does not wait. A prefiller that is lost before it has heard of it keeps them for its
+        ``lease_s``.
+
+        Args:
+            request_id: As the prefiller's engine calls it, which need not have begun it.
+            address: Of the prefiller.
+
+        Raises:
+            InvalidRequest: A value is wrong; the message names it.
+            QuotaExceeded: PAIRS.
+            Unavailable: The daemon, or this decoder, is gone.
+        """
+        with self._pump.lock:
+            self._pump.check()
+            engine = self._engine(address)
+            sources = engine.sources + engine.idle
+            self._decline(request_id, sources, self._connect(sources))
+        self._pump.kick()
 
     def poll(self) -> list[Transfer]:
         """Takes the transfers that have ended since the last call. Never waits."""
@@ -321,10 +347,10 @@ class Decoder(Closing):
             )
         return engine
 
-    def _connect(self, engine: Engine) -> list[_Pair]:
+    def _connect(self, sources: Sequence[Source]) -> list[_Pair]:
         """Finds the pairs with a prefiller's ranks, making those that are missing."""
         found = []
-        for source in engine.sources:
+        for source in sources:
             key = (source.rank.boot, source.offer)
             pair = self._pairs.get(key)
             if pair is None:
@@ -342,6 +368,12 @@ class Decoder(Closing):
                 self._pump.feed(made)
             found.append(pair)
         return found
+
+    def _decline(self, request_id: bytes, sources: Sequence[Source], pairs: list[_Pair]) -> None:
+        for source, pair in zip(sources, pairs, strict=True):
+            self._pump.feed(
+                self._core.decline(time.monotonic(), pair.number, request_id, source.readers)
+            )
 
     # ---- transfers ----
 

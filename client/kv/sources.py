@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from transferd.kv.push import stage_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transferd.kv.layout import Layout
+    from transferd.kv.layout import Layout, Slice
     from transferd.kv.pages import Extent
     from transferd.kv.plan import Plan
 
@@ -30,7 +31,7 @@ class Source:
         offer: What it is told that we want.
         plan: Of that.
         tail: Whether it sends the tail.
-        readers: How many ranks of the decoder ask it.
+        readers: How many ranks of the decoder ask it; of an idle one, tell it.
     """
 
     rank: Rank
@@ -46,10 +47,12 @@ class Engine:
 
     Attributes:
         sources: Its ranks that serve this one.
+        idle: Its ranks of which no rank of the decoder wants anything: its first rank tells them.
         steps: Layers that are sent together.
     """
 
     sources: tuple[Source, ...]
+    idle: tuple[Source, ...]
     steps: tuple[tuple[int, ...], ...]
     _counts: dict[Extent, tuple[int, ...]] = field(default_factory=dict)
 
@@ -103,19 +106,19 @@ def find_engine(
     """
     ranks = unpack(address)
     prefillers = [one.layout for one in ranks]
-    readers: dict[int, int] = {}
-    for number in range(len(layouts)):
-        for source in assign(prefillers, layouts, number):
-            readers[source.rank] = readers.get(source.rank, 0) + 1
-    found = []
     tails = bool(layouts[rank].tail_bytes)
-    for source in assign(prefillers, layouts, rank):
-        if not source.wanted and not (source.tail and tails):
-            continue
-        one = ranks[source.rank]
-        offer = Offer(layouts[rank], source.wanted, source.tail and tails, steps, tails_bytes)
-        plan = make_plan(one.layout, layouts[rank], source.wanted, steps)
-        found.append(
-            Source(one, pack_offer(offer), plan, source.tail and tails, readers[source.rank])
-        )
-    return Engine(tuple(found), steps)
+    asked = [
+        [one for one in assign(prefillers, layouts, n) if one.wanted or (one.tail and tails)]
+        for n in range(len(layouts))
+    ]
+    readers = Counter(one.rank for sources in asked for one in sources)
+
+    def source(number: int, wanted: tuple[Slice, ...], *, tail: bool) -> Source:
+        one = ranks[number]
+        offer = Offer(layouts[rank], wanted, tail, steps, tails_bytes)
+        plan = make_plan(one.layout, layouts[rank], wanted, steps)
+        return Source(one, pack_offer(offer), plan, tail, readers[number] or 1)
+
+    found = [source(one.rank, one.wanted, tail=one.tail and tails) for one in asked[rank]]
+    idle = [source(n, (), tail=False) for n in range(len(ranks)) if rank == 0 and not readers[n]]
+    return Engine(tuple(found), tuple(idle), steps)

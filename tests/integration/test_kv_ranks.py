@@ -76,6 +76,7 @@ NHD, HND = Style("LCPTH", joint=True), Style("PLHTC", apart=True)
         pytest.param(HYBRID, (1, 2), (2, 1), id="parts into stages, with a window"),
         pytest.param(LATENT, (1, 2), (1, 2), id="replicas, in pairs"),
         pytest.param(LATENT, (1, 3), (1, 2), id="three replicas into two"),
+        pytest.param(LATENT, (1, 8), (1, 1), id="more replicas than layers"),
     ],
 )
 def test_every_rank_has_what_it_holds(
@@ -127,8 +128,7 @@ def test_every_rank_has_what_it_holds(
                 for array in memory.memory.values():
                     array[:] = 0  # for the next one
             for _, rank, _ in sides[0]:
-                if rank.pairs:  # nobody wants anything of the others
-                    assert rank.released(WAIT_S) == [(request, "read")]
+                assert rank.released(WAIT_S) == [(request, "read")]
 
 
 def check(memory: Cache, tables: dict[str, kv.PageTable], content: Content) -> None:

@@ -150,8 +150,15 @@ class Transfers(RuleBasedStateMachine):
         if early:
             self.world.run(late / 10)
         long = rng.random() < 0.2
+        readers = len(askers)
         for decoder in askers:
-            decoder.request(request_id, asked, tokens, first=first, readers=len(askers), long=long)
+            declines = rng.random()
+            if declines < 0.2:  # also one that asks, which it should not
+                decoder.decline(request_id, asked, readers)
+            if declines > 0.1 and not decoder.request(
+                request_id, asked, tokens, first=first, readers=readers, long=long
+            ):
+                decoder.decline(request_id, asked, readers)
 
     @rule(seconds=st.sampled_from([0.001, 0.01, 0.05, 0.2, 1.0, 4.0]))
     def run(self, seconds: float) -> None:
@@ -344,4 +351,25 @@ def test_all_complete_in_good_weather(seed: int) -> None:
     for node in (*decoders, *prefillers):
         statistics = node.core.statistics
         assert (statistics.malformed, statistics.strangers, statistics.unexpected) == (0, 0, 0)
+    settle(world)
+
+
+@pytest.mark.parametrize("seed", [6, 7, 12])  # without a second try they fail
+def test_what_is_declined_is_released_before_its_lease(seed: int) -> None:
+    world = World(seed, Weather(lost=0.02, doubted=0.3, slow=0.02))
+    prefiller = world.add_prefiller()
+    decoders = [world.add_decoder() for _ in range(2)]
+    for i in range(12):
+        request_id = b"%d" % i
+        world.at(world.rng.uniform(0.0, 1.0), lambda i=i: prefiller.compute(b"%d" % i, 6, 3))  # type: ignore[misc]
+        reads = decoders[i % 2] if i % 3 else None
+        for decoder in decoders:
+            if decoder is reads:
+                assert decoder.request(request_id, [prefiller], 6, readers=2)
+            else:
+                decoder.decline(request_id, [prefiller], 2)
+        world.run(1.5)
+    world.run(5.0)
+    assert world.outcomes == [Outcome.COMPLETE] * 8
+    assert prefiller.released == {b"%d" % i: "read" for i in range(12)}
     settle(world)

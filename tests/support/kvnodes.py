@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from transferd.kv.protocol import actions as act
@@ -266,6 +267,17 @@ class SimDecoder(Node):
         self.arm()
         return number
 
+    def decline(self, request_id: bytes, prefillers: list[SimPrefiller], readers: int = 1) -> None:
+        """Wants nothing of a request."""
+
+        def decline(pair: int) -> list[act.Action]:
+            return self.core.decline(self.clock(), pair, request_id, readers)
+
+        for prefiller in prefillers:
+            pair = self.pair_of(prefiller)
+            if pair is not None:
+                self.feed(partial(decline, pair))
+
     # ---- what the core asks for ----
 
     def do(self, action: act.Action) -> None:
@@ -415,7 +427,7 @@ class SimPrefiller(Node):
         self.hellos: dict[int, Hello] = {}
         self.requests: dict[TransferKey, Request] = {}
         self.jobs: dict[Job, None] = {}
-        self.released: set[bytes] = set()
+        self.released: dict[bytes, str] = {}
         self.computing: dict[bytes, tuple[int, int]] = {}
         self.drained = False
 
@@ -487,15 +499,16 @@ class SimPrefiller(Node):
                 assert not [job for job in mine if job.key == action.key]
                 del self.requests[action.key]
             case act.Release():
-                self._release(action.request_id)
+                self._release(action)
             case act.Drained():
                 self.drained = True
 
-    def _release(self, request_id: bytes) -> None:
+    def _release(self, action: act.Release) -> None:
+        request_id = action.request_id
         mine = [job for job in self.jobs if not job.over and not job.ghost]
         reading = [job for job in mine if job.request.request_id == request_id]
         assert not reading, f"{reading} read pages that are released"
-        self.released.add(request_id)
+        self.released[request_id] = action.why
         del self.computing[request_id]
 
     def _push(self, action: act.Push) -> None:

@@ -68,3 +68,14 @@ def test_ranks_that_hold_the_same_have_a_reader_each() -> None:
         for source in engine.sources:
             asked = sum(source.rank in [s.rank for s in other.sources] for other in engines)
             assert source.readers == asked
+
+
+def test_ranks_of_which_nobody_wants_anything_are_told_so_once() -> None:
+    steps = tuple((layer,) for layer in LAYOUT.layers)
+    replicas = join([address(f"p{number}") for number in range(len(steps) * 2 + 1)])
+    engines = [find_engine(replicas, [LAYOUT, LAYOUT], rank, steps, 0) for rank in (0, 1)]
+    asked = {source.rank.name for engine in engines for source in engine.sources}
+    told = [(source.rank.name, source.readers) for source in engines[0].idle]
+    assert told == [(f"p{number}", 1) for number in range(17) if f"p{number}" not in asked]
+    assert len(told) == 1
+    assert engines[1].idle == ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from transferd.kv.protocol.messages import Hello, Request
+    from transferd.kv.protocol.messages import Decline, Hello, Request
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     HELLO = "hello"
     REQUEST = "request"
     CANCEL = "cancel"
+    DECLINE = "decline"
     ANSWER = "answer"  # Cancelled, Failed, Pushed
     OTHER = "other"  # is said again anyhow, or need not arrive
 
@@ -48,12 +49,14 @@ class SendKey(NamedTuple):
         epoch: Of the pair.
         kind: Of the message.
         transfer: That it is of; 0: of none.
+        decline: A Decline itself, which is kept nowhere else.
     """
 
     pair: int
     epoch: int
     kind: Kind
     transfer: int
+    decline: Decline | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Settings:
         prefills: Prefills at once at a prefiller.
         partials: Requests of one pair of which parts are missing; Hellos of all.
         partial_bytes: Bytes of one pair's such Requests; of all Hellos.
+        declined: Of one pair that is not made, at a decoder; of prefills that are not begun, at a
+            prefiller, each decoder rank counted.
         released: Released prefills that a prefiller remembers, to refuse late Requests at once.
     """
 
@@ -70,6 +72,7 @@ class Settings:
     prefills: int = 65_536
     partials: int = 256
     partial_bytes: int = 16 << 20
+    declined: int = 4096
     released: int = 4096
 
     def __post_init__(self) -> None:

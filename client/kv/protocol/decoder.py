@@ -37,7 +37,7 @@ from transferd.kv.protocol.decoder_transfer import (
     Transfer,
     Wanted,
 )
-from transferd.kv.protocol.messages import Ask, Cancel, Request
+from transferd.kv.protocol.messages import Ask, BadMessageError, Cancel, Decline, Request
 from transferd.kv.protocol.timers import Timers
 
 if TYPE_CHECKING:
@@ -294,6 +294,27 @@ class DecoderCore:
             request = replace(request, readers=pair.readers)
         self._pairs.send(pair, request, Kind.REQUEST, transfer.number)
 
+    def decline(self, now: float, pair: int, request_id: bytes, readers: int = 1) -> list[Action]:
+        """Tells a prefiller rank that a request of it is not wanted, and will not be.
+
+        Args:
+            now: Monotonic time.
+            pair: Which; it may still be greeted. One that is unknown is gone already.
+            request_id: By which it knows the prefill.
+            readers: How many decoder ranks ask this prefiller rank for it, this one included.
+
+        Raises:
+            InvalidRequest: A value is wrong.
+        """
+        self._enter(now)
+        decline = Decline(request_id, readers)
+        try:
+            messages.check_readers(decline)
+        except BadMessageError as error:
+            raise InvalidRequest(str(error)) from None
+        self._pairs.decline(pair, decline)
+        return self._leave()
+
     def cancel(self, now: float, transfer: int) -> list[Action]:
         """Takes a transfer back; Ended says when its pages are free. Idempotent."""
         self._enter(now)
@@ -365,10 +386,18 @@ class DecoderCore:
             pair = self._pairs.get(number)
             if not flags & SENT or pair is None:
                 transfer.parts[number] = flags | QUIET
+                self._decline(transfer, pair)
             elif pair.state in ALIVE and not flags & QUIET:
                 self._pairs.send(pair, Cancel(transfer.number), Kind.CANCEL, transfer.number)
         self._timers.set(("cancel", transfer.number), self._now + self._settings.cancel_s)
         self._fence_if_quiet(transfer)
+
+    def _decline(self, transfer: Transfer, pair: Pair | None) -> None:
+        """Has a prefiller that was never asked hear that it will not be."""
+        if pair is not None:
+            request = transfer.request
+            readers = max(pair.readers, request.readers)
+            self._pairs.decline(pair.number, Decline(request.request_id, readers))
 
     def _cancel_timers(self, transfer: Transfer) -> None:
         for kind in ("deadline", "ask", "grace", "cancel"):

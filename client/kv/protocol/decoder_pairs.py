@@ -29,6 +29,7 @@ from transferd.kv.protocol.messages import (
     BadMessageError,
     Bye,
     Cancelled,
+    Decline,
     Failed,
     Hello,
     Ping,
@@ -107,6 +108,7 @@ class Pair:
         boot: Its life.
         grants: Region and descriptor of each grant.
         transfers: Numbers of those that it has a part of.
+        declines: To be said when it is made; oldest first, by the request's id.
         again: After the revoke it is greeted anew.
         until: When greeting is given up.
         wait_s: Until the next Hello.
@@ -124,6 +126,7 @@ class Pair:
     boot: bytes = b""
     grants: tuple[tuple[str, bytes], ...] = ()
     transfers: set[int] = field(default_factory=set)
+    declines: dict[bytes, Decline] = field(default_factory=dict)
     layout: bytes = b""
     readers: int = 1
     again: bool = True
@@ -286,6 +289,23 @@ class Pairs:
         key = SendKey(pair.number, pair.epoch, kind, transfer)
         self._out.append(Send(pair.mailbox, letters, key))
 
+    def decline(self, number: int, decline: Decline) -> None:
+        """Tells a prefiller that a request is not wanted, once it has said Welcome."""
+        pair = self._pairs.get(number)
+        if pair is None or pair.leaves:
+            return
+        if pair.state in ALIVE:
+            self._say_decline(pair, decline)
+            return
+        pair.declines[decline.request_id] = decline
+        if len(pair.declines) > self._settings.declined:
+            del pair.declines[next(iter(pair.declines))]
+
+    def _say_decline(self, pair: Pair, decline: Decline) -> None:
+        letters = fragments.cut(messages.encode(decline), to=pair.far_token)
+        key = SendKey(pair.number, pair.epoch, Kind.DECLINE, 0, decline)
+        self._out.append(Send(pair.mailbox, letters, key))
+
     def _ping(self, pair: Pair) -> None:
         """Sends the next Ping, or takes the silence for what it is."""
         now = self._listener.now
@@ -410,6 +430,9 @@ class Pairs:
             self._out.append(PairReady(pair.number))
             self._ping(pair)
             self._listener.pair_ready(pair)
+            for decline in pair.declines.values():
+                self._say_decline(pair, decline)
+            pair.declines.clear()
             return True
         if (message.token, message.boot) != (pair.far_token, pair.boot):
             # It has made the pair anew out of a late Hello, and knows nothing of our transfers.
@@ -439,7 +462,7 @@ class Pairs:
         if dead:
             pair.again = False
             self.lose(pair.number, PairEnd.DEAD, "its mailbox is gone")
-        elif key.kind in (Kind.REQUEST, Kind.CANCEL):
+        elif key.kind in (Kind.REQUEST, Kind.CANCEL, Kind.DECLINE):
             self._timers.set(("resend", *key), now + self._settings.retry_s)
 
     # ---- time ----
@@ -456,9 +479,13 @@ class Pairs:
                     self._greet(pair)
             case ("ping", int(number)):
                 self._ping(self._pairs[number])
-            case ("resend", int(number), int(epoch), Kind() as kind, int(transfer)):
+            case ("resend", int(number), int(epoch), Kind() as kind, int(transfer), decline):
                 found = self._pairs.get(number)
-                if found is not None and found.epoch == epoch and found.state in ALIVE:
+                if found is None or found.epoch != epoch or found.state not in ALIVE:
+                    return True
+                if isinstance(decline, Decline):
+                    self._say_decline(found, decline)
+                else:
                     self._listener.resend(found, kind, transfer)
             case _:
                 return False

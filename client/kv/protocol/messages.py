@@ -88,6 +88,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Decline:
+    """The decoder wants nothing of a request."""
+
+    request_id: bytes
+    readers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """How does a transfer stand?"""
 
@@ -158,6 +166,7 @@ Message = (
     Hello
     | Request
     | Cancel
+    | Decline
     | Ask
     | Ping
     | Welcome
@@ -273,6 +282,16 @@ def _hello(body: Any) -> Hello:
     )
 
 
+def check_readers(message: Request | Decline) -> None:
+    """Checks which prefill is meant, and how many want it.
+
+    Raises:
+        BadMessageError: Names the field and the value.
+    """
+    _bytes("request_id", message.request_id, 1, bounds.REQUEST_ID_BYTES_MAX)
+    _number("readers", message.readers, 1, bounds.READERS_MAX)
+
+
 def check_request(request: Request) -> None:
     """Checks all but the page indices themselves.
 
@@ -281,7 +300,7 @@ def check_request(request: Request) -> None:
     """
     _number("transfer", request.transfer, 1, bounds.NUMBER_MAX)
     _number("low", request.low, max(1, request.transfer - bounds.WINDOW + 1), request.transfer)
-    _bytes("request_id", request.request_id, 1, bounds.REQUEST_ID_BYTES_MAX)
+    check_readers(request)
     _number("first_token", request.first_token, 0, bounds.TOKENS_MAX)
     _number("tokens", request.tokens, 1, bounds.TOKENS_MAX)
     _number("groups", len(request.groups), 0, bounds.GROUPS_MAX)
@@ -290,7 +309,6 @@ def check_request(request: Request) -> None:
     _number("imm", request.imm, 0, bounds.IMM_COUNT - 1)
     _number("tail_offset", request.tail_offset, 0, bounds.NUMBER_MAX)
     _number("deadline_ms", request.deadline_ms, 1, bounds.DEADLINE_MAX_MS)
-    _number("readers", request.readers, 1, bounds.READERS_MAX)
 
 
 def _request(body: Any) -> Request:
@@ -310,6 +328,12 @@ def _request(body: Any) -> Request:
     return request
 
 
+def _decline(body: Any) -> Decline:
+    decline = Decline(body.request_id, body.readers)
+    check_readers(decline)
+    return decline
+
+
 def _ping(body: Any) -> Ping:
     return Ping(
         number=_number("number", body.number, 1, bounds.NUMBER_MAX),
@@ -321,6 +345,7 @@ _READERS: Final[dict[str, Callable[[Any], Message]]] = {
     "hello": _hello,
     "request": _request,
     "cancel": lambda body: Cancel(_transfer(body)),
+    "decline": _decline,
     "ask": lambda body: Ask(_transfer(body)),
     "ping": _ping,
     "welcome": lambda body: Welcome(_token("token", body.token), _token("boot", body.boot)),

@@ -8,7 +8,6 @@ it has ended when no unit of it is under way, and only then is that said.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from transferd.client.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
@@ -25,11 +24,13 @@ from transferd.kv.protocol.actions import (
     TransferKey,
 )
 from transferd.kv.protocol.bounds import Settings
+from transferd.kv.protocol.declined import Declined
 from transferd.kv.protocol.messages import (
     Ask,
     BadMessageError,
     Cancel,
     Cancelled,
+    Decline,
     Failed,
     Pushed,
     Reason,
@@ -43,8 +44,8 @@ from transferd.kv.protocol.prefiller_tables import (
     PairState,
     PrefillEvent,
     PrefillState,
-    State,
 )
+from transferd.kv.protocol.prefiller_transfer import Prefill, Transfer
 from transferd.kv.protocol.timers import Timers
 
 if TYPE_CHECKING:
@@ -53,56 +54,6 @@ if TYPE_CHECKING:
     from transferd.kv.protocol.actions import Action, SendKey
     from transferd.kv.protocol.messages import Message
     from transferd.kv.protocol.prefiller_pairs import Judge, Pair
-
-
-@dataclass(slots=True, eq=False)
-class Transfer:
-    """Pages of one request for one decoder rank.
-
-    Attributes:
-        done: Tokens up to here are pushed, or on their way.
-        units: Numbers of the pushes that have not ended.
-        next_unit: Number of the next one.
-        last: The last push, with the tail, is out.
-        end: How it ends, once it stops.
-        asked: The decoder waits for a Cancelled.
-    """
-
-    key: TransferKey
-    pair: Pair
-    request: Request
-    state: State = State.WAITING
-    done: int = 0
-    units: set[int] = field(default_factory=set)
-    next_unit: int = 0
-    last: bool = False
-    end: Done | Reason = Done.PUSHED
-    detail: str = ""
-    asked: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Prefill:
-    """What the engine computes for one request.
-
-    Attributes:
-        computed: Tokens that are computed, or will be by what the engine has started.
-        transfers: Those under way.
-        readers: How many decoder ranks want it; 0: none has asked.
-        read: Decoders whose transfer has ended.
-    """
-
-    request_id: bytes
-    state: PrefillState = PrefillState.COMPUTING
-    computed: int = 0
-    transfers: dict[TransferKey, Transfer] = field(default_factory=dict)
-    readers: int = 0
-    read: set[bytes] = field(default_factory=set)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will be computed."""
-        return self.state is PrefillState.HELD
 
 
 class PrefillerCore:
@@ -139,6 +90,7 @@ class PrefillerCore:
         self._prefills: dict[bytes, Prefill] = {}
         self._waiting: dict[bytes, dict[TransferKey, Transfer]] = {}
         self._released: dict[bytes, Reason] = {}  # oldest first
+        self._declined = Declined(self._settings.declined)
         self._draining = False
         self._drained = False
         self.statistics = Statistics()
@@ -229,7 +181,8 @@ class PrefillerCore:
                 f"{len(self._prefills)} prefills are not released", reason="PREFILLS"
             )
         self._released.pop(request_id, None)
-        prefill = self._prefills[request_id] = Prefill(request_id)
+        prefill = Prefill(request_id, readers=self._declined.take(request_id))
+        self._prefills[request_id] = prefill
         for transfer in self._waiting.pop(request_id, {}).values():
             self._attach(transfer, prefill)
         return self._leave()
@@ -318,7 +271,7 @@ class PrefillerCore:
         if PREFILL.step(prefill, PrefillEvent.IDLE):
             self._release(prefill, Reason.ABORTED, "aborted")
         elif prefill.finished:
-            if 0 < prefill.readers <= len(prefill.read):
+            if prefill.readers.through:
                 PREFILL.step(prefill, PrefillEvent.READ)
                 self._release(prefill, Reason.RELEASED, "read")
             else:
@@ -328,6 +281,9 @@ class PrefillerCore:
     def _release(self, prefill: Prefill, reason: Reason, why: str) -> None:
         self._timers.cancel(("lease", prefill.request_id))
         del self._prefills[prefill.request_id]
+        if reason is Reason.ABORTED:  # it may be begun again
+            for decoder in prefill.readers.read:
+                self._declined.add(prefill.request_id, decoder, prefill.readers.wanted)
         self._released[prefill.request_id] = reason
         while len(self._released) > self._settings.released:
             del self._released[next(iter(self._released))]
@@ -412,10 +368,11 @@ class PrefillerCore:
         if waiting is not None and waiting.pop(transfer.key, None) is not None:
             if not waiting:
                 del self._waiting[request_id]
+            self._decline(transfer.pair, Decline(request_id, transfer.request.readers))
             return
         prefill = self._prefills.get(request_id)
         if prefill is not None and prefill.transfers.pop(transfer.key, None) is not None:
-            prefill.read.add(transfer.pair.hello.decoder)
+            prefill.readers.read.add(transfer.pair.hello.decoder)
             self._release_if_read(prefill)
 
     def _remember(self, pair: Pair, number: int, end: Done | Reason) -> None:
@@ -469,6 +426,9 @@ class PrefillerCore:
                 return self._request(pair, message)
             case Cancel():
                 return self._cancel(pair, message.transfer)
+            case Decline():
+                self._decline(pair, message)
+                return True
             case Ask() if message.transfer in pair.ended:
                 self.resend(pair, message.transfer)
                 return True
@@ -484,6 +444,8 @@ class PrefillerCore:
                 return False
             return True
         if not pair.is_new(number):
+            if pair.ended.get(number) is Done.CANCELLED:  # its Cancel may have overtaken it
+                self._decline(pair, Decline(request.request_id, request.readers))
             return False
         refusal = self._refusal(pair, request)
         if refusal is not None:
@@ -533,6 +495,7 @@ class PrefillerCore:
         self._out.append(Arrived(key, request))
         prefill = self._prefills.get(request.request_id)
         if prefill is None:
+            self._declined.discard(request.request_id, pair.hello.decoder)
             self._waiting.setdefault(request.request_id, {})[key] = transfer
         else:
             self._attach(transfer, prefill)
@@ -540,10 +503,24 @@ class PrefillerCore:
     def _attach(self, transfer: Transfer, prefill: Prefill) -> None:
         self._timers.cancel(("lease", prefill.request_id))
         prefill.transfers[transfer.key] = transfer
-        prefill.readers = max(prefill.readers, transfer.request.readers)
-        prefill.read.discard(transfer.pair.hello.decoder)
+        readers = prefill.readers
+        readers.wanted = max(readers.wanted, transfer.request.readers)
+        readers.read.discard(transfer.pair.hello.decoder)
         TRANSFER.step(transfer, Event.PREFILL)
         self._push(transfer, prefill)
+
+    def _decline(self, pair: Pair, decline: Decline) -> None:
+        """Counts a decoder rank as one that has read."""
+        prefill = self._prefills.get(decline.request_id)
+        if prefill is None:
+            if self._released.get(decline.request_id) is not Reason.RELEASED:
+                self._declined.add(decline.request_id, pair.hello.decoder, decline.readers)
+            return
+        readers = prefill.readers
+        readers.wanted = max(readers.wanted, decline.readers)
+        readers.read.add(pair.hello.decoder)
+        if readers.through:  # else its lease goes on
+            self._release_if_read(prefill)
 
     def refuse(self, pair: Pair, number: int, reason: Reason, detail: str) -> None:
         """Ends a transfer that has not begun."""

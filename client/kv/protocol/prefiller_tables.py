@@ -80,7 +80,7 @@ class PrefillEvent(enum.Enum):
     COMPUTED = "the engine has computed more"
     FINISHED = "the engine is through"
     ABORTED = "the engine gives it up"
-    READ = "every decoder rank that wants it has ended its transfer"
+    READ = "every decoder rank that wants it has ended its transfer, or declined"
     LEASE = "`lease_s` without a transfer"
     IDLE = "no job reads its pages"
 
