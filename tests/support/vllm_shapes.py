@@ -118,8 +118,18 @@ class Request:
 
     request_id: str
     num_prompt_tokens: int
-    kv_transfer_params: dict[str, Any] | None = None
+    kv_transfer_params: Any = None
     status: Any = None
+    max_tokens: int = 1
+    prompt_token_ids: list[int] | None = None
+    prompt_embeds: Any = None
+    lora_request: Any = None
+    cache_salt: str | None = None
+    mm_features: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.prompt_embeds is None and self.prompt_token_ids is None:
+            self.prompt_token_ids = list(range(self.num_prompt_tokens))
 
 
 def ended(request: Request, how: str = "FINISHED_LENGTH_CAPPED") -> Request:

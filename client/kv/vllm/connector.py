@@ -27,6 +27,7 @@ from transferd.kv.vllm.layouts import layout_of
 from transferd.kv.vllm.metrics import TransferdPromMetrics, TransferdStats
 from transferd.kv.vllm.rank import RankSide
 from transferd.kv.vllm.scheduler import SchedulerSide
+from transferd.kv.vllm.windows import windows_of
 from transferd.kv.vllm.work import Work
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 sends=settings.is_kv_producer,
                 receives=settings.is_kv_consumer,
                 deadline_s=self._options.deadline_s,
+                slots=self._options.slots,
+                windows=windows_of(kv_cache_config),
             )
 
     # ---- class ----

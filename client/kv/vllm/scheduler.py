@@ -10,24 +10,34 @@ It talks to nobody: what it decides goes to the workers with each step. Nothing 
 * at a decoder ``{"do_remote_prefill": true, "transfer_id": …, "remote_address": …}``. It may be
   there before the prefiller has begun, or even knows of the request, if whoever sends both has
   chosen the id.
+
+Both are asked with the same prompt: between engines a transfer goes by a digest of the id and the
+prompt, so that others do not find each other.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from transferd.kv.vllm.params import (
+    OWN_ID_CHARACTERS,
+    address_of,
+    check_tokens,
+    params_of,
+    transfer_id_of,
+    wire_id,
+)
 from transferd.kv.vllm.work import Progress, Receive, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from transferd.kv.vllm.params import Params
+    from transferd.kv.vllm.windows import Window
     from transferd.kv.vllm.work import Blocks
-
-    Params = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +46,34 @@ WHOLE = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
 
 
 @dataclass(slots=True)
+class Asking:
+    """A request whose cache may come from a prefiller.
+
+    Attributes:
+        number: Names it at the prefiller.
+        address: Of the prefiller's engine.
+        computed: Tokens that were here, when we were asked last.
+    """
+
+    number: bytes
+    address: bytes
+    computed: int = 0
+
+
+@dataclass(slots=True)
 class Sending:
     """A request that is computed here for a decoder.
 
     Attributes:
-        transfer_id: Names it.
+        transfer_id: As users see it.
+        number: Names it between engines.
         tokens: Of its prompt.
         told: The workers know it.
         computed: Tokens that they know to be computed.
     """
 
     transfer_id: str
+    number: bytes
     tokens: int
     told: bool = False
     computed: int = 0
@@ -59,82 +86,109 @@ class SchedulerSide:
         sends: It may be a prefiller.
         receives: It may be a decoder.
         deadline_s: How long a decoder waits for a request's cache.
+        slots: Transfers to a decoder at once.
+        windows: Of the groups whose layers do not look at all tokens.
 
     Attributes:
         address: Of this engine, for decoders; empty as long as the workers have not told theirs.
     """
 
-    def __init__(self, *, sends: bool, receives: bool, deadline_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        sends: bool,
+        receives: bool,
+        deadline_s: float,
+        slots: int,
+        windows: tuple[Window, ...] = (),
+    ) -> None:
         self.sends = sends
         self.receives = receives
         self.deadline_s = deadline_s
+        self.slots = slots
+        self.windows = windows
         self.address = b""
         self._work = Work()
-        self._computed: dict[str, int] = {}  # tokens that were here, when we were asked
+        self._asking: dict[str, Asking] = {}  # offered to vLLM, which has not got blocks for them
         self._receiving: set[str] = set()
         self._sending: dict[str, Sending] = {}
-        self._ending: set[str] = set()  # finished here, not yet released by the workers
+        self._ending: dict[str, bytes] = {}  # finished here, not yet released by the workers
+        self._used: set[bytes] = set()  # numbers of those that are sent or ending
 
-    def matched(self, request: Any, computed: int) -> tuple[int, bool]:
-        """Tells how many tokens come from elsewhere, and that they come by themselves."""
-        params = request.kv_transfer_params or {}
-        if not params.get("do_remote_prefill"):
-            return 0, False
-        problem = self._problem(params)
-        if problem:
-            logger.error("request %s is computed here: %s", request.request_id, problem)
-            params["do_remote_prefill"] = False
-            return 0, False
-        count = request.num_prompt_tokens - computed
-        if count <= 0:
-            return 0, False
-        self._computed[request.request_id] = computed
-        return count, True
+    def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """Tells how many tokens come from elsewhere, and that they come by themselves.
 
-    def _problem(self, params: Params) -> str:
+        None: vLLM has to ask again later.
+        """
+        params = params_of(request)
+        name, tokens = request.request_id, request.num_prompt_tokens
+        if not params.get("do_remote_prefill") or tokens <= computed:
+            return 0, False
+        if any(window.cuts(tokens) for window in self.windows):
+            return 0, False
+        if name not in self._asking:
+            try:
+                self._asking[name] = self._ask(request, params)
+            except ValueError as problem:
+                logger.error("request %s is computed here: %s", name, problem)
+                params["do_remote_prefill"] = False
+                return 0, False
+        if len(self._receiving) >= self.slots:
+            return None, False
+        self._asking[name].computed = computed
+        return tokens - computed, True
+
+    def _ask(self, request: Any, params: Params) -> Asking:
         if not self.receives:
-            return "kv_role of this engine is kv_producer, and do_remote_prefill is set"
-        if not isinstance(params.get("transfer_id"), str) or not params["transfer_id"]:
-            return f"transfer_id is a text, not {params.get('transfer_id')!r}"
-        if not _decoded(params.get("remote_address")):
-            return "remote_address is not what a prefiller's output, or its address_file, has"
-        return ""
+            raise ValueError("kv_role of this engine is kv_producer, and do_remote_prefill is set")
+        check_tokens(params, request.num_prompt_tokens)
+        return Asking(wire_id(transfer_id_of(params), request), address_of(params))
 
     def allocated(self, request: Any, blocks: Blocks, external: int) -> None:
         """A request has got blocks, for ``external`` tokens from elsewhere among others."""
-        params = request.kv_transfer_params or {}
+        params = params_of(request)
         name = request.request_id
-        if params.get("do_remote_decode"):
+        if params.get("do_remote_decode") and name not in self._sending:
             self._begin_sending(request, params)
-        if external <= 0 or not params.get("do_remote_prefill"):
+        if external <= 0 or name not in self._asking:
             return
         # Asked for once: whatever becomes of it, it is computed here the next time.
         params["do_remote_prefill"] = False
-        first = self._computed.pop(name, request.num_prompt_tokens - external)
+        asking = self._asking.pop(name)
         self._receiving.add(name)
         self._work.receive[name] = Receive(
-            params["transfer_id"].encode(),
-            _decoded(params["remote_address"]),
+            asking.number,
+            asking.address,
             tuple(list(table) for table in blocks),
-            first + external,
-            first,
+            asking.computed + external,
+            asking.computed,
             self.deadline_s,
         )
 
     def _begin_sending(self, request: Any, params: Params) -> None:
-        name = request.request_id
-        if name in self._sending:
-            return
+        try:
+            sending = self._send(request, params)
+        except ValueError as problem:
+            logger.error("request %s is for no decoder: %s", request.request_id, problem)
+            params["do_remote_decode"] = False
+        else:
+            self._sending[request.request_id] = sending
+            self._used.add(sending.number)
+
+    def _send(self, request: Any, params: Params) -> Sending:
         if not self.sends:
-            logger.error(
-                "request %s is for no decoder: kv_role of this engine is kv_consumer, and "
-                "do_remote_decode is set",
-                name,
+            raise ValueError("kv_role of this engine is kv_consumer, and do_remote_decode is set")
+        if self.windows and request.max_tokens != 1:
+            # What follows the prompt has vLLM drop blocks of the window that is to be sent.
+            raise ValueError(
+                f"max_tokens is {request.max_tokens}: of a model with windows only 1 can be sent"
             )
-            return
-        number = params.get("transfer_id")
-        number = number if isinstance(number, str) and number else name
-        self._sending[name] = Sending(number, request.num_prompt_tokens)
+        given = params.get("transfer_id") is not None
+        chosen = transfer_id_of(params) if given else request.request_id[-OWN_ID_CHARACTERS:]
+        number = wire_id(chosen, request)
+        if number in self._used:
+            raise ValueError("its transfer_id is in use by another one; n has to be 1")
+        return Sending(chosen, number, request.num_prompt_tokens)
 
     def work(self, output: Any) -> Work:
         """Takes what the workers have to be told with a step: vLLM's SchedulerOutput."""
@@ -161,7 +215,7 @@ class SchedulerSide:
         sending.told = True
         sending.computed = min(tokens, sending.tokens)
         self._work.compute[name] = Progress(
-            sending.transfer_id.encode(),
+            sending.number,
             tuple(list(table) for table in blocks or ()),
             sending.computed,
             sending.tokens,
@@ -178,13 +232,16 @@ class SchedulerSide:
     def finished(self, request: Any) -> tuple[bool, Params | None]:
         """A request has ended: whether its blocks are held, and what its output says."""
         name = request.request_id
-        self._computed.pop(name, None)
+        self._asking.pop(name, None)
         if name in self._receiving:
             self._work.cancel.append(name)
         sending = self._sending.pop(name, None)
-        if sending is None or not sending.told:
+        if sending is None:
             return False, None
-        self._ending.add(name)
+        if not sending.told:
+            self._used.discard(sending.number)
+            return False, None
+        self._ending[name] = sending.number
         if request.status.name not in WHOLE:
             self._work.aborted.append(name)
             return True, None
@@ -199,17 +256,11 @@ class SchedulerSide:
 
     def ended(self, sent: Iterable[str], received: Iterable[str]) -> None:
         """The workers are through with these."""
-        self._ending.difference_update(sent)
+        for name in sent:
+            self._used.discard(self._ending.pop(name, b""))
         self._receiving.difference_update(received)
 
     @property
     def busy(self) -> bool:
         """Whether the workers have to be asked again, though no request is left to compute."""
         return bool(self._ending or self._receiving)
-
-
-def _decoded(address: object) -> bytes:
-    try:
-        return base64.b64decode(address, validate=True) if isinstance(address, str) else b""
-    except binascii.Error:
-        return b""

@@ -13,7 +13,7 @@ class Receive:
     """A request whose cache comes from a prefiller.
 
     Attributes:
-        transfer_id: Names it at the prefiller.
+        transfer_id: Names it at the prefiller: a digest of the id that users see and the prompt.
         address: Of the prefiller's engine.
         blocks: Its whole block tables.
         tokens: From the request's first one on.
@@ -34,7 +34,7 @@ class Progress:
     """A request that is computed here for a decoder.
 
     Attributes:
-        transfer_id: Names it.
+        transfer_id: Names it, as a Receive's.
         blocks: That it has got since it was spoken of last.
         tokens: That are computed when this step is done, from the request's first one on.
         prompt: Tokens that will be.
