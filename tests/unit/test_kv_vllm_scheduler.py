@@ -49,6 +49,7 @@ def prefilling(name: str = "r", tokens: int = 100, **params: Any) -> Request:
 
 
 CHOSEN = wire_id("t", decoding())
+DECLINED = Work(declined=[(CHOSEN, ADDRESS)])
 OWN = wire_id("r", decoding())  # vLLM's own id of the request
 
 
@@ -92,7 +93,30 @@ def test_all_of_it_is_here() -> None:
     scheduler, request = side(), decoding()
     assert scheduler.matched(request, 100) == (0, False)
     scheduler.allocated(request, ([1],), 0)
+    assert scheduler.busy  # the prefiller is told, also if no other step follows
+    assert scheduler.work(step()) == DECLINED
+    scheduler.finished(ended(request))
+    assert scheduler.matched(request, 0) == (0, False)
+    assert not scheduler.busy
     assert scheduler.work(step()) == NOTHING
+
+
+def test_it_ends_before_it_is_asked_for() -> None:
+    scheduler, offered, unseen = side(), decoding(), decoding("s")
+    scheduler.matched(offered, 0)
+    for request in (offered, unseen):
+        assert scheduler.finished(ended(request, "FINISHED_ABORTED")) == (False, None)
+    assert scheduler.work(step()) == Work(declined=DECLINED.declined * 2)
+    scheduler.finished(ended(decoding(remote_address="not base64!"), "FINISHED_ABORTED"))
+    scheduler.finished(ended(prefilling(), "FINISHED_ABORTED"))
+    assert scheduler.work(step()) == NOTHING
+
+
+def test_nothing_is_taken_of_what_was_offered() -> None:
+    scheduler, request = side(), decoding()
+    assert scheduler.matched(request, 32) == (68, True)
+    scheduler.allocated(request, ([1],), 0)
+    assert scheduler.work(step()) == DECLINED
 
 
 def test_aborted_while_it_comes() -> None:
@@ -105,7 +129,7 @@ def test_aborted_while_it_comes() -> None:
     assert scheduler.busy  # until its pages are free
     scheduler.ended((), ["r"])
     assert not scheduler.busy
-    assert scheduler.finished(ended(decoding())) == (False, None)
+    assert scheduler.finished(ended(request, "FINISHED_ABORTED")) == (False, None)
     assert scheduler.work(step()) == NOTHING
 
 

@@ -107,6 +107,10 @@ class Ranks:
         self.transfers.append(Transfer({"number": number, "address": address, **values}))
         return self.transfers[-1]
 
+    def decline(self, number: bytes, address: bytes) -> None:
+        self._fail()
+        self.told.append(("decline", number, address))
+
     def poll_transfers(self) -> list[Transfer]:
         found, self.landed = self.landed, []
         return found
@@ -129,7 +133,9 @@ class Ranks:
             released=self.released,
             poll=self.poll_prefills,
         )
-        decoder = SimpleNamespace(request=self.request, poll=self.poll_transfers)
+        decoder = SimpleNamespace(
+            request=self.request, decline=self.decline, poll=self.poll_transfers
+        )
         return WorkerSide(found, prefiller, decoder, stats.Stats(100))
 
 
@@ -328,6 +334,28 @@ def test_a_cancel_ends_when_no_byte_can_land(ranks: Ranks, worker: WorkerSide) -
     assert not worker.results().received
     ranks.land(ranks.transfers[0], "cancelled")
     assert worker.results().received == {"r"}
+
+
+def test_what_is_not_asked_for_is_declined(
+    ranks: Ranks, worker: WorkerSide, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker.ask(Work(declined=[(b"t", b"address"), (b"u", b"other")]))
+    assert ranks.told == [("decline", b"t", b"address"), ("decline", b"u", b"other")]
+    ranks.error = Unavailable("gone")
+    worker.ask(Work(declined=[(b"v", b"address")]))
+    assert "a prefiller keeps blocks until its lease is over: gone" in caplog.text
+
+
+def test_what_could_not_be_asked_for_is_declined(
+    ranks: Ranks, worker: WorkerSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **values: Any) -> None:
+        raise QuotaExceeded("all slots are in use", reason="IMMS")
+
+    monkeypatch.setattr(worker.decoder, "request", full)
+    worker.ask(Work(receive={"r": receive()}))
+    assert ranks.told == [("decline", b"t", b"address")]
+    assert worker.results().failed == {"r"}
 
 
 # ---- a new session ----

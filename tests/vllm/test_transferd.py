@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TOKENS = 8
 LONG = 7000  # tokens: 28 steps of the engine
+LEASE_S = 30  # of both engines
 LENGTHS = (1, BLOCK_TOKENS - 1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 100, 255, 256, 257, 700)
 
 
@@ -122,6 +123,27 @@ def test_aborted_at_the_decoder(pair: Pair) -> None:
     all_given_back(pair)
     handed = pair.prefill.generate(asked, 1, PREFILL)
     assert pair.decode.generate(asked, TOKENS, handed.kv).tokens == alone
+
+
+def test_aborted_in_the_queue(pair: Pair) -> None:
+    """The decoder has not asked yet: the prefiller's blocks are back before the lease is over."""
+    asked = prompt(500, 85)
+    handed = pair.prefill.generate(asked, 1, PREFILL)
+    assert pair.prefill.metrics()["vllm:kv_cache_usage_perc"] > 0.0
+    busy = [pair.decode.begin(prompt(LONG, seed), 1) for seed in (86, 87, 88)]  # all of each step
+    waiting = pair.decode.begin(asked, 1000, handed.kv)
+    for _ in range(5):  # one that comes before its request does nothing
+        pair.decode.abort(waiting)
+        pair.decode.metrics()
+    assert pair.decode.end(waiting).reason == "abort"
+    eventually(
+        lambda: pair.prefill.metrics()["vllm:kv_cache_usage_perc"] == 0.0,
+        "the prefiller has all of its blocks back",
+        timeout_s=LEASE_S - 5,
+    )
+    for number in busy:
+        pair.decode.end(number)
+    all_given_back(pair)
 
 
 def test_aborted_at_the_prefiller(pair: Pair) -> None:

@@ -18,6 +18,7 @@ prompt, so that others do not find each other.
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,7 @@ class SchedulerSide:
         if params.get("do_remote_decode") and name not in self._sending:
             self._begin_sending(request, params)
         if external <= 0 or name not in self._asking:
+            self._decline(request, params)
             return
         # Asked for once: whatever becomes of it, it is computed here the next time.
         params["do_remote_prefill"] = False
@@ -164,6 +166,16 @@ class SchedulerSide:
             asking.computed,
             self.deadline_s,
         )
+
+    def _decline(self, request: Any, params: Params) -> None:
+        """Has the prefiller hear that a request was not asked for, and will not be."""
+        if not params.get("do_remote_prefill"):
+            return
+        params["do_remote_prefill"] = False
+        asking = self._asking.pop(request.request_id, None)
+        with contextlib.suppress(ValueError):  # nobody can be told
+            asking = asking or self._ask(request, params)
+            self._work.declined.append((asking.number, asking.address))
 
     def _begin_sending(self, request: Any, params: Params) -> None:
         try:
@@ -232,7 +244,7 @@ class SchedulerSide:
     def finished(self, request: Any) -> tuple[bool, Params | None]:
         """A request has ended: whether its blocks are held, and what its output says."""
         name = request.request_id
-        self._asking.pop(name, None)
+        self._decline(request, params_of(request))
         if name in self._receiving:
             self._work.cancel.append(name)
         sending = self._sending.pop(name, None)
@@ -263,4 +275,4 @@ class SchedulerSide:
     @property
     def busy(self) -> bool:
         """Whether the workers have to be asked again, though no request is left to compute."""
-        return bool(self._ending or self._receiving)
+        return bool(self._ending or self._receiving or self._work.declined)

@@ -53,6 +53,7 @@ class Work:
     Attributes:
         receive: To be asked for.
         cancel: Are wanted no more.
+        declined: Are not asked for, and will not be: what names each at the prefiller, its address.
         preempted: Lose their blocks: nobody may read them any more when this step begins.
         compute: Are computed by this step.
         finished: Are computed, and held for who asks.
@@ -61,6 +62,7 @@ class Work:
 
     receive: dict[str, Receive] = field(default_factory=dict)
     cancel: list[str] = field(default_factory=list)
+    declined: list[tuple[bytes, bytes]] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
     compute: dict[str, Progress] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)

@@ -249,6 +249,7 @@ class WorkerSide:
                 )
             except TransferdError as error:
                 logger.error("transferd: request %s is computed here: %s", name, error)
+                self._decline(receive.transfer_id, receive.address)
             else:
                 self._names[id(transfer)] = name
             self._arriving[name] = Arriving(receive, transfer, time.monotonic())
@@ -256,6 +257,15 @@ class WorkerSide:
             arriving = self._arriving.get(name)
             if arriving is not None and arriving.transfer is not None:
                 arriving.transfer.cancel()
+        for transfer_id, address in work.declined:
+            self._decline(transfer_id, address)
+
+    def _decline(self, transfer_id: bytes, address: bytes) -> None:
+        """Has a prefiller hear that nobody here will read what it holds."""
+        try:
+            self.decoder.decline(transfer_id, address)
+        except TransferdError as error:
+            logger.warning("transferd: a prefiller keeps blocks until its lease is over: %s", error)
 
     def results(self) -> Results:
         """Tells what has ended; never waits."""
