@@ -165,7 +165,10 @@ class TransferdConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if isinstance(found, TransferdAddresses) and self._addresses:
             for number, address in found.ranks.items():
                 self._addresses[number] = address
-            self._announce()
+            try:
+                self._announce()
+            except OSError as error:  # requests that have their address of answers go on
+                logger.error("transferd: the address file is not up to date: %s", error)
         self._decide().ended(
             connector_output.finished_sending or (), connector_output.finished_recving or ()
         )
