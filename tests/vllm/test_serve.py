@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def is_up(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError):
+    except (OSError, http.client.HTTPException):  # not yet, or it has not answered in time
         return False
 
 
