@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,21 +28,25 @@ LOOPBACK = "127.0.0.1"
 READY_S = 30.0
 STOP_S = 15.0
 POLL_S = 0.05
+PORTS = range(10_000, 32_768)
 PORT_TRIES = 100
 
 
 def free_port() -> int:
-    """Finds a port that is free for TCP and UDP: daemons use one number for both."""
-    for _ in range(PORT_TRIES):
+    """Finds a port that is free for TCP and UDP: daemons use one number for both.
+
+    It is none of those that the kernel hands out itself (`ip_local_port_range`, from 32768): such a
+    one could be taken by any connection before the daemon listens on it.
+    """
+    for port in random.SystemRandom().sample(PORTS, PORT_TRIES):
         with (
             socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            contextlib.suppress(OSError),
         ):
-            tcp.bind((LOOPBACK, 0))
-            port: int = tcp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                udp.bind((LOOPBACK, port))
-                return port
+            tcp.bind((LOOPBACK, port))
+            udp.bind((LOOPBACK, port))
+            return port
     raise errors.Unavailable(f"no port of {LOOPBACK} is free for both TCP and UDP")
 
 

@@ -16,9 +16,8 @@ from bench.pair import daemons
 from bench.report import Row
 from bench.stats import spread
 from transferd.client import errors
+from transferd.client.demo.daemons import free_port
 from transferd.kv.router import Choice, Engine, Load, Registration, Router
-
-from support.daemon import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.pair import daemons
 from bench.report import Row
 from bench.stats import spread
+from transferd.client.demo.daemons import free_port
 
 from support import engines
-from support.daemon import free_port
 from support.engines import CALM_S, PREFILL, Engine, prompt, remote_prefill, transferd_engine
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import transferd
 from transferd.client.ctl.bench import target as target_module
 from transferd.client.ctl.bench.link import to_token
 from transferd.client.ctl.bench.report import Report
+from transferd.client.demo.daemons import free_port
 
 from support.bench import END_S, bench, quiet, serving, start, target
-from support.daemon import free_port
 from support.waiting import eventually
 
 if TYPE_CHECKING:

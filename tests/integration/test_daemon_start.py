@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import transferd
+from transferd.client.demo.daemons import free_port
 
-from support.daemon import LOOPBACK, DaemonProcess, free_port
+from support.daemon import LOOPBACK, DaemonProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import transferd
+from transferd.client.demo.daemons import free_port
 from transferd.daemon import certs
 from transferd.daemon.topology import addresses
-
-from support.daemon import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psutil
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from transferd.client.demo.daemons import free_port
 from transferd.v1 import admin_pb2, admin_pb2_grpc
 
 from support.waiting import eventually
@@ -31,21 +31,6 @@ STOP_TIMEOUT_S = 20.0
 LOOPBACK = "127.0.0.1"
 # YAML: keys of every daemon's configuration that a test does not set itself.
 CONFIG_ENV = "TRANSFERD_TEST_CONFIG"
-
-
-def free_port() -> int:
-    """Finds a port that is free for TCP and for UDP: peers use the same number for both."""
-    for _ in range(100):
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind((LOOPBACK, 0))
-            port: int = tcp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                udp.bind((LOOPBACK, port))
-                return port
-    raise RuntimeError("no port is free for both TCP and UDP")
 
 
 def config_of_tests() -> dict[str, Any]:

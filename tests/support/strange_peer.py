@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from transferd.client.demo.daemons import free_port
 from transferd.daemon.descriptor import PeerKey, Sealer
 from transferd.peer.v1 import peer_pb2 as pb
 from transferd.peer.v1 import peer_pb2_grpc
 
-from support.daemon import LOOPBACK, free_port
+from support.daemon import LOOPBACK
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.daemon import free_port
+from transferd.client.demo.daemons import free_port
+
 from support.engines import BLOCK_TOKENS, Engine, EngineError, prompt
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from transferd.client.demo.daemons import free_port
+
 from support import tree
-from support.daemon import free_port
 from support.engines import ARGUMENTS, ENVIRONMENT, PREFILL, START_S, prompt
 from support.waiting import eventually
 
