@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+from support.child import Child
 
 WAIT_S = 60.0
 TESTS = Path(__file__).resolve().parents[1]
 
 
-class ServedProcess:
+class ServedProcess(Child):
     """The process as the benchmark sees it; a context manager that kills it.
 
     Attributes:
@@ -31,68 +27,45 @@ class ServedProcess:
         pid: Of the process.
     """
 
+    wait_s = WAIT_S
+
     def __init__(self, module: str, *arguments: str) -> None:
         """Starts it, and waits until it is there."""
         path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-        self._module = module
-        self._buffer = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+        super().__init__(
+            subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            )
         )
-        self.about = self.answer()
-        self.pid = self._process.pid
+        self.pid = self.process.pid
+        try:
+            self.about = self.answer()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def tell(self, do: str, **arguments: Any) -> None:
         """Sends it a command."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        self._process.stdin.flush()
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
         """Reads the answer to the oldest command.
 
         Raises:
-            RuntimeError: It has ended, or is silent; its error is on stderr.
+            AssertionError: It has ended, or is silent; its error is on stderr.
         """
-        assert self._process.stdout is not None
-        fd, end = self._process.stdout.fileno(), time.monotonic() + WAIT_S
-        while b"\n" not in self._buffer:
-            if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise RuntimeError(f"{self._module} was silent for {WAIT_S:g} s")
-            data = os.read(fd, 65_536)
-            if not data:
-                raise RuntimeError(f"{self._module} ended")
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = json.loads(self.line())
         return answer
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Sends it a command and reads the answer."""
         self.tell(do, **arguments)
         return self.answer()
-
-    def kill(self) -> None:
-        """Kills it with SIGKILL and reaps it."""
-        self._process.kill()
-        self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
 
 
 class Served(Protocol):
