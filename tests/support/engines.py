@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from support.waiting import eventually
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -271,6 +273,15 @@ class Engine:
         self._send(metrics=number)
         found: dict[str, float] = self._answer(number, ANSWER_S)["metrics"]
         return found
+
+
+def all_given_back(*engines: Engine) -> None:
+    """Waits until engines keep blocks for nobody."""
+    for engine in engines:
+        eventually(
+            lambda engine=engine: engine.metrics().get("vllm:kv_cache_usage_perc") == 0.0,  # type: ignore[misc]
+            f"{engine.name} has all of its blocks back",
+        )
 
 
 class MakeEngines(Protocol):

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.engines import PREFILL, Engine, EngineError, prompt, remote_prefill, transferd_engine
+from support.engines import (
+    PREFILL,
+    Engine,
+    EngineError,
+    all_given_back,
+    prompt,
+    remote_prefill,
+    transferd_engine,
+)
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -20,14 +28,6 @@ if TYPE_CHECKING:
     from support.engines import MakeEngines
 
 TOKENS = 6
-
-
-def all_given_back(engine: Engine) -> None:
-    """Waits until an engine keeps blocks for nobody."""
-    eventually(
-        lambda: engine.metrics().get("vllm:kv_cache_usage_perc") == 0.0,
-        f"{engine.name} has all of its blocks back",
-    )
 
 
 def test_a_prefiller_and_the_daemons_are_killed(

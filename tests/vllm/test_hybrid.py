@@ -5,8 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from support.engines import CALM_S, HYBRID, PREFILL, prompt, remote_prefill, transferd_engine
-from support.waiting import eventually
+from support.engines import (
+    CALM_S,
+    HYBRID,
+    PREFILL,
+    all_given_back,
+    prompt,
+    remote_prefill,
+    transferd_engine,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +54,4 @@ def test_tokens_are_those_of_one_engine(
     alone = prefill.generate(asked, TOKENS).tokens
     there = decode.generate(asked, TOKENS, remote_prefill(file.read_text(), "never"))
     assert there.tokens == alone
-    eventually(
-        lambda: decode.metrics().get("vllm:kv_cache_usage_perc") == 0.0, "all blocks are back"
-    )
+    all_given_back(decode)

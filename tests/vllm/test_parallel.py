@@ -6,13 +6,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from support.engines import CALM_S, PREFILL, prompt, remote_prefill, transferd_engine
-from support.waiting import eventually
+from support.engines import (
+    CALM_S,
+    PREFILL,
+    all_given_back,
+    prompt,
+    remote_prefill,
+    transferd_engine,
+)
 
 if TYPE_CHECKING:
     from conftest import MakeDaemon
 
-    from support.engines import Engine, MakeEngines
+    from support.engines import MakeEngines
 
 CALM = Path(__file__).parent / "calm"
 TOKENS = 6
@@ -46,13 +52,4 @@ def test_one_rank_and_two(
             assert decode.end(waiting).tokens == alone
         ranks = 2 if decode is two else 1
         assert decode.metrics()["vllm:transferd_seconds_count"] == 2 * len(LENGTHS) * ranks
-    for engine in (one, two):
-        all_given_back(engine)
-
-
-def all_given_back(engine: Engine) -> None:
-    """Waits until an engine keeps blocks for nobody."""
-    eventually(
-        lambda: engine.metrics().get("vllm:kv_cache_usage_perc") == 0.0,
-        f"{engine.name} has all of its blocks back",
-    )
+    all_given_back(one, two)

@@ -6,11 +6,11 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from support.engines import BLOCK_TOKENS, PREFILL, prompt, remote_prefill
+from support.engines import BLOCK_TOKENS, PREFILL, all_given_back, prompt, remote_prefill
 from support.waiting import eventually
 
 if TYPE_CHECKING:
-    from support.engines import Engine, Pair
+    from support.engines import Pair
 
 TOKENS = 8
 LONG = 7000  # tokens: 28 steps of the engine
@@ -21,20 +21,6 @@ LENGTHS = (1, BLOCK_TOKENS - 1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 100, 255, 256, 2
 def remote(pair: Pair, transfer_id: str) -> dict[str, Any]:
     """Makes what a decoder is told that is asked before the prefiller has answered."""
     return remote_prefill(pair.address, transfer_id)
-
-
-def all_given_back(pair: Pair) -> None:
-    """Waits until neither engine keeps blocks for anybody."""
-    for engine in (pair.prefill, pair.decode):
-        all_of(engine)
-
-
-def all_of(engine: Engine) -> None:
-    """Waits until an engine keeps blocks for nobody."""
-    eventually(
-        lambda: engine.metrics().get("vllm:kv_cache_usage_perc") == 0.0,
-        f"{engine.name} has all of its blocks back",
-    )
 
 
 def count(pair: Pair, name: str) -> float:
@@ -60,7 +46,7 @@ def test_tokens_are_those_of_one_engine(pair: Pair) -> None:
         lambda: pair.prefill.metrics().get("vllm:transferd_sent_total") == len(LENGTHS),
         "the prefiller has counted them all",
     )
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
 
 
 def test_the_decoder_is_asked_first(pair: Pair) -> None:
@@ -74,7 +60,7 @@ def test_the_decoder_is_asked_first(pair: Pair) -> None:
     pair.prefill.generate(asked, 1, {**PREFILL, "transfer_id": "first"})
     assert pair.decode.end(waiting).tokens == alone
     assert count(pair, "vllm:transferd_received_tokens_total") == before + 700
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
 
 
 def test_many_at_once(pair: Pair) -> None:
@@ -95,7 +81,7 @@ def test_many_at_once(pair: Pair) -> None:
     for i, number in waiting.items():
         assert pair.decode.end(number).tokens == alone[i], i
     assert count(pair, "vllm:transferd_received_tokens_total") == before + sum(map(len, asked))
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
 
 
 def test_what_the_decoder_has_is_not_sent(pair: Pair) -> None:
@@ -120,7 +106,7 @@ def test_aborted_at_the_decoder(pair: Pair) -> None:
     pair.decode.generate(prompt(10, 81), 1)  # it has been scheduled by now
     pair.decode.abort(waiting)
     assert pair.decode.end(waiting).reason == "abort"
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
     handed = pair.prefill.generate(asked, 1, PREFILL)
     assert pair.decode.generate(asked, TOKENS, handed.kv).tokens == alone
 
@@ -143,7 +129,7 @@ def test_aborted_in_the_queue(pair: Pair) -> None:
     )
     for number in busy:
         pair.decode.end(number)
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
 
 
 def test_aborted_at_the_prefiller(pair: Pair) -> None:
@@ -160,7 +146,7 @@ def test_aborted_at_the_prefiller(pair: Pair) -> None:
     assert pair.prefill.end(number).reason == "abort"
     assert pair.decode.end(waiting).tokens == alone
     assert count(pair, "vllm:transferd_received_tokens_total") == before
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
 
 
 def test_a_prefill_that_nobody_begins(pair: Pair) -> None:
@@ -169,7 +155,7 @@ def test_a_prefill_that_nobody_begins(pair: Pair) -> None:
     alone = pair.alone(asked, TOKENS)
     there = pair.decode.generate(asked, TOKENS, remote(pair, "never"))
     assert there.tokens == alone
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
 
 
 def test_nonsense_is_computed_here(pair: Pair) -> None:
@@ -178,4 +164,4 @@ def test_nonsense_is_computed_here(pair: Pair) -> None:
     for values in ({"remote_address": "?"}, {"remote_address": "AAAA"}, {"transfer_id": 5}):
         kv = {**remote(pair, "nonsense"), **values}
         assert pair.decode.generate(asked, TOKENS, kv).tokens == alone
-    all_given_back(pair)
+    all_given_back(pair.prefill, pair.decode)
